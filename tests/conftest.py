@@ -1,0 +1,69 @@
+"""What every test may use: one installed environment per test session, free ports, a clean child environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An environment that bootstrap.py made.
+
+    home: the folder given as --prefix; prefix: the environment in use (home/current/cpu);
+    argv: the Jupyter command that bootstrap.py printed, as a list.
+    """
+
+    home: Path
+    prefix: Path
+    argv: list[str]
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing on 127.0.0.1 listens on at this moment."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def supported_python() -> str:
+    """Return an interpreter that the Python layer covers (3.11-3.13): the one that runs the tests, or one on PATH."""
+    return getattr(sys, "_base_executable", sys.executable)
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """Return os.environ as a new user would have it: HOME is `home`, nothing of this project is set."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("COLAB_LOCAL", "JUPYTER", "XDG_", "PYTHON"))}
+    env["HOME"] = str(home)
+    return env
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """The cpu environment, installed once for the whole session by bootstrap.py with the host engine.
+
+    COLAB_LOCAL_TEST_HOME names a home that is installed already: quicker while developing.
+    """
+    given = os.environ.get("COLAB_LOCAL_TEST_HOME")
+    home = Path(given) if given else tmp_path_factory.mktemp("installed") / "home"
+    if not given:
+        subprocess.run(
+            [supported_python(), str(REPO / "bootstrap.py"), "--cpu", "--engine", "host", "--prefix", str(home)],
+            check=True,
+            timeout=900,
+        )
+    prefix = home / "current" / "cpu"
+    receipts = [json.loads(p.read_text()) for p in home.glob("receipts/cpu-*/receipt.json")]
+    used = next((r for r in receipts if Path(r["prefix"]).resolve() == prefix.resolve()), None)
+    argv = used["jupyter_argv"] if used else [str(prefix / "bin" / "jupyter-notebook")]
+    yield Installed(home, prefix, argv)
