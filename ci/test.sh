@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Check everything: bash ci/test.sh [pytest options]
+#
+# Installs what the checks need and nothing else: as root the missing packages of ci/apt-packages.txt by apt,
+# the Python tools of pyproject.toml's group "dev" into .venv; then lints, type-checks and runs the tests.
+# An ordinary user gets the same without apt; tests of what is not there are then skipped, each with its reason.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    mapfile -t wanted < <(grep -v '^#' ci/apt-packages.txt)
+    missing=()
+    for package in "${wanted[@]}"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    if [ ${#missing[@]} -gt 0 ]; then
+        say "System packages: ${missing[*]}"
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    fi
+fi
+
+say "Python tools in .venv"
+python=
+for candidate in python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || { echo "error: the tests need Python 3.11, 3.12 or 3.13" >&2; exit 3; }
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+.venv/bin/uv pip install --quiet --python .venv/bin/python --group dev
+export PATH="$PWD/.venv/bin:$PATH"
+
+say "Lint and types"
+ruff check .
+ruff format --check --quiet .
+mypy
+
+say "Tests"
+exec pytest "$@"
