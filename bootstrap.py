@@ -88,6 +88,14 @@ INDEX_SCHEMA = 1
 # conda reads and enforces `#sha256:` in explicit files since 24.9, mamba and micromamba since 2.0.
 OLDEST_TOOLS = {"conda": (24, 9), "mamba": (2, 0), "micromamba": (2, 0)}
 
+ENGINE_WORDS = {
+    "miniforge": "Miniforge's conda",
+    "anaconda": "Anaconda's conda",
+    "conda": "the conda that is here",
+    "pixi": "pixi",
+    "host": "this machine's Python",
+}
+
 TIMEOUT_S = 30  # for a connection, and for every read from it
 TRIES = 5  # of one download
 FIRST_PAUSE_S = 1.0  # between two tries; doubles
@@ -1038,7 +1046,7 @@ class Installation:
         switch = Step("switch", "Switch to the new environment", str(self.link), self.switch)
         if self.is_made():
             return [switch]
-        title = "Create the {} environment for {} with {}".format(self.lock.env, self.lock.platform, self.engine)
+        title = "Create the environment with {}".format(ENGINE_WORDS[self.engine])
         create = Step("create", title, str(self.prefix), getattr(self, "create_with_" + self.engine))
         count = len(locked_names(self.lock.pypi))
         steps = self.download_steps() + [
@@ -1735,10 +1743,11 @@ def install(args):
     installation = make_installation(args, index)
     preflight(installation)
     steps = installation.steps()
+    subdir = installation.lock.platform
     shown = [{"name": step.name, "title": step.title, "where": step.where} for step in steps]
     result = {
         "environment": installation.lock.env,
-        "platform": installation.lock.platform,
+        "platform": subdir,
         "engine": installation.engine,
         "home": str(installation.home),
         "prefix": str(installation.link),
@@ -1753,13 +1762,11 @@ def install(args):
     if not steps:
         say("Nothing to do: the {} environment is installed in {}".format(args.env, installation.home))
     else:
-        say(
-            "This {} ({} for {}):".format(
-                "would be done" if args.dry_run else "will be done", args.env, installation.lock.platform
-            )
-        )
+        verb = "Would do" if args.dry_run else "Will do"
+        say("{} this for the {} environment ({}), all of it in {}:".format(verb, args.env, subdir, args.home))
+        width = max(len(step.title) for step in steps)
         for step in steps:
-            say("  - {}: {}".format(step.title, step.where))
+            say("  {}  {}".format(step.title.ljust(width), os.path.relpath(step.where, args.home)))
     if args.dry_run:
         return result
     if steps:
