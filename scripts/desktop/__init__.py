@@ -1,0 +1,265 @@
+"""A remote desktop over SSH: the screen that is there (`mirror`), or one of its own (`virtual`).
+
+    python3 bootstrap.py --desktop virtual        also alone: python3 scripts/desktop virtual
+    python3 bootstrap.py --desktop mirror
+    python3 bootstrap.py --desktop virtual --uninstall
+
+Safe by default: listens on loopback only, wants a password of everybody, opens no X port; looks at the running
+server afterwards, and stops and disables it when a check fails. README.md in this folder tells what was measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional, Sequence
+
+import bootstrap
+
+from . import look, mirror, packages, person, plan, rdp, secret, service, virtual
+from .person import Person
+from .plan import Receipt, Step
+
+
+def command(args: Any) -> int:
+    """Carry out --desktop and return the exit code.
+
+    args: bootstrap.py's options (home, desktop, vnc, session, display, geometry, vnc_password_file,
+    reset_vnc_password, desktop_user, install_packages, dry_run, uninstall, json).
+
+    Raises:
+        bootstrap.Failure: something is missing, a step failed, or the result did not pass its checks.
+    """
+    who = person.find(getattr(args, "desktop_user", None))
+    home = _home(Path(args.home), who)
+    if getattr(args, "uninstall", False):
+        return _remove(home, who, args.desktop, args.dry_run)
+    given = secret.read(getattr(args, "vnc_password_file", None))
+    with contextlib.nullcontext() if args.dry_run else _locked(home, who):
+        return _set_up(args, Receipt(home, who, args.desktop), given)
+
+
+def uninstall(home: Any, dry_run: bool = False) -> int:
+    """Remove every desktop that the receipt under `home` lists, as far as this user may; return the exit code.
+
+    What the user has changed since stays. Raises bootstrap.Failure if a step fails; the rest is kept listed.
+    """
+    code = bootstrap.EXIT_OK
+    for entry in plan.receipts(Path(home)):
+        code = max(code, _remove(Path(home), person.find(entry["user"]), entry["kind"], dry_run))
+    return code
+
+
+def _home(home: Path, who: Person) -> Path:
+    """Return where the receipt lies: in the desktop user's own default home under sudo, not in root's."""
+    if who.is_me or os.environ.get("COLAB_LOCAL_HOME") or home != Path(bootstrap.default_home()).absolute():
+        return home
+    return who.home / ".local" / "share" / "colab-local"
+
+
+@contextlib.contextmanager
+def _locked(home: Path, who: Person) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        with who.hat() if who.home in home.parents else contextlib.nullcontext():
+            stack.enter_context(bootstrap.locked(home))
+        yield
+
+
+class _Kind:
+    """What the two kinds (and RDP, the Wayland form of mirror) have in common for `_set_up`."""
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        check: Callable[[bool], List[str]],
+        disable: Callable[[], None],
+        facts: Any,
+        tail: Callable[[], List[str]] = list,
+        after: Callable[[Sequence[str]], List[str]] = lambda done: [],
+    ) -> None:
+        self.steps, self.check, self.disable, self.facts = steps, check, disable, facts
+        self.tail, self.after = tail, after
+
+
+def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
+    who = receipt.person
+    wished = virtual.wish(args, who, receipt)
+    with_systemd = service.systemd(who)
+    running = service.session(who, wished.display) is not None
+
+    def after(done: Sequence[str]) -> List[str]:
+        if not virtual.needs_restart(done, running):
+            return []
+        again = f"systemctl --user restart {service.unit(wished.display)}"
+        stop = f"kill {getattr(service.session(who, wished.display), 'pid', '')} and run this again"
+        how = again if with_systemd else stop
+        return [f"note: the running desktop keeps its old settings until: {how}   (closes its programs)"]
+
+    return _Kind(
+        virtual.plan(wished, receipt, given, bool(getattr(args, "reset_vnc_password", False))),
+        lambda started: virtual.check(wished, who, started),
+        lambda: service.stop(who, wished.display, with_systemd),
+        {
+            "display": wished.display,
+            "port": wished.port,
+            "server": virtual.SERVERS[wished.vnc],
+            "session": wished.session,
+        },
+        lambda: service.log_tail(who, wished.display),
+        after,
+    )
+
+
+def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
+    who = receipt.person
+    reset = bool(getattr(args, "reset_vnc_password", False))
+    seen = mirror.screen(who, getattr(args, "display", None))
+    if seen.kind == "wayland":
+        has_systemd = Path("/run/systemd/system").is_dir()
+        has_nft = packages.here("nft")
+        refusal = rdp.refuse(seen, os.getuid() == 0, has_systemd, has_nft, rdp.version())
+        if refusal:
+            raise refusal
+        return _Kind(
+            rdp.plan(receipt, given, reset),
+            lambda started: rdp.check(who),
+            lambda: rdp.disable(receipt),
+            {"port": rdp.PORT, "how": "rdp"},
+        )
+    wished = mirror.wish(seen, who, receipt)
+    return _Kind(
+        mirror.plan(wished, receipt, given, reset),
+        lambda started: mirror.check(wished, who, started),
+        lambda: mirror.disable(receipt),
+        {"port": wished.port, "how": wished.how, "screen": seen.display},
+    )
+
+
+def _set_up(args: Any, receipt: Receipt, given: Optional[str]) -> int:
+    """Plan, show, apply, look; the steps that are shown are the ones that are carried out."""
+    kind = (_virtual if args.desktop == "virtual" else _mirror)(args, receipt, given)
+    todo = plan.pending(kind.steps)
+    titles = [step.title for step in todo]
+    if todo:
+        bootstrap.say(f"This {'would be' if args.dry_run else 'will be'} done for {receipt.person.name}:")
+        plan.show(todo, details=args.dry_run)
+    else:
+        bootstrap.say(f"Nothing to do: the {args.desktop} desktop of {receipt.person.name} is set up.")
+    if args.dry_run:
+        return _finish(args, kind, titles, changed=False, seen=[])
+    install = kind.steps[0]
+    if isinstance(install, packages.Install) and not getattr(args, "install_packages", False):
+        install.demand()
+    try:
+        done = plan.carry_out(kind.steps)
+        if done:
+            receipt.note(**kind.facts)
+            bootstrap.report("looking at what runs now ...")
+        seen = kind.check(bool(done))
+    except look.Problem as problem:
+        lines = kind.tail()
+        kind.disable()
+        for line in lines:
+            bootstrap.report(f"  log: {line}")
+        raise bootstrap.Failure(
+            f"the {args.desktop} desktop did not pass its check, so it was stopped and disabled: {problem}",
+            f"python3 bootstrap.py --desktop {args.desktop}   (to try again; add --uninstall to remove it)",
+        ) from None
+    except KeyboardInterrupt:
+        # Half-started means unchecked, and unchecked must not stay up.
+        kind.disable()
+        raise
+    for line in kind.after(done):
+        bootstrap.say(line)
+    return _finish(args, kind, titles, changed=bool(done), seen=seen)
+
+
+def _finish(args: Any, kind: _Kind, titles: List[str], changed: bool, seen: List[str]) -> int:
+    for line in seen:
+        bootstrap.say(f"  ok: {line}")
+    port = int(kind.facts["port"])
+    is_rdp = kind.facts.get("how") == "rdp"
+    who = person.find(getattr(args, "desktop_user", None))
+    local = 50000 + port
+    line = ssh_line(who.name, port, local)
+    if not args.dry_run:
+        for text in next_steps(line, local, is_rdp):
+            bootstrap.say(text)
+    if getattr(args, "json", False):
+        result = {"ok": True, "desktop": args.desktop, "user": who.name, "changed": changed, "plan": titles}
+        print(json.dumps({**result, **kind.facts, "local_port": local, "ssh": line, "checks": seen}, indent=1))
+    return bootstrap.EXIT_OK
+
+
+def ssh_line(user: str, port: int, local: int) -> str:
+    """Return the command for the laptop. `localhost` on both sides, spelled as ssh wants it: LOCAL:HOST:PORT.
+
+    port: on this machine; local: on the laptop, high enough not to meet a screen that is shared there.
+    """
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    other = f" -p {connection[3]}" if len(connection) == 4 and connection[3] != "22" else ""
+    target = shlex.quote(f"{user}@{bootstrap.address_for_others()}")
+    return f"ssh -N -o ExitOnForwardFailure=yes -L localhost:{local}:localhost:{port}{other} {target}"
+
+
+def next_steps(line: str, local: int, is_rdp: bool) -> List[str]:
+    """Return what to type on the laptop."""
+    head = [
+        "",
+        "Next steps",
+        "  1. On the laptop, in a terminal that stays open:",
+        f"     {line}",
+        "  2. Then open it:",
+    ]
+    if is_rdp:
+        return [
+            *head,
+            f"     Windows   mstsc /v:localhost:{local}",
+            f"     macOS     Microsoft's Windows App, PC name localhost:{local} (Finder cannot open RDP)",
+            f"     Linux     xfreerdp /v:localhost:{local}",
+        ]
+    return [
+        *head,
+        f"     macOS     open vnc://localhost:{local}",
+        f"     Linux     vncviewer localhost::{local}",
+        f"     Windows   vncviewer.exe localhost::{local}   (TigerVNC Viewer or RealVNC Viewer)",
+    ]
+
+
+def _remove(home: Path, who: Person, kind: str, dry_run: bool) -> int:
+    """Undo one desktop by its receipt."""
+    receipt = Receipt(home, who, kind)
+    if not receipt.exists:
+        bootstrap.say(f"Nothing to do: no {kind} desktop of {who.name} is listed in {receipt.path}")
+        return bootstrap.EXIT_OK
+    if kind == "virtual":
+        steps = virtual.undo(receipt)
+    elif receipt.entry.get("how") == "rdp" or receipt.entry.get("firewall"):
+        steps = rdp.undo(receipt)
+    else:
+        bus = None
+        with contextlib.suppress(bootstrap.Failure):
+            number = receipt.entry.get("screen", ":0").lstrip(":")
+            bus = mirror.screen(who, int(number)).bus
+        steps = mirror.undo(receipt, bus or who.environment().get("DBUS_SESSION_BUS_ADDRESS"))
+    todo = plan.pending(steps)
+    bootstrap.say(f"This {'would be' if dry_run else 'will be'} done for {who.name}:")
+    plan.show(todo, details=True)
+    if dry_run:
+        return bootstrap.EXIT_OK
+    with _locked(home, who):
+        plan.carry_out(steps)
+    _tidy_home(home, who)
+    return bootstrap.EXIT_OK
+
+
+def _tidy_home(home: Path, who: Person) -> None:
+    """Remove our own folder if the desktop was all there was in it."""
+    with who.hat() if who.home in home.parents else contextlib.nullcontext(), contextlib.suppress(OSError):
+        (home / "receipts").rmdir()
+        if [p.name for p in home.iterdir()] == [".lock"]:
+            (home / ".lock").unlink()
+            home.rmdir()

@@ -1,0 +1,138 @@
+"""After writing, look: is what runs now really what was meant? Exit codes prove nothing here.
+
+tightvncserver returns 0 when its X server died, and vino listens on every address when a setting was lost.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Callable, Iterable, List, Optional, Sequence
+
+from . import proc, rfb
+
+APPEARS_WITHIN = 30.0  # seconds a server may take until it listens
+STAYS_ALIVE = 5.0  # seconds a desktop must live; one that dies of a fault dies sooner
+LOCKED_OUT = 12.0  # seconds until a server forgives "too many security failures" (measured)
+
+
+class Problem(Exception):
+    """A check failed; the text is what was found."""
+
+
+def beyond_loopback(ports: Iterable[int]) -> List[str]:
+    """Return "address:port" of everything on `ports` that another machine could reach."""
+    return [f"{found.address}:{found.port}" for found in proc.listeners(ports) if not found.on_loopback]
+
+
+def x_over_tcp(display: int) -> None:
+    """Raise Problem if an X server accepts TCP connections, on whatever address."""
+    found = proc.listeners([6000 + display])
+    if found:
+        raise Problem(f"X itself listens on TCP ({found[0].address}:{found[0].port})")
+
+
+def private(ports: Sequence[int]) -> None:
+    """Raise Problem if anything on `ports` is reachable from outside this machine."""
+    outside = beyond_loopback(ports)
+    if outside:
+        raise Problem(f"it listens beyond loopback ({', '.join(outside)})")
+
+
+def listening(
+    port: int, display: Optional[int], alive: Callable[[], Optional[str]], timeout: float = APPEARS_WITHIN
+) -> None:
+    """Wait until `port` listens, watching all the while that nothing is open to the network.
+
+    display: X display number whose TCP port 6000+N must stay closed, or None; alive: returns what is wrong with
+    the server's process, or None; timeout: seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        private([port])
+        if display is not None:
+            x_over_tcp(display)
+        if proc.listeners([port]):
+            return
+        complaint = alive()
+        if complaint:
+            raise Problem(complaint)
+        if time.monotonic() > deadline:
+            raise Problem(f"nothing listens on port {port} (waited {timeout:g} s)")
+        time.sleep(0.1)
+
+
+def _offer(port: int, speak: bytes = b"") -> rfb.Offer:
+    """Return the offer; a server that has shut everybody out for a while is asked again once."""
+    try:
+        return rfb.offer("127.0.0.1", port, speak)
+    except rfb.Refused as refusal:
+        if "too many" not in str(refusal).lower():
+            raise
+    time.sleep(LOCKED_OUT)
+    return rfb.offer("127.0.0.1", port, speak)
+
+
+def password_wanted(port: int, wrong: bool = True) -> List[str]:
+    """Check that the server wants a VNC password of everybody, old clients included.
+
+    wrong: also try one wrong log-in. Returns what was checked, for the user.
+
+    Raises:
+        Problem: a stranger gets in, or an ordinary VNC client cannot.
+    """
+    said = []
+    try:
+        old = _offer(port, rfb.RFB_33)
+        if old.types != [rfb.VNC_AUTH]:
+            raise Problem(f"an RFB 3.3 client such as macOS Screen Sharing gets security type {old.types}, not 2")
+        said.append("RFB 3.3 clients (macOS Screen Sharing) are asked for the password")
+        if wrong:
+            offer, inside = rfb.wrong_login("127.0.0.1", port)
+        else:
+            offer, inside = _offer(port), False
+    except (OSError, EOFError, rfb.Refused) as fault:
+        raise Problem(f"the server on port {port} does not speak VNC with us: {fault}") from None
+    if rfb.NONE in offer.types:
+        raise Problem(f"it lets everybody in without a password (security types {offer.types})")
+    if rfb.VNC_AUTH not in offer.types:
+        raise Problem(f"it offers no VNC password log-in (security types {offer.types})")
+    if inside:
+        raise Problem("it accepted a wrong password")
+    said.append("password log-in is offered, log-in without one is not")
+    if wrong:
+        said.append("a wrong password was refused")
+    return said
+
+
+def refused_from_outside(port: int, timeout: float = 2.0) -> None:
+    """Raise Problem if this machine's own network addresses accept a connection to `port`."""
+    for address in proc.own_addresses():
+        try:
+            with socket.create_connection((address, port), timeout):
+                raise Problem(f"it accepts connections at this machine's network address {address}")
+        except OSError:
+            continue
+
+
+def stays_up(alive: Callable[[], Optional[str]], appears: float = 20.0, seconds: float = STAYS_ALIVE) -> None:
+    """Wait until `alive` finds nothing wrong, then see that it stays so.
+
+    appears: seconds it may take to come up; seconds: how long it must live from then on.
+
+    Raises:
+        Problem: with what `alive` said last.
+    """
+    deadline = time.monotonic() + appears
+    complaint = alive()
+    while complaint:
+        if time.monotonic() > deadline:
+            raise Problem(complaint)
+        time.sleep(0.25)
+        complaint = alive()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.25)
+        complaint = alive()
+        if complaint:
+            raise Problem(complaint)
