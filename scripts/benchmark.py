@@ -1,0 +1,150 @@
+"""Measure colab-local on this machine: python3 scripts/benchmark.py install|train|transports|verify
+
+    install     cold installation against `uv pip install` of the same file, second run, peak memory
+    train       the 2018 article's CIFAR-10 network, CPU against GPU where there is one
+    transports  a cell's round trip and a 50 MB output: direct, over jupyter_http_over_ws
+    verify      --verify against sha256sum over the same files
+
+Every comparison is made in one run, whole processes, and reported as a ratio: absolute seconds depend on the machine
+and on the link. Nothing is installed outside a temporary folder. Standard library; `train` and `transports` run in an
+environment that bootstrap.py made (--home).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+import bootstrap  # noqa: E402 - found through the line above
+
+# The article's network (Keras' cifar10_cnn example of 2018): 1,250,858 parameters. Random pictures of the same shape
+# cost the same to train on, and need no download.
+TRAIN = r"""
+import json, sys, time
+import keras, numpy as np, tensorflow as tf
+L = keras.layers
+def network():
+    return keras.Sequential([
+        L.Input((32, 32, 3)), L.Conv2D(32, 3, padding="same", activation="relu"), L.Conv2D(32, 3, activation="relu"),
+        L.MaxPooling2D(), L.Dropout(0.25), L.Conv2D(64, 3, padding="same", activation="relu"),
+        L.Conv2D(64, 3, activation="relu"), L.MaxPooling2D(), L.Dropout(0.25), L.Flatten(),
+        L.Dense(512, activation="relu"), L.Dropout(0.5), L.Dense(10, activation="softmax")])
+steps = int(sys.argv[1])
+pictures = np.random.rand(32 * steps, 32, 32, 3).astype("float32")
+labels = np.random.randint(0, 10, 32 * steps)
+found = {"parameters": network().count_params()}
+for device in ["CPU:0"] + (["GPU:0"] if tf.config.list_physical_devices("GPU") else []):
+    with tf.device("/" + device):
+        model = network()
+        model.compile("rmsprop", "sparse_categorical_crossentropy")
+        model.fit(pictures[:320], labels[:320], batch_size=32, verbose=0)  # compiled and warm
+        started = time.perf_counter()
+        model.fit(pictures, labels, batch_size=32, verbose=0)
+        found[device] = (time.perf_counter() - started) / steps * 1000
+print(json.dumps(found))
+"""
+
+
+def timed(argv: list[str], env: dict[str, str]) -> tuple[float, int]:
+    """Run a program; return its wall time in seconds and its own peak memory in bytes (VmHWM; 0 without /proc)."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        peak = 0
+        while child.poll() is None:
+            try:
+                status = Path(f"/proc/{child.pid}/status").read_text()
+                peak = max(peak, *(int(line.split()[1]) * 1024 for line in status.splitlines() if "VmHWM" in line))
+            except (OSError, TypeError):  # it has just ended, or there is no /proc
+                pass
+            time.sleep(0.02)
+        if child.returncode:
+            output.seek(0)
+            raise SystemExit(f"error: {argv[0]} failed ({child.returncode}):\n{output.read()[-2000:]}")
+    return time.perf_counter() - started, peak
+
+
+def install(rounds: int) -> None:
+    """Compare a cold bootstrap.py (host engine) with uv installing the same file into an empty venv.
+
+    Each starts with an empty package cache. Warm-up and smoke test ("try") are reported apart: uv does not do them.
+    """
+    python = getattr(sys, "_base_executable", sys.executable)
+    index = bootstrap.read_index(REPOSITORY / "lockfiles")
+    for number in range(1, rounds + 1):
+        with tempfile.TemporaryDirectory(prefix="colab-local-benchmark-") as name:
+            folder = Path(name)
+            env = bootstrap.child_environment(HOME=name)
+            home = folder / "home"
+            cold = env | {"UV_CACHE_DIR": str(folder / "cache-a"), "PIP_CACHE_DIR": str(folder / "pip-a")}
+            argv = [python, str(REPOSITORY / "bootstrap.py"), "--cpu", "--engine", "host", "--prefix", str(home)]
+            argv += ["--port", "48888"]
+            whole, peak = timed(argv, cold)
+            receipt = bootstrap.read_receipts(home)[0]
+            tried = receipt["seconds"]["try"]
+            uv = home / "tools" / f"uv-{index['uv']['version']}" / "bin" / "uv"
+            bare = folder / "bare"
+            subprocess.run([python, "-m", "venv", "--without-pip", str(bare)], check=True, env=env)
+            requirements = home / "receipts" / receipt["name"] / "lock" / "pypi.txt"
+            into = [
+                "--python",
+                str(bare / "bin" / "python"),
+                "--no-deps",
+                "--require-hashes",
+                "-r",
+                str(requirements),
+            ]
+            reference, _ = timed([str(uv), "pip", "install", *into], env | {"UV_CACHE_DIR": str(folder / "cache-b")})
+            second = min(timed(argv, cold)[0] for _ in range(5))
+        print(f"round {number}: uv alone {reference:.1f} s, bootstrap.py {whole - tried:.1f} s", end=" ")
+        print(f"(ratio {(whole - tried) / reference:.2f}) + warm-up and smoke test {tried:.1f} s;", end=" ")
+        print(f"second run {second:.2f} s; bootstrap.py's own peak memory {peak / 1e6:.0f} MB")
+
+
+def train(home: Path, env: str, steps: int) -> None:
+    """Train the article's network on random pictures, on the CPU and on the GPU if TensorFlow sees one."""
+    import json
+
+    python = str(home / "current" / env / "bin" / "python")
+    quiet = bootstrap.child_environment(TF_CPP_MIN_LOG_LEVEL="3")
+    done = subprocess.run([python, "-c", TRAIN, str(steps)], env=quiet, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: training failed:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"CIFAR-10 network, {found['parameters']} parameters, batch 32, {steps} steps on {os.cpu_count()} CPUs")
+    print(f"CPU {found['CPU:0']:.1f} ms/step")
+    if "GPU:0" in found:
+        print(f"GPU {found['GPU:0']:.2f} ms/step: {found['CPU:0'] / found['GPU:0']:.1f} times faster")
+    else:
+        print("GPU: TensorFlow sees none here")
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["install", "train", "transports", "verify"])
+    parser.add_argument(
+        "--home", type=Path, default=Path(bootstrap.default_home()), help="where colab-local is installed"
+    )
+    parser.add_argument("--env", default="cpu", help="environment to measure (default: cpu)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often to measure (default: 3)")
+    parser.add_argument("--steps", type=int, default=200, help="of training (default: 200)")
+    args = parser.parse_args()
+    if args.what == "install":
+        install(args.rounds)
+    elif args.what == "train":
+        train(args.home, args.env, args.steps)
+
+
+if __name__ == "__main__":
+    main()
