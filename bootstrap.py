@@ -1288,6 +1288,8 @@ class Installation:
             record = packages / info / "RECORD"
             text = dist_record(records[packages]) + "{}/RECORD,,\n".format(info)
             write_atomically(record, text)
+        # What the start needs is compiled now, and whatever would keep Colab out is said now.
+        run([self.prefix / "bin" / "python", "-m", "colab_local_jupyter"])
 
     def try_out(self):
         # type: () -> None
