@@ -196,6 +196,14 @@ def stop(person: Person, display: int, with_systemd: bool) -> None:
             time.sleep(0.1)
         rest = [p.pid for p in proc.processes(person.uid) if p.session == running.session == running.pid]
         _end(rest, signal.SIGKILL)
+        _end(_agents(person, display), signal.SIGTERM)
+
+
+def _agents(person: Person, display: int) -> List[int]:
+    """Return the key agents that Xfce started for a display: they detach themselves and outlive it."""
+    mine = {"VNCDESKTOP": f":{display}", "XAUTHORITY": str(person.home / ".vnc" / f"Xauthority-{display}")}
+    agents = [p.pid for p in proc.processes(person.uid) if p.name in ("ssh-agent", "gpg-agent")]
+    return [pid for pid in agents if mine.items() <= proc.environment_of(pid).items()]
 
 
 def _same(person: Person, pid: int, session_id: int) -> bool:
