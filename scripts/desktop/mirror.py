@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -352,6 +353,11 @@ def vino_program() -> str:
     )
 
 
+def _python() -> str:
+    """Return a Python that is still there when the user logs in next time: the system's, else this one."""
+    return "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Start, stop, autostart
 
@@ -379,7 +385,7 @@ class StartServer(Step):
 
     def __init__(self, receipt: Receipt, seen: Screen, argv: List[str], names: Any) -> None:
         self.receipt, self.seen, self.argv, self.names = receipt, seen, argv, names
-        self.title = f"start {Path(argv[0]).name} on display {seen.display}"
+        self.title = f"share display {seen.display} with {' or '.join(names)}"
 
     def difference(self) -> Optional[str]:
         return None if server(self.receipt.person, self.seen.display, self.names) else ""
@@ -473,12 +479,15 @@ def plan(wished: Wish, receipt: Receipt, given: Optional[str], reset: bool) -> L
     entries = person.home / ".config" / "autostart"
     steps: List[Step] = [packages.Install(wished.needs)]
     if wished.how == "vino":
-        argv = [vino_program(), "--sm-disable"]
+        guard = person.home / ".vnc" / "vino-loopback"
+        argv = [_python(), str(guard), str(wished.port), vino_program(), "--sm-disable"]
         dconf = dconf_of(person, seen.display, seen.bus)
         return [
             *steps,
             Private(receipt, person.home / ".config" / "dconf"),  # dconf's own files are world-readable inside it
             Settings(receipt, dconf, wished.port, given, reset),
+            Private(receipt, guard.parent),
+            File(receipt, guard, (virtual.TEMPLATES / guard.name).read_bytes(), 0o700),
             File(receipt, entries / "vino-server.desktop", autostart("Share this screen (Vino)", argv), 0o644),
             StartServer(receipt, seen, argv, ("vino-server",)),
         ]
