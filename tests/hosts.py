@@ -99,9 +99,7 @@ class Machine:
     `root`; addresses: one per network it is on.
     """
 
-    def __init__(
-        self, lab: Lab, name: str, networks: Sequence[str], sshd: bool, password: str | None
-    ) -> None:
+    def __init__(self, lab: Lab, name: str, networks: Sequence[str], sshd: bool, password: str | None) -> None:
         self.lab = lab
         self.name = name
         self.networks = tuple(networks)
@@ -122,9 +120,7 @@ class Machine:
         (etc / "shadow").write_text(f"root:{_hashed(password) if password else '*'}:19000:0:99999:7:::\n")
         (etc / "shadow").chmod(0o600)
         (etc / "hosts").touch()
-        (etc / "sshd_config").write_text(
-            SSHD_CONFIG.format(folder=self.folder, password="yes" if password else "no")
-        )
+        (etc / "sshd_config").write_text(SSHD_CONFIG.format(folder=self.folder, password="yes" if password else "no"))
         if self._sshd:
             shutil.copy(self.lab.host_key, etc / "host_key")
             shutil.copy(self.lab.host_key.with_suffix(".pub"), etc / "host_key.pub")
@@ -346,9 +342,7 @@ class Lab:
         """Tell every machine every name and host key, and write the ssh configurations."""
         hosts = [machine for machine in self.machines.values() if machine._sshd]
         names = "127.0.0.1 localhost\n::1 localhost\n" + "".join(
-            f"{address} {machine.name}\n"
-            for machine in self.machines.values()
-            for address in machine.addresses[:1]
+            f"{address} {machine.name}\n" for machine in self.machines.values() for address in machine.addresses[:1]
         )
         key = " ".join(self.host_key.with_suffix(".pub").read_text().split()[:2])
         self.known_hosts.write_text("".join(f"{','.join([h.name, *h.addresses])} {key}\n" for h in hosts))

@@ -1,0 +1,768 @@
+#!/usr/bin/env python3
+"""Reach the Jupyter of another machine from Colab's page on this one, in one command.
+
+    python3 scripts/connect.py me@gpubox                    Jupyter there, its URL here
+    python3 scripts/connect.py --open gpubox                gpubox from ~/.ssh/config; opens Colab too
+    python3 scripts/connect.py -J me@gate -p 2222 me@gpubox through a jump host, any of ssh's options
+    python3 scripts/connect.py --desktop me@gpubox          its desktop too (VNC at localhost:55900)
+    python3 scripts/connect.py --slurm="--gres=gpu:1" me@login   Jupyter on a compute node behind me@login
+    python3 scripts/connect.py --stop me@gpubox             stop Jupyter there
+
+Runs on the laptop: Linux, macOS or WSL, Python >= 3.8 (standard library), the system's ssh. The other machine
+needs what bootstrap.py put there. One ssh connection, one login: it looks for a running Jupyter, starts one if
+there is none (it outlives the connection), forwards a free port of this machine to it, waits until Jupyter
+answers through it and prints the URL for Colab. A lost line is opened again; kernels keep their variables.
+Ctrl-C closes the line and says what still runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import queue
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import webbrowser
+from pathlib import Path
+from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import bootstrap
+from bootstrap import Failure
+from scripts import connect_agent
+
+COLAB = "https://colab.research.google.com/"
+DESKTOP_PORTS = {5900: 55900, 5901: 55901}  # VNC displays :0 (the screen) and :1 (virtual) -> ports here
+ANSWER_SECONDS = 60.0
+LONGEST_PAUSE_S = 30.0
+SBATCH = Path(__file__).resolve().parent / "slurm" / "colab-local.sbatch"
+Json = Dict[str, Any]
+
+# Finds a Python >= 3.8 on the host and hands it the agent, which comes as the first line of stdin. Within '...'
+# it means the same to sh, bash, zsh, fish and csh.
+FAR_COMMAND = (
+    """exec sh -c 'for p in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 """
+    """"${COLAB_LOCAL_HOME:-$HOME/.local/share/colab-local}"/current/*/bin/python; do """
+    """if "$p" -c "import sys; sys.exit(sys.version_info < (3, 8))" 2>/dev/null </dev/null; then """
+    """exec "$p" -c "import json, sys; exec(json.loads(sys.stdin.readline()))"; fi; done; """
+    """echo no Python 3.8 or newer >&2; exit 127'"""
+)
+
+
+class Dropped(Exception):
+    """The line was there and is lost: worth another try. The text says how it ended."""
+
+
+class Ssh(NamedTuple):
+    """How to reach one host: destination and ssh's own options, as the user gave them."""
+
+    destination: str
+    options: Tuple[str, ...] = ()
+    program: str = "ssh"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pure functions
+
+
+def master_argv(ssh: Ssh, socket_path: str) -> List[str]:
+    """Return the command of the one connection: it runs the agent, and forwards are added to it later.
+
+    ssh takes the first value it hears of an option, so the user's come first. From the user's configuration
+    only what would disturb is overruled: forwards to the same ports, a command or a terminal of its own.
+    """
+    ours = {
+        "ServerAliveInterval": "10",  # a dead line is noticed within 30 s
+        "ServerAliveCountMax": "3",
+        "ConnectTimeout": "20",
+        "ExitOnForwardFailure": "yes",
+    }
+    fixed = {
+        "ControlMaster": "yes",
+        "ControlPath": socket_path,
+        "ControlPersist": "no",
+        "ClearAllForwardings": "yes",
+        "RemoteCommand": "none",
+        "ForwardX11": "no",
+    }
+    return [
+        ssh.program,
+        *(word for name, value in fixed.items() for word in ("-o", name + "=" + value)),
+        *ssh.options,
+        *(word for name, value in ours.items() for word in ("-o", name + "=" + value)),
+        "-T",
+        "--",
+        ssh.destination,
+        FAR_COMMAND,
+    ]
+
+
+def control_argv(ssh: Ssh, socket_path: str, order: str, forward: str = "") -> List[str]:
+    """Return the command that gives an order ("check", "forward", "cancel", "exit") to the open connection."""
+    argv = [ssh.program, "-o", "ControlPath=" + socket_path, *ssh.options, "-O", order]
+    return [*argv, *(["-L", forward] if forward else []), "--", ssh.destination]
+
+
+def forward_spec(local: int, remote: int) -> str:
+    """Return ssh's -L argument; "localhost" binds 127.0.0.1 and ::1 and nothing else, whatever GatewayPorts says."""
+    return "localhost:{}:127.0.0.1:{}".format(local, remote)
+
+
+def colab_url(local: int, server: Json) -> str:
+    """Return what the user pastes into Colab."""
+    return "http://localhost:{}{}?token={}".format(local, server["base_url"], server["token"])
+
+
+def pauses() -> Iterator[float]:
+    """Yield the seconds to wait before each new try: 1, 2, 4 ... 30, 30, ..."""
+    pause = 1.0
+    while True:
+        yield pause
+        pause = min(pause * 2, LONGEST_PAUSE_S)
+
+
+def typed(ssh: Ssh, command: str = "") -> str:
+    """Return the plain ssh command that the user could type."""
+    return " ".join(shlex.quote(word) for word in [ssh.program, *ssh.options, ssh.destination]) + command
+
+
+def explain(said: Sequence[str], ssh: Ssh) -> Failure:
+    """Return what ssh's last words mean for the user and what to type next.
+
+    said: the lines it wrote to stderr. The texts are OpenSSH's (ssh.c, sshconnect.c, packet.c).
+    """
+    text = "\n".join(said)
+    host = ssh.destination.rpartition("@")[2]
+    last = next((line.strip() for line in reversed(said) if line.strip()), "ssh ended without a word")
+    network, failed = bootstrap.EXIT_NETWORK, bootstrap.EXIT_FAILED
+    table: List[Tuple[str, str, str, int]] = [
+        (
+            r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+            "{host} shows another host key than before: it was set up anew, or someone stands in between",
+            "ask whoever runs it; if it was set up anew: ssh-keygen -R {host}",
+            failed,
+        ),
+        (
+            r"Host key verification failed|No .* host key is known",
+            "the host key of {host} is not known here",
+            "compare and accept it once: {typed} true",
+            failed,
+        ),
+        (
+            r"Permission denied|Too many authentication failures|No more authentication methods",
+            "{host} does not let you in ({last})",
+            "find out which key or password it wants: {typed} -v true",
+            failed,
+        ),
+        (
+            r"Could not resolve hostname|Name or service not known|nodename nor servname",
+            "no machine is known by the name {host}",
+            "look at the spelling, at ~/.ssh/config, or whether a VPN is needed: {typed} true",
+            network,
+        ),
+        (
+            r"Connection refused",
+            "{host} is there, but no ssh server listens ({last})",
+            "is the port right (-p)? On the host: sudo systemctl enable --now ssh",
+            network,
+        ),
+        (
+            r"timed out|No route to host|Network is unreachable|Host is down",
+            "{host} can't be reached ({last})",
+            "is it on, and is this machine on its network (VPN)? A jump host is given with -J",
+            network,
+        ),
+        (
+            r"Bad configuration option|Bad owner or permissions|no argument after keyword|Can't open user config"
+            r"|command-line: line \d+|unknown option|usage: ssh",
+            "ssh does not take these options ({last})",
+            "try them alone: {typed} true",
+            bootstrap.EXIT_USAGE,
+        ),
+        (
+            r"no Python 3\.8 or newer",
+            "{host} has no Python 3.8 or newer on its PATH",
+            "install it there, for example: {typed} -t sudo apt install python3",
+            failed,
+        ),
+    ]
+    for pattern, what, hint, code in table:
+        if re.search(pattern, text):
+            return Failure(what.format(host=host, last=last), hint.format(host=host, typed=typed(ssh)), code)
+    return Failure("the ssh connection to {} ended ({})".format(host, last), typed(ssh, " -v true"), network)
+
+
+def install_command(ssh: Ssh, env: Optional[str]) -> str:
+    """Return the line that brings this repository to the host and installs there."""
+    option = " --env " + shlex.quote(env) if env and env != bootstrap.DEFAULT_ENVIRONMENT else ""
+    return "tar -C {} -cf - bootstrap.py environments lockfiles scripts | {}".format(
+        shlex.quote(str(bootstrap.REPOSITORY)),
+        typed(
+            ssh,
+            " 'mkdir -p colab-local && tar -C colab-local -xf - && python3 colab-local/bootstrap.py{}'".format(
+                option
+            ),
+        ),
+    )
+
+
+def refusal(message: Json, ssh: Ssh, env: Optional[str]) -> Failure:
+    """Return the failure that the agent's answer stands for."""
+    hints = {
+        "absent": install_command(ssh, env),
+        "env": install_command(ssh, env),
+        "start": typed(ssh, " 'tail -n 40 {}/logs/jupyter-*.log'".format("~/.local/share/colab-local")),
+        "slurm": typed(ssh, " sinfo"),
+        "job": typed(ssh, " squeue --me"),
+    }
+    return Failure(message["error"], hints.get(message.get("kind", ""), ""))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Effects
+
+
+def listens(port: int) -> bool:
+    """Whether a browser here would reach some program at localhost:port."""
+    for address in ("127.0.0.1", "::1"):
+        with contextlib.suppress(OSError):
+            socket.create_connection((address, port), timeout=1).close()
+            return True
+    return False
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing here uses localhost:port, in IPv4 or IPv6: browsers try both."""
+    if listens(port):
+        return False
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ssh does
+        with contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return True
+    return False
+
+
+def pick_port(preferred: int) -> int:
+    """Return the preferred port of this machine if it is free, else the next free one."""
+    for port in range(preferred, min(preferred + 100, 65536)):
+        if is_free(port):
+            return port
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Connection:
+    """One ssh connection to one host: the agent's requests and answers, and forwards, all within one login.
+
+    ssh: how to reach it; folder: a private folder for ssh's control socket. Use as a context manager.
+    """
+
+    def __init__(self, ssh: Ssh, folder: str) -> None:
+        self.ssh = ssh
+        self.socket_path = os.path.join(tempfile.mkdtemp(dir=folder), "s")  # short: sockets' names are limited
+        self.said: Deque[str] = Deque(maxlen=50)
+        self._messages: queue.Queue[Optional[Json]] = queue.Queue()
+        self._process: Optional[subprocess.Popen[str]] = None
+
+    def __enter__(self) -> Connection:
+        # ssh ignores Ctrl-C if it was born so: this program closes it in order, after a word with the agent.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._process = subprocess.Popen(
+                master_argv(self.ssh, self.socket_path),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+        except FileNotFoundError:
+            raise Failure("no program ssh on this machine", "sudo apt install openssh-client") from None
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
+        listener.start()
+        reader.start()
+        try:
+            agent = Path(connect_agent.__file__).read_text(encoding="utf-8")
+            try:
+                self._send(agent)
+                self._next_message(None)  # passwords and host keys are between ssh and the user's terminal
+            except Dropped:
+                listener.join(5)
+                raise explain(self.said, self.ssh) from None
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(connect_agent.MARK):  # what login scripts print is not ours
+                self._messages.put(json.loads(line[len(connect_agent.MARK) :]))
+        self._messages.put(None)
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            self.said.append(line.rstrip())
+            if bootstrap.verbose:
+                bootstrap.report("ssh: " + line.rstrip())
+
+    def _send(self, message: Any) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except OSError as problem:
+            raise Dropped(str(problem)) from None
+
+    def _next_message(self, timeout: Optional[float]) -> Json:
+        """Return the agent's next message; queue.Empty after `timeout` seconds, Dropped if the line has ended."""
+        message = self._messages.get(timeout=timeout)
+        if message is None:
+            self._messages.put(None)
+            raise Dropped(next((line for line in reversed(self.said) if line), "the line ended"))
+        return message
+
+    def ask(self, op: str, timeout: Optional[float] = None, **request: Any) -> Json:
+        """Have the agent do something and return its answer, whose "ok" may be false. Shows its notes meanwhile.
+
+        timeout: seconds; queue.Empty when they are over. Raises Dropped if the line ends first.
+        """
+        self._send(dict(request, op=op))
+        while True:
+            message = self._next_message(timeout)
+            if "note" in message:
+                bootstrap.report(message["note"])
+            elif "ok" in message:
+                return message
+
+    def event(self, timeout: float) -> Optional[str]:
+        """Return the event the agent reports within so many seconds, None if none; Dropped if the line ends."""
+        with contextlib.suppress(queue.Empty):
+            event: Optional[str] = self._next_message(timeout).get("event")
+            return event
+        return None
+
+    def _order(self, order: str, forward: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            control_argv(self.ssh, self.socket_path, order, forward),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+
+    def forward(self, remote: int, preferred: int, exact: bool = False) -> int:
+        """Forward a port of this machine to the host's loopback and return it.
+
+        remote: the host's port; preferred: this machine's, taken if free; exact: no other will do.
+        """
+        problem = ""
+        for _ in range(5):  # another program may take the port between the look and the deed
+            local = preferred if exact else pick_port(preferred)
+            done = self._order("forward", forward_spec(local, remote))
+            if done.returncode == 0:
+                return local
+            problem = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "ssh said nothing"
+            if self._process is None or self._process.poll() is not None:
+                raise Dropped(problem)
+        raise Failure(
+            "ssh could not open port {} on this machine ({})".format(preferred, problem),
+            "python3 scripts/connect.py --port {} {}".format(pick_port(preferred + 1), self.ssh.destination),
+        )
+
+    def close(self) -> None:
+        """Close the connection with its forwards."""
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()  # the agent ends, and with it ssh
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:  # a dead line, or a forward with an open connection holds it
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._process = None
+
+
+def await_answer(local: int, server: Json, connection: Connection) -> None:
+    """Poll Jupyter through the tunnel until it answers to its token; Failure after ANSWER_SECONDS."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    problem = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            connect_agent.api(local, server["token"], "GET", server["base_url"] + "api/status")
+            return
+        except (OSError, ValueError, http.client.HTTPException) as failed:
+            problem = str(failed)
+        if any("administratively prohibited" in line for line in connection.said):
+            raise Failure(
+                "{} forbids tunnels (its sshd says: administratively prohibited)".format(server["host"]),
+                "as root on {}: set 'AllowTcpForwarding yes' in /etc/ssh/sshd_config".format(server["host"]),
+            )
+        event = connection.event(0.2)
+        if event == "gone":
+            raise Failure("Jupyter on {} ended while connecting".format(server["host"]))
+    raise Failure(
+        "Jupyter on {} does not answer through the tunnel ({})".format(server["host"], problem),
+        "python3 scripts/connect.py --stop {}   and try again".format(connection.ssh.destination),
+    )
+
+
+def open_browser(url: str) -> bool:
+    """Open a page in the user's browser; on WSL that is Windows' browser."""
+    if "microsoft" in os.uname().release.lower() and shutil.which("powershell.exe"):
+        argv = ["powershell.exe", "-NoProfile", "-Command", "Start-Process '{}'".format(url)]
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
+    return webbrowser.open(url)
+
+
+class Session:
+    """What the user asked for, kept up until they end it.
+
+    args: the parsed options; folder: private folder for ssh's sockets; emit: takes each event as a dict (--json).
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: str, emit: Callable[[Json], None]) -> None:
+        self.args, self.folder, self.emit = args, folder, emit
+        self.ssh = Ssh(args.destination, tuple(ssh_options(args)), args.ssh)
+        self.server: Json = {}
+        self.job: Optional[Json] = None
+        self.local = 0
+        self.desktop: Dict[int, int] = {}
+        self.line: Optional[Connection] = None
+
+    # -- one connection's life
+
+    def request(self, connection: Connection, op: str, timeout: Optional[float] = None, **more: Any) -> Json:
+        """Ask the agent; a refusal becomes a Failure with its hint."""
+        answer = connection.ask(op, timeout, home=self.args.home, env=self.args.env, **more)
+        if not answer["ok"]:
+            raise refusal(answer, connection.ssh, self.args.env)
+        return answer
+
+    def node(self, login: Connection, name: str) -> Ssh:
+        """Return how to reach a compute node: through the open connection to its login node, no second login there."""
+        proxy = [self.ssh.program, "-o", "ControlPath=" + login.socket_path, *self.ssh.options]
+        command = " ".join(shlex.quote(word).replace("%", "%%") for word in proxy)
+        command += " -W %h:%p -- " + shlex.quote(self.ssh.destination).replace("%", "%%")
+        user = self.ssh.destination.rpartition("@")[0] or self.args.login or ""
+        kept = ssh_options(self.args, for_node=True)
+        return Ssh((user + "@" if user else "") + name, ("-o", "ProxyCommand=" + command, *kept), self.ssh.program)
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Connection]:
+        """Open the line (on Slurm: both lines) to where Jupyter is to run."""
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(Connection(self.ssh, self.folder))
+            pid = None
+            if self.args.slurm is not None:
+                known = self.job["job"] if self.job else None
+                self.job = self.request(
+                    connection,
+                    "submit",
+                    script=SBATCH.read_text(encoding="utf-8"),
+                    options=shlex.split(self.args.slurm),
+                    job=known,
+                )
+                pid = self.job["pid"]
+                bootstrap.report("Slurm job {} runs on {}".format(self.job["job"], self.job["node"]))
+                connection = stack.enter_context(Connection(self.node(connection, self.job["node"]), self.folder))
+            before = self.server
+            self.server = self.request(connection, "serve", port=self.args.remote_port, pid=pid)
+            self.tell_about_kernel(before)
+            yield connection
+
+    def tell_about_kernel(self, before: Json) -> None:
+        """After a reconnect: say whether it is the same Jupyter."""
+        if before and before["pid"] != self.server["pid"]:
+            bootstrap.report("note: Jupyter was started anew on {}: variables are gone".format(self.server["host"]))
+
+    def keep_up(self, connection: Connection, again: bool) -> None:
+        """Forward, show the URL, and stay until the line drops (Dropped) or Jupyter ends (Failure)."""
+        server = self.server
+        wanted = self.local or self.args.port or server["port"]
+        local = connection.forward(server["port"], wanted, exact=again)
+        await_answer(local, server, connection)
+        same = again and self.shown == colab_url(local, server)
+        self.local, self.line = local, connection
+        if self.args.desktop:
+            self.forward_desktop(connection)
+        if same:
+            bootstrap.report("connected again")
+            self.emit({"event": "reconnected", "port": local})
+        else:
+            self.show(wanted)
+        while True:
+            if connection.event(1.0) == "gone":
+                self.line = None
+                raise Failure(
+                    "Jupyter on {} has ended".format(server["host"]),
+                    "python3 scripts/connect.py {}   starts it again".format(
+                        typed(self.ssh)[len(self.ssh.program) + 1 :]
+                    ),
+                )
+
+    def forward_desktop(self, connection: Connection) -> None:
+        """Forward the VNC ports and say which of them show something."""
+        open_there = self.request(connection, "listening", ports=list(DESKTOP_PORTS))["ports"]
+        for remote, preferred in DESKTOP_PORTS.items():
+            again = remote in self.desktop
+            local = connection.forward(remote, self.desktop.get(remote, preferred), exact=again)
+            self.desktop[remote] = local
+            if again:
+                continue
+            there = "the desktop of {}".format(self.server["host"])
+            if remote in open_there:
+                bootstrap.say("{}: vncviewer localhost::{}".format(there, local))
+            else:
+                bootstrap.report("note: nothing listens at VNC port {} yet (forwarded to {})".format(remote, local))
+
+    shown = ""
+
+    def show(self, wanted: int) -> None:
+        """Print the URL and what to do with it."""
+        server = self.server
+        self.shown = colab_url(self.local, server)
+        if self.local != wanted:
+            bootstrap.report("note: port {} is taken on this machine, using {}".format(wanted, self.local))
+        if not server["current"]:
+            bootstrap.report(
+                "note: this Jupyter runs from {}, which is no longer the current environment; --stop it and "
+                "connect again to change".format(server["name"])
+            )
+        state = "started" if server["started"] else "was running, {} kernel(s)".format(server["kernels"])
+        where = "{} (environment {})".format(server["host"], server["env"])
+        bootstrap.say("Jupyter on {}: {}".format(where, state))
+        bootstrap.say("Paste this into Colab: Connect > Connect to a local runtime > Backend URL:")
+        bootstrap.say()
+        bootstrap.say("    " + self.shown)
+        bootstrap.say()
+        bootstrap.say("If the browser asks whether Colab may access other apps and services on this device: Allow.")
+        bootstrap.say("Ctrl-C closes the tunnel; Jupyter goes on.")
+        self.emit(
+            {
+                "event": "connected",
+                "url": self.shown,
+                "port": self.local,
+                "desktop": {str(remote): local for remote, local in self.desktop.items()},
+                **{name: server[name] for name in ("host", "env", "pid", "started", "notebook_dir")},
+                "remote_port": server["port"],
+                "job": self.job and self.job["job"],
+            }
+        )
+        if self.args.open and not open_browser(COLAB):
+            bootstrap.report("note: no browser found here, open " + COLAB)
+
+    # -- the whole
+
+    def run(self) -> None:
+        """Connect, and connect again when the line drops, until Ctrl-C or a failure that trying can't mend."""
+        waits = pauses()
+        while True:
+            again = bool(self.local)
+            try:
+                with self.connected() as connection:
+                    self.keep_up(connection, again)
+            except Dropped as dropped:
+                if self.line:
+                    waits = pauses()
+                    self.emit({"event": "dropped", "reason": str(dropped)})
+                    bootstrap.report("the line to {} dropped ({})".format(self.ssh.destination, dropped))
+                elif not again:
+                    raise Failure(
+                        "the line to {} dropped while connecting ({})".format(self.ssh.destination, dropped),
+                        typed(self.ssh, " true"),
+                        bootstrap.EXIT_NETWORK,
+                    ) from None
+            except Failure as failure:
+                if not again or failure.code != bootstrap.EXIT_NETWORK:
+                    raise
+                bootstrap.report(failure.what)
+            self.line = None
+            pause = next(waits)
+            bootstrap.report("trying again in {:.0f} s (Ctrl-C ends)".format(pause))
+            time.sleep(pause)
+
+    def farewell(self) -> None:
+        """Say what still runs after Ctrl-C."""
+        stop_it = "python3 scripts/connect.py --stop" + (" --slurm" if self.job else "")
+        stop_it += typed(self.ssh)[len(self.ssh.program) :]
+        if not self.server and not self.job:
+            bootstrap.report("ended; nothing was started")
+            return
+        if not self.server:
+            assert self.job is not None
+            bootstrap.report("ended; Slurm job {} is still there".format(self.job["job"]))
+        else:
+            where = "Jupyter on {} (process {})".format(self.server["host"], self.server["pid"])
+            if self.job:
+                where += " in Slurm job {}".format(self.job["job"])
+            bootstrap.report("closed the tunnel; {} still runs".format(where))
+        bootstrap.report("stop it: " + stop_it)
+
+    def once(self, op: str) -> int:
+        """Ask one thing (--stop, --status), show the answer and return the exit code."""
+        with Connection(self.ssh, self.folder) as connection:
+            if self.args.slurm is not None:
+                op = {"stop": "cancel", "status": "job"}[op]
+            answer = self.request(connection, op)
+        self.emit({"event": op, **{name: value for name, value in answer.items() if name != "token"}})
+        if op == "job":
+            job = answer["job"]
+            text = "Slurm job {job}: {state} {node}".format(**job) if job else "no Slurm job of colab-local"
+            running = bool(job)
+        elif op == "status":
+            running = answer["running"]
+            text = "no Jupyter of colab-local runs on {host}".format(**answer)
+            if running:
+                text = (
+                    "Jupyter on {host} (environment {env}, process {pid}, port {port}): {kernels} kernel(s)".format(
+                        **answer
+                    )
+                )
+        else:
+            running = True
+            text = "{} on {}".format("stopped" if answer["stopped"] else "nothing to stop", answer["host"])
+        bootstrap.say(text)
+        return bootstrap.EXIT_OK if running else bootstrap.EXIT_FAILED
+
+
+def ssh_options(args: argparse.Namespace, for_node: bool = False) -> List[str]:
+    """Return ssh's own options as the user gave them.
+
+    for_node: those that make sense for a compute node too (not the login node's port, user, jump host).
+    """
+    given = [("-F", args.config), *(("-i", identity) for identity in args.identity or [])]
+    if not for_node:
+        given += [("-p", args.ssh_port), ("-J", args.jump), ("-l", args.login)]
+    given += [("-o", option) for option in args.option or []]
+    return [word for flag, value in given if value is not None for word in (flag, str(value))]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of connect.py's options."""
+    parser = argparse.ArgumentParser(
+        prog="connect.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="exit codes: 0 ended by Ctrl-C, or done; 1 failed; 2 usage; 5 the host can't be reached",
+    )
+    add = parser.add_argument
+    add("destination", metavar="[USER@]HOST", help="as for ssh; an alias from ~/.ssh/config too")
+    add("--open", action="store_true", help="open Colab in the browser")
+    add("--desktop", action="store_true", help="forward VNC too: 5900 and 5901 there to 55900 and 55901 here")
+    add(
+        "--port",
+        type=port_number,
+        help="port on this machine (default: the same as there, or the next free one)",
+    )
+    add(
+        "--remote-port",
+        type=port_number,
+        help="port there, if Jupyter has to be started (default: bootstrap.py's)",
+    )
+    add("--env", help="environment there: cpu, gpu ... (default: the one installed last)")
+    add("--home", help="folder there that bootstrap.py installed into (default: its default)")
+    add("--status", action="store_true", help="say whether Jupyter runs there, change nothing")
+    add("--stop", action="store_true", help="stop Jupyter there (with --slurm: cancel the job)")
+    add(
+        "--slurm",
+        nargs="?",
+        const="",
+        metavar="SBATCH OPTIONS",
+        help='run Jupyter on a compute node behind the login node HOST, e.g. --slurm="--gres=gpu:1 --time=4:00:00"',
+    )
+    add(
+        "--json",
+        action="store_true",
+        help="one JSON object a line on stdout for each event; people read stderr",
+    )
+    add("-v", "--verbose", action="store_true", help="show what ssh says")
+    ssh = parser.add_argument_group("ssh's own options, passed on")
+    ssh.add_argument("-p", dest="ssh_port", type=port_number, metavar="PORT", help="ssh's port on the host")
+    ssh.add_argument("-l", dest="login", metavar="USER")
+    ssh.add_argument("-J", dest="jump", metavar="[USER@]JUMP[:PORT]", help="jump host(s)")
+    ssh.add_argument("-i", dest="identity", action="append", metavar="KEY FILE")
+    ssh.add_argument("-F", dest="config", metavar="CONFIG FILE")
+    ssh.add_argument("-o", dest="option", action="append", metavar="NAME=VALUE", help="any of ssh_config(5)")
+    ssh.add_argument("--ssh", default="ssh", metavar="PROGRAM", help="another ssh program")
+    return parser
+
+
+def port_number(text: str) -> int:
+    """Parse a TCP port."""
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535 (found {!r})".format(text))
+    return int(text)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run connect.py with the given arguments and return its exit code."""
+    args = make_parser().parse_args(argv)
+    bootstrap.json_mode, bootstrap.verbose = args.json, args.verbose
+
+    def emit(event: Json) -> None:
+        if args.json:
+            print(json.dumps(event), flush=True)
+
+    try:
+        if os.name == "nt":
+            raise Failure("this runs on Linux, macOS and WSL", "in PowerShell: wsl --install", bootstrap.EXIT_MACHINE)
+        if args.destination.startswith("-"):
+            raise Failure("a host can't be named {}".format(args.destination), code=bootstrap.EXIT_USAGE)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        short = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108  (mkdtemp; a socket's name is limited)
+        with tempfile.TemporaryDirectory(prefix="colab-", dir=short) as folder:
+            session = Session(args, folder, emit)
+            if args.stop or args.status:
+                return session.once("stop" if args.stop else "status")
+            try:
+                session.run()
+            except KeyboardInterrupt:
+                session.farewell()
+                emit({"event": "closed"})
+            return bootstrap.EXIT_OK
+    except Failure as problem:
+        return bootstrap.fail(problem)
+    except KeyboardInterrupt:
+        return bootstrap.fail(Failure("interrupted", code=bootstrap.EXIT_INTERRUPTED))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,539 @@
+"""The far end of scripts/connect.py: finds, starts, watches and stops Jupyter on the host it runs on.
+
+connect.py sends this file's text through ssh's stdin to the host's Python (3.8 or newer, standard library only):
+nothing is installed there, and nothing of it remains when the line closes. Requests come as one JSON object a
+line on stdin, answers go out as one JSON object a line on stdout, each after MARK, since login scripts may print
+there too. Secrets travel on this line alone, never in an argument list.
+
+Requests: {"op": "serve" | "status" | "stop" | "listening" | "submit" | "job" | "cancel", ...}: see the functions
+of these names. Answers: {"ok": true, ...}, {"ok": false, "error": ..., "kind": ...}, and, any time,
+{"note": "..."} for the user or {"event": "gone"} when the Jupyter that is being watched has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import http.client
+import json
+import os
+import queue
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NoReturn, Optional
+
+MARK = "colab-local>"
+COLAB_ORIGIN = "https://colab.research.google.com"
+START_SECONDS = 180.0  # a cold start of Jupyter on a network file system
+LOGS_KEPT = 5
+JOB_NAME = "colab-local"
+Json = Dict[str, Any]
+
+
+class Refusal(Exception):
+    """What went wrong; kind tells connect.py which hint to give."""
+
+    def __init__(self, error: str, kind: str = "") -> None:
+        super().__init__(error)
+        self.kind = kind
+
+
+def send(message: Json) -> None:
+    """Write one message to the laptop."""
+    sys.stdout.write("\n" + MARK + json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is installed
+
+
+def home_folder(wanted: Optional[str]) -> Path:
+    """Return the folder that bootstrap.py installed into: the one named, else COLAB_LOCAL_HOME, else its default."""
+    return Path(wanted or os.environ.get("COLAB_LOCAL_HOME") or "~/.local/share/colab-local").expanduser().resolve()
+
+
+def current_receipts(home: Path) -> List[Json]:
+    """Return the receipts of the environments in use, the one installed last first."""
+    found = []
+    for path in home.glob("receipts/*/receipt.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            receipt = json.loads(path.read_text(encoding="utf-8"))
+            link = home / "current" / receipt["env"]
+            if link.is_dir() and link.resolve() == Path(receipt["prefix"]).resolve():
+                found.append(receipt)
+    return sorted(found, key=lambda receipt: str(receipt.get("created")), reverse=True)
+
+
+def choose(home: Path, env: Optional[str]) -> Json:
+    """Return the receipt of environment `env`, or of the one installed last; Refusal if there is none."""
+    receipts = current_receipts(home)
+    if not receipts:
+        raise Refusal("no colab-local environment on {} (looked in {})".format(socket.gethostname(), home), "absent")
+    for receipt in receipts:
+        if env in (None, receipt["env"]):
+            return receipt
+    raise Refusal(
+        "no environment {} on {} (found {} in {})".format(
+            env, socket.gethostname(), ", ".join(r["env"] for r in receipts), home
+        ),
+        "env",
+    )
+
+
+def service_of(home: Path, env: str) -> Optional[Json]:
+    """Return the receipt of bootstrap.py --service if it serves this environment."""
+    with contextlib.suppress(OSError, ValueError):
+        receipt: Json = json.loads((home / "receipts" / "service.json").read_text(encoding="utf-8"))
+        if receipt.get("env") == env:
+            return receipt
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What runs
+
+
+def command_line(pid: int) -> List[str]:
+    """Return the argument list of a process, [] if there is no such process."""
+    try:
+        return os.fsdecode(Path("/proc/{}/cmdline".format(pid)).read_bytes()).split("\0")
+    except OSError:
+        if Path("/proc/self").is_dir():
+            return []
+    shown = subprocess.run(  # macOS has no /proc
+        ["ps", "-ww", "-p", str(pid), "-o", "command="],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    return os.fsdecode(shown.stdout).split()
+
+
+def runtime_folders() -> List[Path]:
+    """Return where Jupyter may describe its running servers (jupyter_core.paths.jupyter_runtime_dir)."""
+    environ, user = os.environ, Path.home()
+    data = [
+        *([Path(environ["JUPYTER_DATA_DIR"])] if "JUPYTER_DATA_DIR" in environ else []),
+        Path(environ.get("XDG_DATA_HOME") or user / ".local/share") / "jupyter",
+        user / "Library/Jupyter",
+    ]
+    named = [Path(environ["JUPYTER_RUNTIME_DIR"])] if "JUPYTER_RUNTIME_DIR" in environ else []
+    return [folder for folder in [*named, *(folder / "runtime" for folder in data)] if folder.is_dir()]
+
+
+def environment_name(home: Path, argv: List[str]) -> str:
+    """Return the name (env-digest) of the environment that a command runs from, "" if it isn't one of this home."""
+    for word in argv[:3]:
+        with contextlib.suppress(ValueError):
+            return Path(word).resolve().relative_to(home / "envs").parts[0]
+    return ""
+
+
+def api(port: int, token: str, method: str, path: str, timeout: float = 5.0) -> Any:
+    """Call Jupyter's REST API on loopback and return the parsed answer; OSError or ValueError if that fails."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(method, path, headers={"Authorization": "token " + token})
+        answer = connection.getresponse()
+        body = answer.read()
+    except http.client.HTTPException as problem:
+        raise OSError(str(problem)) from problem
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise OSError("{} {}".format(answer.status, answer.reason))
+    return json.loads(body.decode("utf-8")) if body else None
+
+
+def running_servers(home: Path) -> List[Json]:
+    """Return this user's Jupyter servers that run from `home`, allow Colab's page and answer to their token."""
+    servers = []
+    for folder in runtime_folders():
+        for path in folder.glob("nbserver-*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                info = json.loads(path.read_text(encoding="utf-8"))
+                argv = command_line(int(info["pid"]))
+                name = environment_name(home, argv)
+                if not name or not info["token"] or "NotebookApp.allow_origin=" + COLAB_ORIGIN not in " ".join(argv):
+                    continue
+                base = info["base_url"]
+                status = api(info["port"], info["token"], "GET", base + "api/status")
+                servers.append(
+                    {
+                        "pid": int(info["pid"]),
+                        "port": int(info["port"]),
+                        "token": info["token"],
+                        "base_url": base,
+                        "name": name,
+                        "notebook_dir": info["notebook_dir"],
+                        "since": status["started"],
+                        "kernels": status["kernels"],
+                    }
+                )
+    return sorted(servers, key=lambda server: str(server["since"]), reverse=True)
+
+
+def find_server(home: Path, env: Optional[str], pid: Optional[int] = None) -> Optional[Json]:
+    """Return a running server of environment `env` (any if None; the process `pid` if given), newest first."""
+    for server in running_servers(home):
+        if pid in (None, server["pid"]) and (env is None or server["name"].rpartition("-")[0] == env):
+            return server
+    return None
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this user runs (a zombie doesn't)."""
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+def port_answers(port: int) -> bool:
+    """Whether something on this host's loopback accepts TCP connections at the port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def free_port(preferred: int) -> int:
+    """Return the preferred port if it is free on loopback, else the next free one."""
+    for port in [*range(preferred, min(preferred + 100, 65536)), 0]:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise Refusal("no free port on {}".format(socket.gethostname()))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Starting and stopping
+
+
+@contextlib.contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Let two laptops that connect at once not start two servers."""
+    run = home / "run"
+    run.mkdir(exist_ok=True)
+    with (run / "connect.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # file systems without locks: do without
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def token_file(home: Path) -> Path:
+    """Return the file with Jupyter's token, readable by its user alone; made if it isn't there."""
+    path = home / "run" / "jupyter-token"
+    path.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError), os.fdopen(private_file(path), "w") as file:
+        file.write(secrets.token_hex(24))  # no newline: Jupyter takes the whole content
+    path.chmod(0o600)
+    return path
+
+
+def private_file(path: Path) -> int:
+    """Make a file that its user alone can read and return its descriptor; FileExistsError if it is there."""
+    return os.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+def clean_environment(**extra: str) -> Dict[str, str]:
+    """Return os.environ without what misleads another Python or Jupyter, plus `extra`."""
+    misleading = re.compile(r"PYTHON|CONDA|MAMBA|PIXI|VIRTUAL_ENV|JUPYTER_(TOKEN|CONFIG|PATH)|IPYTHON|LD_|DYLD_")
+    kept = {name: value for name, value in os.environ.items() if not misleading.match(name)}
+    kept.update(extra)
+    return kept
+
+
+def with_port(argv: List[str], port: int) -> List[str]:
+    """Return Jupyter's command with another port."""
+    return [re.sub(r"^--port=\d+$", "--port={}".format(port), word) for word in argv]
+
+
+def open_log(home: Path) -> Path:
+    """Return the path of a new log file that its user alone can read; drop the oldest ones."""
+    folder = home / "logs"
+    folder.mkdir(exist_ok=True)
+    for old in sorted(folder.glob("jupyter-*.log"))[: -LOGS_KEPT + 1]:
+        old.unlink()
+    path = folder / time.strftime("jupyter-%Y%m%d-%H%M%S-{}.log".format(os.getpid()))
+    os.close(private_file(path))
+    return path
+
+
+def last_lines(path: Path, count: int = 8) -> str:
+    """Return the end of a log, indented; nothing if there is none."""
+    with contextlib.suppress(OSError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "".join("  " + line + "\n" for line in lines[-count:])
+    return ""
+
+
+def launch(home: Path, receipt: Json, wanted: Optional[int]) -> Json:
+    """Start Jupyter as a process that outlives this line, wait until it answers and return it."""
+    preferred = wanted or int(receipt["port"])
+    port = free_port(preferred)
+    if port != preferred:
+        send({"note": "port {} is taken on {}: Jupyter uses {} there".format(preferred, socket.gethostname(), port)})
+    log = open_log(home)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            with_port(receipt["jupyter_argv"], port),
+            env=clean_environment(JUPYTER_TOKEN_FILE=str(token_file(home))),
+            cwd=str(home),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # no terminal, no signal of this line reaches it
+        )
+    return await_server(home, receipt["env"], child.pid, log)
+
+
+def await_server(home: Path, env: str, pid: Optional[int], log: Optional[Path] = None) -> Json:
+    """Poll until the server (the process `pid`, if given) answers; Refusal if it ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        server = find_server(home, env, pid)
+        if server:
+            return dict(server, log=str(log or ""))
+        if pid and not is_alive(pid):
+            end = last_lines(log) if log else ""
+            raise Refusal("Jupyter ended at once on {}\n{}".format(socket.gethostname(), end), "start")
+        time.sleep(0.1)
+    raise Refusal("Jupyter did not answer within {:.0f} s (log: {})".format(START_SECONDS, log or "none"), "start")
+
+
+def control_service(service: Json, action: str) -> None:
+    """Start or stop the service that bootstrap.py --service made."""
+    environ = clean_environment()
+    environ.setdefault("XDG_RUNTIME_DIR", "/run/user/{}".format(os.getuid()))  # systemctl --user needs it
+    done = subprocess.run(
+        service[action],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip()
+        raise Refusal("could not {} the service ({}): {}".format(action, " ".join(service[action]), said), "start")
+
+
+def serve(request: Json) -> Json:
+    """Return the server to connect to: one that runs, else a new one.
+
+    home: where colab-local is; env: which environment, None for any; port: what Jupyter should listen on if it
+    has to be started; pid: wait for this very process instead of starting one (a Slurm job).
+    """
+    home = home_folder(request.get("home"))
+    receipt = choose(home, request.get("env"))
+    if request.get("pid"):
+        return dict(describe(await_server(home, receipt["env"], request["pid"]), home, receipt), started=False)
+    with only_one(home):
+        server = find_server(home, request.get("env"))
+        started = server is None
+        if server is None:
+            service = service_of(home, receipt["env"])
+            if service and not request.get("port"):
+                control_service(service, "start")
+                server = await_server(home, receipt["env"], None)
+            else:
+                server = launch(home, receipt, request.get("port"))
+    return dict(describe(server, home, receipt), started=started)
+
+
+def describe(server: Json, home: Path, receipt: Json) -> Json:
+    """Add what the user wants to know about the host; `current` is false for an environment since replaced."""
+    return dict(
+        server,
+        running=True,
+        home=str(home),
+        host=socket.gethostname(),
+        user=getpass.getuser(),
+        env=server["name"].rpartition("-")[0],
+        current=Path(receipt["root"]).name == server["name"],
+    )
+
+
+def status(request: Json) -> Json:
+    """Say whether a server runs, and which; nothing is started."""
+    home = home_folder(request.get("home"))
+    receipt = choose(home, request.get("env"))
+    server = find_server(home, request.get("env"))
+    return describe(server, home, receipt) if server else {"running": False, "host": socket.gethostname()}
+
+
+def stop(request: Json) -> Json:
+    """Stop the server, kernels first; by Jupyter's own API, by signals if that doesn't help."""
+    home = home_folder(request.get("home"))
+    choose(home, request.get("env"))
+    with only_one(home):
+        server = find_server(home, request.get("env"))
+        if server is None:
+            return {"stopped": False, "host": socket.gethostname()}
+        service = service_of(home, server["name"].rpartition("-")[0])
+        if service:  # first: it would start Jupyter again
+            control_service(service, "stop")
+        with contextlib.suppress(OSError, ValueError):
+            api(server["port"], server["token"], "POST", server["base_url"] + "api/shutdown", timeout=30)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if gone_within(server["pid"], 15):
+                break
+            os.kill(server["pid"], number)
+        gone_within(server["pid"], 15)
+    return {"stopped": True, "host": socket.gethostname(), "pid": server["pid"]}
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    """Whether a process ends within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not is_alive(pid)
+
+
+def listening(request: Json) -> Json:
+    """Say which of `ports` accept connections on this host's loopback."""
+    return {"ports": [port for port in request["ports"] if port_answers(port)]}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Slurm, on a login node
+
+
+def slurm(argv: List[str], input: str = "", environ: Optional[Dict[str, str]] = None) -> str:
+    """Run a Slurm command and return what it printed; Refusal with its own words if it fails."""
+    try:
+        done = subprocess.run(
+            argv,
+            input=input.encode(),
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    except FileNotFoundError:
+        raise Refusal("no Slurm on {} (no command {})".format(socket.gethostname(), argv[0]), "slurm") from None
+    except subprocess.TimeoutExpired:
+        raise Refusal("{} did not answer within 60 s".format(argv[0]), "slurm") from None
+    if done.returncode:
+        raise Refusal("{}: {}".format(argv[0], done.stderr.decode(errors="replace").strip()), "slurm")
+    return done.stdout.decode()
+
+
+def find_job(number: Optional[str]) -> Optional[Json]:
+    """Return this user's colab-local job, the newest or the one numbered, None if there is none in the queue."""
+    jobs = slurm(["squeue", "-h", "-u", getpass.getuser(), "-n", JOB_NAME, "-o", "%i|%T|%N|%r", "-S", "-i"])
+    for line in jobs.splitlines():
+        identifier, state, node, reason = line.strip().split("|", 3)
+        if number in (None, identifier) and state in ("PENDING", "CONFIGURING", "RUNNING"):
+            return {"job": identifier, "state": state, "node": node, "reason": reason}
+    return None
+
+
+def submit(request: Json) -> Json:
+    """Return the running Slurm job that serves Jupyter: the one in the queue, else a new one.
+
+    script: the batch script; options: sbatch's own; job: wait for this job, don't submit another. It waits as
+    long as the queue takes: connect.py's user may end it, the job stays.
+    """
+    home = home_folder(request.get("home"))
+    receipt = choose(home, request.get("env"))
+    job = find_job(request.get("job"))
+    submitted = job is None
+    if job is None:
+        if request.get("job"):
+            raise Refusal("Slurm job {} has ended".format(request["job"]), "job")
+        (home / "logs").mkdir(exist_ok=True)
+        output = "--output={}".format(home / "logs" / "slurm-%j.log")
+        said = slurm(
+            ["sbatch", "--parsable", output, *request.get("options", [])],
+            input=request["script"],
+            environ=clean_environment(COLAB_LOCAL_HOME=str(home), COLAB_LOCAL_ENV=receipt["env"]),
+        )
+        job = {"job": said.strip().split(";")[0], "state": "", "node": "", "reason": ""}
+        send({"note": "submitted Slurm job {}".format(job["job"])})
+    shown = ""
+    record = home / "run" / "slurm-{}.json".format(job["job"])
+    log = home / "logs" / "slurm-{}.log".format(job["job"])
+    while True:
+        found = find_job(job["job"])
+        if found is None:
+            ended = "Slurm job {} ended before Jupyter ran\n{}".format(job["job"], last_lines(log))
+            raise Refusal(ended, "job")
+        if found["state"] == "RUNNING" and record.exists():
+            return dict(found, submitted=submitted, log=str(log), **json.loads(record.read_text(encoding="utf-8")))
+        state = found["state"] + (" ({})".format(found["reason"]) if found["state"] == "PENDING" else "")
+        if state != shown:
+            send({"note": "Slurm job {}: {}".format(found["job"], state.lower())})
+            shown = state
+        time.sleep(1.0)
+
+
+def job(request: Json) -> Json:
+    """Say which job is in the queue; nothing is submitted."""
+    return {"job": find_job(request.get("job"))}
+
+
+def cancel(request: Json) -> Json:
+    """Cancel the job in the queue."""
+    found = find_job(request.get("job"))
+    if found:
+        slurm(["scancel", found["job"]])
+    return {"stopped": bool(found), "host": socket.gethostname(), "job": found and found["job"]}
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+OPERATIONS = {function.__name__: function for function in (serve, status, stop, listening, submit, job, cancel)}
+
+
+def answer(line: str) -> Json:
+    """Carry out one request and return the message that answers it."""
+    try:
+        request = json.loads(line)
+        return dict(OPERATIONS[request["op"]](request), ok=True)
+    except Refusal as refusal:
+        return {"ok": False, "error": str(refusal).rstrip(), "kind": refusal.kind}
+    except OSError as problem:
+        return {"ok": False, "error": "{} on {}".format(problem, socket.gethostname()), "kind": ""}
+
+
+def listen(lines: "queue.Queue[str]") -> NoReturn:
+    """Read requests; end this process when the line closes, whatever it does at that moment."""
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)
+
+
+def main() -> None:
+    """Answer requests until the line closes."""
+    lines: "queue.Queue[str]" = queue.Queue()
+    threading.Thread(target=listen, args=(lines,), daemon=True).start()
+    send({"ok": True, "hello": socket.gethostname(), "python": "{}.{}".format(*sys.version_info[:2])})
+    watched = 0
+    while True:
+        try:
+            message = answer(lines.get(timeout=1.0))
+            watched = message.get("pid", watched) if message.get("running") else watched
+            send(message)
+        except queue.Empty:
+            if watched and not is_alive(watched):
+                send({"event": "gone"})
+                watched = 0
+
+
+if __name__ == "__main__":
+    main()
