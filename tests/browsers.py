@@ -25,7 +25,6 @@ import subprocess
 import threading
 import time
 import urllib.request
-from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -61,9 +60,6 @@ class Browser(Protocol):
     def permit(self, answer: str) -> None:
         """Set the page's permission to reach this machine: "granted", "denied" or "prompt"."""
 
-    def screenshot(self, path: Path) -> None:
-        """Write a PNG of the page to `path`."""
-
     def close(self) -> None:
         """End the browser."""
 
@@ -78,6 +74,22 @@ def poll(look: Callable[[], T | None], what: str, timeout: float = START_TIMEOUT
         if time.monotonic() > end:
             raise BrowserError(f"{what}: nothing in {timeout:.0f} s")
         time.sleep(0.05)
+
+
+def mark_old_page(browser: Browser) -> None:
+    """Leave a mark that a page loaded from now on does not have."""
+    browser.evaluate("window.isOld = true")
+
+
+def wait_for_new_page(browser: Browser) -> None:
+    """Wait until the tab shows, completely, another page than the marked one."""
+
+    def look() -> bool | None:
+        with contextlib.suppress(BrowserError):  # in between there is no page to ask
+            return browser.evaluate("!window.isOld && document.readyState === 'complete'") or None
+        return None
+
+    poll(look, "the page did not load")
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -166,7 +178,7 @@ def tap(port: int) -> Iterator[Tap]:
 class _Process:
     """A browser's processes: their own session, home and log, all in `folder`."""
 
-    def __init__(self, argv: list[str], folder: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(self, argv: list[str], folder: Path) -> None:
         self.log = folder / "log.txt"
         kept = ("PATH", "LANG", "TMPDIR")
         clean = {name: os.environ[name] for name in kept if name in os.environ}
@@ -177,7 +189,7 @@ class _Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**clean, "HOME": str(folder), "LC_ALL": "C.UTF-8", **(env or {})},
+                env={**clean, "HOME": str(folder), "LC_ALL": "C.UTF-8"},
             )
 
     def port_from(self, file: Path) -> int:
@@ -213,9 +225,7 @@ class Chromium:
 
     name = "chromium"
 
-    def __init__(
-        self, folder: Path, page_port: int, *, headless: bool = True, env: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, page_port: int) -> None:
         argv = [
             "chromium",
             f"--user-data-dir={folder / 'profile'}",
@@ -232,11 +242,11 @@ class Chromium:
             "--no-default-browser-check",
             "--no-first-run",
             "--password-store=basic",
-            *(["--headless=new"] if headless else []),
+            "--headless=new",
             *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium's sandbox refuses to start as root
             "about:blank",
         ]
-        self._process = _Process(argv, folder, env)
+        self._process = _Process(argv, folder)
         self._ids = itertools.count(1)
         self._session = ""
         self._opened = contextlib.ExitStack()
@@ -280,11 +290,11 @@ class Chromium:
             return result
 
     def open(self, url: str) -> None:
+        mark_old_page(self)
         error = self._call("Page.navigate", url=url).get("errorText")
         if error:
             raise BrowserError(f"{url}: {error}")
-        loaded = f"document.readyState === 'complete' && location.href === {json.dumps(url)}"
-        poll(lambda: self.evaluate(loaded) or None, f"{url} did not load")
+        wait_for_new_page(self)
 
     def evaluate(self, script: str) -> Any:
         answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
@@ -298,9 +308,6 @@ class Chromium:
 
     def permit(self, answer: str) -> None:
         self._call("Browser.setPermission", permission={"name": "loopback-network"}, setting=answer, origin=ORIGIN)
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(b64decode(self._call("Page.captureScreenshot")["data"]))
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -318,9 +325,7 @@ class Firefox:
 
     name = "firefox"
 
-    def __init__(
-        self, folder: Path, page_port: int, *, headless: bool = True, env: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, page_port: int) -> None:
         profile = folder / "profile"
         profile.mkdir()
         prefs: dict[str, str | int | bool] = {
@@ -343,15 +348,9 @@ class Firefox:
         }
         lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in prefs.items()]
         (profile / "user.js").write_text("".join(lines))
-        argv = [
-            "firefox-esr",
-            "--marionette",
-            "--remote-allow-system-access",
-            "--no-remote",
-            "--profile",
-            str(profile),
-        ]
-        self._process = _Process([*argv, "--headless"] if headless else argv, folder, env)
+        argv = ["firefox-esr", "--headless", "--no-remote", "--profile", str(profile)]
+        # Permissions and the prompt belong to the browser's window, not to the page: hence the system access.
+        self._process = _Process([*argv, "--marionette", "--remote-allow-system-access"], folder)
         self._ids = itertools.count(1)
         try:
             port = self._process.port_from(profile / "MarionetteActivePort")
@@ -460,10 +459,9 @@ class Firefox:
 
     def reload(self) -> None:
         """Reload the page as its user does, with the button: that is when Firefox forgets a refusal."""
+        mark_old_page(self)
         self.chrome("window.BrowserCommands.reload();")
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(b64decode(self._call("WebDriver:TakeScreenshot", full=False)))
+        wait_for_new_page(self)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -3,7 +3,7 @@
 "use strict";
 
 const MIN_VERSION = "0.0.7"; // what Colab asks of jupyter_http_over_ws
-const STEP_TIMEOUT_MS = 60000; // covers a kernel's start on a loaded machine
+const STEP_TIMEOUT_MS = 120000; // covers a kernel's first start on a loaded machine
 
 /** Return `promise`, or a rejection that names `what` after STEP_TIMEOUT_MS. */
 function withinTime(promise, what) {
