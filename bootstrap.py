@@ -79,6 +79,7 @@ from typing import (  # noqa: F401 - in type comments
 sys.modules.setdefault("bootstrap", sys.modules[__name__])
 
 REPOSITORY = Path(__file__).resolve().parent
+OVERLAY = REPOSITORY / "environments" / "jupyter"  # what every environment gets besides its packages
 DEFAULT_ENVIRONMENT = "cpu"
 DEFAULT_PORT = 8888
 COLAB_ORIGIN = "https://colab.research.google.com"
@@ -790,22 +791,21 @@ def read_index(lockfiles):
     return dict(index)
 
 
-def read_locked(lockfiles, name, sha256):
+def read_locked(folder, name, sha256):
     # type: (Path, str, str) -> str
-    """Return the text of a lockfile that index.json names; raise Failure when its hash is another one."""
-    path = lockfiles / name
+    """Return the text of a file that index.json names; raise Failure when its hash is another one."""
+    path = folder / name
+    hint = "git checkout -- lockfiles environments"
     try:
         found = sha256_of(path)
     except OSError as problem:
-        raise Failure(
-            "can't read {} ({})".format(path, problem.strerror), "git checkout -- lockfiles", EXIT_INTEGRITY
-        )
+        raise Failure("can't read {} ({})".format(path, problem.strerror), hint, EXIT_INTEGRITY)
     if found != sha256:
         raise Failure(
             "{} was changed after it was generated (found sha256 {}..., need {}...)".format(
                 path, found[:12], sha256[:12]
             ),
-            "git checkout -- lockfiles",
+            hint,
             EXIT_INTEGRITY,
         )
     return path.read_text(encoding="utf-8")
@@ -969,6 +969,8 @@ def make_lock(index, lockfiles, env, subdir, layer):
     conda = read_locked(lockfiles, explicit["file"], explicit["sha256"]) if conda_layer else ""
     pypi = read_locked(lockfiles, entry["pypi"]["file"], entry["pypi"]["sha256"])
     host = "" if conda_layer else read_locked(lockfiles, index["uv"]["file"], index["uv"]["sha256"])
+    for name, sha256 in index["jupyter"].items():
+        read_locked(OVERLAY, name, sha256)
     named = {"env": env, "platform": subdir, "layer": layer, "conda": conda, "pypi": pypi, "host": host}
     digest = hashlib.sha256(json.dumps([named, index["jupyter"]], sort_keys=True).encode()).hexdigest()
     return Lock(env, subdir, entry["accelerator"], layer, conda, pypi, host, dict(index["jupyter"]), digest)
@@ -1266,17 +1268,10 @@ class Installation:
         """Copy environments/jupyter into the environment; no file of a package is overwritten."""
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
         packages = Path(run([self.prefix / "bin" / "python", "-c", code]).strip())
-        source = REPOSITORY / "environments" / "jupyter"
         records = {}  # type: Dict[Path, Dict[str, bytes]]
         for name, digest in sorted(self.lock.jupyter.items()):
             part, _, rest = name.partition("/")
-            content = (source / name).read_bytes()
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise Failure(
-                    "{} is not the file that the lock names".format(source / name),
-                    "git checkout -- environments lockfiles",
-                    EXIT_INTEGRITY,
-                )
+            content = read_locked(OVERLAY, name, digest).encode("utf-8")
             target = (packages if part == "site-packages" else self.prefix) / rest
             if target.exists() and target.read_bytes() != content:
                 raise Failure("{} belongs to a package and would be overwritten".format(target))
