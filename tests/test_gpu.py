@@ -1,4 +1,4 @@
-"""The GPU environment, as far as it goes without a GPU: installed for real, its CUDA libraries found by TensorFlow."""
+"""The GPU environment, as far as it goes without a GPU: installed for real, CUDA found by TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from conftest import HARDWARE, REPO, clean_environment, supported_python
 
 pytestmark = pytest.mark.skipif(
