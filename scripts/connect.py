@@ -5,7 +5,7 @@
     python3 scripts/connect.py --open gpubox                gpubox from ~/.ssh/config; opens Colab too
     python3 scripts/connect.py -J me@gate -p 2222 me@gpubox through a jump host, any of ssh's options
     python3 scripts/connect.py --desktop me@gpubox          its desktop too (VNC at localhost:55900)
-    python3 scripts/connect.py --slurm="--gres=gpu:1" me@login   Jupyter on a compute node behind me@login
+    python3 scripts/connect.py --slurm --sbatch="--gres=gpu:1" me@login    on a compute node behind me@login
     python3 scripts/connect.py --stop me@gpubox             stop Jupyter there
 
 Runs on the laptop: Linux, macOS or WSL, Python >= 3.8 (standard library), the system's ssh. The other machine
@@ -273,7 +273,7 @@ class Connection:
 
     def __init__(self, ssh: Ssh, folder: str) -> None:
         self.ssh = ssh
-        self.socket_path = os.path.join(tempfile.mkdtemp(dir=folder), "s")  # short: sockets' names are limited
+        self.socket_path = str(Path(tempfile.mkdtemp(dir=folder)) / "s")  # short: sockets' names are limited
         self.said: Deque[str] = Deque(maxlen=50)
         self._messages: queue.Queue[Optional[Json]] = queue.Queue()
         self._process: Optional[subprocess.Popen[str]] = None
@@ -471,7 +471,7 @@ class Session:
         return answer
 
     def node(self, login: Connection, name: str) -> Ssh:
-        """Return how to reach a compute node: through the open connection to its login node, no second login there."""
+        """Return how to reach a compute node: through the line to its login node, no second login there."""
         proxy = [self.ssh.program, "-o", "ControlPath=" + login.socket_path, *self.ssh.options]
         command = " ".join(shlex.quote(word).replace("%", "%%") for word in proxy)
         command += " -W %h:%p -- " + shlex.quote(self.ssh.destination).replace("%", "%%")
@@ -485,13 +485,13 @@ class Session:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(Connection(self.ssh, self.folder))
             pid = None
-            if self.args.slurm is not None:
+            if self.args.slurm:
                 known = self.job["job"] if self.job else None
                 self.job = self.request(
                     connection,
                     "submit",
                     script=SBATCH.read_text(encoding="utf-8"),
-                    options=shlex.split(self.args.slurm),
+                    options=shlex.split(self.args.sbatch),
                     job=known,
                 )
                 pid = self.job["pid"]
@@ -633,7 +633,7 @@ class Session:
     def once(self, op: str) -> int:
         """Ask one thing (--stop, --status), show the answer and return the exit code."""
         with Connection(self.ssh, self.folder) as connection:
-            if self.args.slurm is not None:
+            if self.args.slurm:
                 op = {"stop": "cancel", "status": "job"}[op]
             answer = self.request(connection, op)
         self.emit({"event": op, **{name: value for name, value in answer.items() if name != "token"}})
@@ -696,13 +696,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--home", help="folder there that bootstrap.py installed into (default: its default)")
     add("--status", action="store_true", help="say whether Jupyter runs there, change nothing")
     add("--stop", action="store_true", help="stop Jupyter there (with --slurm: cancel the job)")
-    add(
-        "--slurm",
-        nargs="?",
-        const="",
-        metavar="SBATCH OPTIONS",
-        help='run Jupyter on a compute node behind the login node HOST, e.g. --slurm="--gres=gpu:1 --time=4:00:00"',
-    )
+    add("--slurm", action="store_true", help="run Jupyter as a job on a compute node behind the login node HOST")
+    add("--sbatch", default="", metavar="OPTIONS", help='for the job: --sbatch="--gres=gpu:1 --time=4:00:00"')
     add(
         "--json",
         action="store_true",

@@ -99,12 +99,14 @@ class Machine:
     `root`; addresses: one per network it is on.
     """
 
-    def __init__(self, lab: Lab, name: str, networks: Sequence[str], sshd: bool, password: str | None) -> None:
+    def __init__(
+        self, lab: Lab, name: str, networks: Sequence[str], sshd: bool, password: str | None, home: Path | None
+    ) -> None:
         self.lab = lab
         self.name = name
         self.networks = tuple(networks)
         self.folder = lab.folder / name
-        self.home = self.folder / "home"
+        self.home = home or self.folder / "home"
         self.addresses = [lab.new_address(network) for network in networks]
         self._sshd = sshd
         self._process: subprocess.Popen[str] | None = None
@@ -113,7 +115,7 @@ class Machine:
     def _prepare(self, password: str | None) -> None:
         etc, ssh = self.folder / "etc", self.home / ".ssh"
         etc.mkdir(parents=True)
-        ssh.mkdir(parents=True, mode=0o700)
+        ssh.mkdir(parents=True, mode=0o700, exist_ok=True)
         ours = f"root:x:0:0:root:{self.home}:/bin/bash\n"
         system = Path("/etc/passwd").read_text().splitlines(keepends=True)
         (etc / "passwd").write_text(ours + "".join(line for line in system if not line.startswith("root:")))
@@ -298,7 +300,7 @@ class Lab:
             )
             assert self._switch.stdout is not None
             assert self._switch.stdout.readline() == "ready\n"
-            self.laptop = self._add("laptop", ("outer",), sshd=False, password=None)
+            self.laptop = self._add("laptop", ("outer",), sshd=False)
         except BaseException:
             self.close()
             raise
@@ -320,20 +322,29 @@ class Lab:
             self._switch.stdout.close()
             self._switch = None
 
-    def host(self, name: str, networks: Sequence[str] = ("outer",), password: str | None = None) -> Machine:
+    def host(
+        self,
+        name: str,
+        networks: Sequence[str] = ("outer",),
+        password: str | None = None,
+        home: Path | None = None,
+    ) -> Machine:
         """Add a host with a running sshd and return it.
 
         networks: the switches it is on; the laptop is on "outer". password: log in with it instead of a key.
+        home: another host's, as on a cluster with a shared file system; default its own.
         """
-        return self._add(name, networks, sshd=True, password=password)
+        return self._add(name, networks, sshd=True, password=password, home=home)
 
     def hosts(self, count: int, prefix: str = "node") -> list[Machine]:
         """Add `count` hosts, node1 to nodeN."""
         return [self.host(f"{prefix}{number}") for number in range(1, count + 1)]
 
-    def _add(self, name: str, networks: Sequence[str], sshd: bool, password: str | None) -> Machine:
+    def _add(
+        self, name: str, networks: Sequence[str], sshd: bool, password: str | None = None, home: Path | None = None
+    ) -> Machine:
         assert name not in self.machines, f"two machines named {name}"
-        machine = self.machines[name] = Machine(self, name, networks, sshd, password)
+        machine = self.machines[name] = Machine(self, name, networks, sshd, password, home)
         machine.start()
         self._introduce()
         return machine
