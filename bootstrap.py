@@ -602,6 +602,7 @@ class Progress:
         import threading
 
         self.title, self.total, self.count, self.started = title, total, 0, time.monotonic()
+        self.cancelled = False  # set on Ctrl-C: downloads in other threads stop at their next chunk
         self.lock, self.drawn, self.bar = threading.Lock(), 0.0, None  # type: Any, float, Any
         if not sys.stderr.isatty() or json_mode:
             report("{}{}".format(title, " ({})".format(megabytes(total)) if total else ""))
@@ -615,6 +616,8 @@ class Progress:
     def advance(self, count):
         # type: (int) -> None
         """Count `count` more bytes (negative: they have to come again)."""
+        if self.cancelled:
+            raise KeyboardInterrupt
         with self.lock:
             self.count += count
             if self.bar is not None:
@@ -734,21 +737,25 @@ def _unreachable(source, reason):
     )
 
 
-def download_all(files, rules=()):
-    # type: (List[Tuple[str, Path, str]], Rules) -> None
-    """Download several (url, target, sha256) at once under one bar; the first failure stops the rest."""
+def download_all(files, rules=(), total=0):
+    # type: (List[Tuple[str, Path, str]], Rules, int) -> None
+    """Download several (url, target, sha256) at once under one bar of `total` bytes; the first failure stops all."""
     from concurrent.futures import ThreadPoolExecutor, as_completed
 
     missing = [(url, path, digest) for url, path, digest in files if not path.is_file() or sha256_of(path) != digest]
     if not missing:
         return
-    bar = Progress("Downloading {} file{}".format(len(missing), "" if len(missing) == 1 else "s"), 0)
+    bar = Progress(
+        "Downloading {} file{}".format(len(missing), "" if len(missing) == 1 else "s"),
+        total if missing == files else 0,
+    )
     pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
     try:
         jobs = [pool.submit(download, url, path, digest, None, rules, bar) for url, path, digest in missing]
         for job in as_completed(jobs):
             job.result()
     except BaseException:
+        bar.cancelled = True
         for job in jobs:
             job.cancel()
         raise
@@ -1101,12 +1108,15 @@ class Installation:
     def download_files(self):
         # type: () -> None
         """Bring the installer and every conda package, several at a time, each checked against the lock."""
-        files = []
+        files, total = [], 0
         if self.engine != "conda" and not self.engine_is_there():
             files.append(self.installer())
+            total += self.index["installers"][self.engine]["files"][self.lock.platform].get("size") or 0
         if self.engine != "pixi":  # pixi fetches and checks its packages by itself, several at a time
             files += [(url, self.package_file(url), digest) for url, digest in parse_explicit(self.lock.conda)]
-        download_all(files, self.rules)
+            sizes = self.index["environments"][self.lock.env]["platforms"][self.lock.platform].get("bytes", {})
+            total += sizes.get("conda_download") or 0
+        download_all(files, self.rules, total)
 
     def install_engine(self):
         # type: () -> None
@@ -1423,7 +1433,8 @@ def conda_refusal(program):
     found = re.search(r"\d+\.\d+[.\d]*", text)
     if not found or version_tuple(found.group()) < OLDEST_TOOLS[kind]:
         need = ".".join(str(part) for part in OLDEST_TOOLS[kind])
-        return "found {} {}, need {} or newer".format(kind, text.strip() or "without a version", need)
+        version = found.group() if found else "without a version"
+        return "found {} {}, need {} or newer".format(kind, version, need)
     return None
 
 

@@ -457,3 +457,11 @@ def test_progress_shows_nothing_off_a_terminal(capsys: pytest.CaptureFixture[str
     bar.advance(10)
     bar.close()
     assert capsys.readouterr().err == "Downloading x (0 MB)\n"
+
+
+def test_a_python_without_pip_is_told_which_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "_succeeds", lambda argv: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(bootstrap.Failure) as caught:
+        bootstrap.check_host_python(sys.executable)
+    assert caught.value.hint == "sudo apt-get install python{}.{}-venv".format(*sys.version_info[:2])
