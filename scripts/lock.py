@@ -46,12 +46,12 @@ import sys
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.parser import HeaderParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -94,6 +94,7 @@ MARKER_VALUES = {
 # (Python, ICU, OpenSSL, uv) were seen to grow 3.2 to 3.9 times; more than needed beats a full disk.
 CONDA_GROWTH = 4
 
+T = TypeVar("T")
 Target = tuple[str, str]  # conda platform, Python series
 Records = dict[str, list["rattler.RepoDataRecord"]]  # by platform
 
@@ -569,8 +570,6 @@ def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:
 # ---------------------------------------------------------------------------------------------------------
 # conda layer: rattler
 
-Solver = Callable[[Sequence[str], str, Sequence["rattler.RepoDataRecord"]], list["rattler.RepoDataRecord"]]
-
 
 def virtual_packages(declared: Mapping[str, str]) -> list[rattler.GenericVirtualPackage]:
     """Return virtual packages for the solver; declared: {"__archspec": "1 x86_64", ...} as conda-lock has it."""
@@ -605,6 +604,14 @@ def at_home(record: rattler.RepoDataRecord) -> rattler.RepoDataRecord:
     return record
 
 
+def sparse_repodata(folder: Path, platform: str) -> list[rattler.SparseRepoData]:
+    """Return a channel folder's records for a platform, under conda-forge's own address."""
+    return [
+        rattler.SparseRepoData(rattler.Channel(CHANNEL), subdir, folder / subdir / "repodata.json")
+        for subdir in (platform, "noarch")
+    ]
+
+
 def solve_conda(
     spec: Spec, platform: str, channel: str, prefer: Sequence[rattler.RepoDataRecord]
 ) -> list[rattler.RepoDataRecord]:
@@ -617,36 +624,55 @@ def solve_conda(
     folder = channel_folder(channel)
     try:
         if folder is not None:
-            data = [
-                rattler.SparseRepoData(rattler.Channel(CHANNEL), subdir, folder / subdir / "repodata.json")
-                for subdir in (platform, "noarch")
-            ]
-            solution = asyncio.run(
-                rattler.solve_with_sparse_repodata(spec.conda, data, locked_packages=prefer, virtual_packages=virtual)
+            coming = rattler.solve_with_sparse_repodata(
+                spec.conda, sparse_repodata(folder, platform), locked_packages=prefer, virtual_packages=virtual
             )
         else:
-            solution = asyncio.run(
-                rattler.solve(
-                    [channel],
-                    spec.conda,
-                    platforms=[platform, "noarch"],  # type: ignore[list-item]
-                    locked_packages=prefer,
-                    virtual_packages=virtual,
-                )
+            subdirs = [rattler.Subdir(platform), rattler.Subdir("noarch")]
+            coming = rattler.solve(
+                [channel], spec.conda, platforms=subdirs, locked_packages=prefer, virtual_packages=virtual
             )
+        solution = asyncio.run(in_time(coming))
     except SolverError as problem:
         raise Failure(f"{spec.name}/{platform} has no solution: {problem}") from None
     except GatewayError as problem:
-        raise Failure(
-            f"the channel can't be read: {bootstrap.mask(str(problem))}",
-            "python scripts/lock.py --channel DIR-or-URL",
-            EXIT_NETWORK,
-        ) from None
+        raise unreadable(channel, problem) from None
     records = sorted((at_home(record) for record in solution), key=lambda record: record.name.normalized)
     for record in records:
         if record.sha256 is None:
             raise Failure(f"{record.url} has no sha256 in the channel: it can't be locked")
     return records
+
+
+async def in_time(coming: Awaitable[T]) -> T:
+    """Wait for one of rattler's functions, which want a running event loop."""
+    return await coming
+
+
+def channel_records(channel: str, platform: str, names: Iterable[str]) -> list[rattler.RepoDataRecord]:
+    """Return all records of these packages that a channel has for a platform."""
+    folder = channel_folder(channel)
+    if folder is not None:
+        data = sparse_repodata(folder, platform)
+        found = [record for name in sorted(set(names)) for part in data for record in part.load_records(name)]
+    else:
+        subdirs = [rattler.Subdir(platform), rattler.Subdir("noarch")]
+        query = rattler.Gateway().query([channel], subdirs, sorted(set(names)), recursive=False)
+        try:
+            found = [record for part in asyncio.run(in_time(query)) for record in part]
+        except GatewayError as problem:
+            raise unreadable(channel, problem) from None
+    return [at_home(record) for record in found]
+
+
+def unreadable(channel: str, problem: Exception) -> Failure:
+    """Return the error for a channel that doesn't answer; rattler tells the whole chain of causes."""
+    causes = [line.removeprefix("Caused by: ") for line in str(problem).splitlines() if line.strip()]
+    return Failure(
+        f"the channel {bootstrap.mask(channel)} can't be read ({bootstrap.mask(causes[-1])})",
+        "python scripts/lock.py --channel DIR-or-URL",
+        EXIT_NETWORK,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -691,10 +717,15 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def explicit_text(spec: Spec, platform: str, records: Iterable[rattler.RepoDataRecord]) -> str:
-    """Return the explicit file: conda, mamba and micromamba create an environment of exactly these files."""
+def explicit_text(platform: str, records: Iterable[rattler.RepoDataRecord]) -> str:
+    """Return the explicit file: conda, mamba and micromamba create an environment of exactly these files.
+
+    They link in this order, so what a package needs comes before it.
+    """
+    by_name = {record.name.normalized: record for record in records}
+    ordered = [by_name[r.name.normalized] for r in rattler.RepoDataRecord.sort_topologically(list(by_name.values()))]
     lines = [f"# {NOTICE}", f"# platform: {platform}", "@EXPLICIT"]
-    return "\n".join(lines + [f"{r.url}#sha256:{r.sha256.hex()}" for r in records if r.sha256]) + "\n"
+    return "\n".join(lines + [f"{r.url}#sha256:{r.sha256.hex()}" for r in ordered if r.sha256]) + "\n"
 
 
 def content_hash(spec: Spec, platform: str) -> str:
@@ -750,6 +781,7 @@ def requirements_text(head: Sequence[str], packages: Iterable[Package]) -> str:
     return "\n".join(lines) + "\n"
 
 
+HOST_HEAD = ("uv for the engine without a conda layer, the same version as in it.",)
 PYPI_HEAD = (
     f"Python {', '.join(PYTHONS)}; per platform and Python one wheel, the best for virtual-packages.yml.",
     "uv pip install --no-deps --require-hashes -r pypi.txt",
@@ -807,7 +839,11 @@ def packages_text(
         ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         + f"; Python {lock.python_version}: {hosted_status(lock.python_version, hosted_python)}.",
         "absent: hosted Colab doesn't have it. Not followed on purpose:",
-        *(f"  {name}: {entry['reason']}" for name, entry in sorted(exceptions.items())),
+        *(
+            f"  {name}: {entry['reason']}"
+            for name, entry in sorted(exceptions.items())
+            if set(entry.get("platforms", lock.spec.platforms)) & set(lock.spec.platforms)
+        ),
         "",
         *table(rows),
     ]
@@ -995,7 +1031,7 @@ def solve(
 def render(lock: Lock, folder: Path, pins: Mapping[str, str]) -> dict[str, str]:
     """Return the files of one environment, {path under lockfiles/: text}; folder: environments/."""
     spec, name = lock.spec, lock.spec.name
-    files = {f"{name}/{p}.txt": explicit_text(spec, p, records) for p, records in lock.conda.items()}
+    files = {f"{name}/{p}.txt": explicit_text(p, records) for p, records in lock.conda.items()}
     files[f"{name}/conda-lock.yml"] = conda_lock_text(spec, lock.conda)
     files[f"{name}/pypi.txt"] = requirements_text(PYPI_HEAD, lock.python)
     exceptions = read_yaml(folder / "colab-exceptions.yml")
@@ -1099,8 +1135,7 @@ def build(environments: Path, lockfiles: Path, names: Sequence[str], channel: st
     uv_version = conda_version(next(iter(next(iter(conda.values())).values())), "uv")
     series = ".".join(next(iter(entries.values()))["python"].split(".")[:2])
     every_platform = sorted({platform for spec in specs.values() for platform in spec.platforms})
-    head = ("uv for the engine without a conda layer, the same version as in it.",)
-    files["host.txt"] = requirements_text(head, host_uv(uv_version, every_platform))
+    files["host.txt"] = requirements_text(HOST_HEAD, host_uv(uv_version, every_platform))
     files["pixi.toml"] = pixi_toml_text(specs, series)
     files["pixi.lock"] = pixi_lock_text(conda)
     files["index.json"] = index_text(environments, files, entries, uv_version)
@@ -1245,5 +1280,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return bootstrap.EXIT_INTERRUPTED
 
 
+def leave(code: int) -> NoReturn:
+    """End the program at once.
+
+    rattler's threads may still be about to report a failed connection; a Python that shuts down under them
+    aborts now and then (seen with py-rattler 0.28).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

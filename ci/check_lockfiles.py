@@ -1,0 +1,407 @@
+#!/usr/bin/env python3
+"""Check lockfiles/: that the files are whole, agree, and are what the solvers give. Writes nothing.
+
+    python ci/check_lockfiles.py                                everything
+    python ci/check_lockfiles.py cpu                            one environment
+    python ci/check_lockfiles.py --channel ../shared/channel    against conda records in a folder
+    python ci/check_lockfiles.py --offline                      only what needs no network
+
+For every environment and platform
+  * digests: index.json vouches for each file, and for environments/jupyter/; no file is missing or extra
+  * formats: explicit file, conda-lock.yml (read by conda-lock's own parser), pixi.lock and packages.txt name the
+    same packages, builds and hashes; every hash is a SHA-256, every URL is conda-forge's and of this platform
+  * own records: rattler, given nothing but the lock's own records, the specs and the declared machine, gives
+    the lock: nothing is missing, nothing is there without need
+  * channel: every locked record is in the channel with the same hashes and dependencies, and rattler gives the
+    lock again. A folder doesn't change, so it is solved from nothing; a live channel moves on, so there the
+    solver is told to prefer what is locked.
+  * Python layer: uv, solving anew under the locked versions, gives pypi.txt to the byte, wheels and hashes too;
+    uv accepts pypi.txt in full with --require-hashes for every platform and Python, and on every Python here.
+
+Without --channel: ../shared/channel beside the checkout if there is one, else conda-forge if it answers.
+
+Exit codes: 0 all well; 1 something is wrong, each on a line of its own; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform as this_machine
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from yaml import YAMLError
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import bootstrap
+from bootstrap import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure
+from scripts import lock
+
+try:
+    from conda_lock.conda_lock import render_lockfile_for_platform  # type: ignore[import-untyped]
+    from conda_lock.lockfile import parse_conda_lock_file  # type: ignore[import-untyped]
+except ImportError:
+    print("error: ci/check_lockfiles.py needs the Python package conda-lock", file=sys.stderr)
+    print("hint: python -m pip install conda-lock", file=sys.stderr)
+    sys.exit(EXIT_FAILED)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_CHANNEL = REPOSITORY.parent / "shared" / "channel"
+HOSTS = {"conda.anaconda.org", "github.com", "repo.anaconda.com", "colab.research.google.com"}
+
+# How uv calls the least machine of a platform (--python-platform).
+UV_PLATFORMS = {
+    "linux-64": "x86_64-manylinux_2_28",
+    "linux-aarch64": "aarch64-manylinux_2_28",
+    "osx-arm64": "aarch64-apple-darwin",
+}
+
+Problems = Iterator[str]
+
+
+class Lockfiles:
+    """lockfiles/ as it is, read once, with the specs that it is to fit."""
+
+    def __init__(self, environments: Path, lockfiles: Path) -> None:
+        self.environments, self.folder = environments, lockfiles
+        self.specs = lock.read_specs(environments)
+        self.index = bootstrap.read_index(lockfiles)
+        self.files = lock.read_files(lockfiles)
+        self.conda = lock.read_pixi_lock(lockfiles / "pixi.lock")
+
+    def records(self, name: str, platform: str) -> list[Any]:
+        """Return the locked conda records of an environment on a platform, sorted by name."""
+        return self.conda.get(name, {}).get(platform, [])
+
+    def requirements(self, name: str) -> list[str]:
+        """Return the `name==version ; marker` lines of an environment's pypi.txt."""
+        return lock.locked_requirements(self.folder / name / "pypi.txt")
+
+    def count(self, name: str, target: lock.Target) -> int:
+        """Return how many packages of pypi.txt are for a platform and Python."""
+        return sum(lock.applies(line.partition(" ; ")[2], target) for line in self.requirements(name))
+
+
+def identity(record: Any) -> tuple[str, str]:
+    """Return what makes a conda record this one and no other: URL and SHA-256."""
+    return record.url, record.sha256.hex() if record.sha256 else ""
+
+
+def compare(title: str, found: Mapping[str, Any], need: Mapping[str, Any]) -> Problems:
+    """Yield a line for every name of which two mappings say different things."""
+    for name in sorted({*found, *need}):
+        if found.get(name) != need.get(name):
+            yield f"{title}: {name}: found {found.get(name, 'nothing')}, need {need.get(name, 'nothing')}"
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Return nested JSON as {path: value}."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {key: leaf for name in value for key, leaf in flat(value[name], f"{path}/{name}").items()}
+
+
+def table_rows(text: str, title: str) -> list[list[str]]:
+    """Return the cells of the first table after a title in packages.txt."""
+    lines = text.partition(title)[2].splitlines()
+    start = next((number for number, line in enumerate(lines, 1) if line.startswith("---")), len(lines))
+    rows = []
+    for line in lines[start:]:
+        if not line:
+            break
+        rows.append(re.split(r" {2,}", line))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Checks without a network
+
+
+def check_digests(files: Lockfiles) -> Problems:
+    """Yield what index.json says wrongly, files it doesn't know, and hosts that don't belong in a lock."""
+    expected = json.loads(lock.refresh_index(files.environments, files.folder)["index.json"])
+    yield from compare("index.json", flat(files.index), flat(expected))
+    made = {"index.json", "host.txt", "pixi.toml", "pixi.lock"}
+    for name, spec in files.specs.items():
+        made |= {f"{name}/{file}" for file in ("conda-lock.yml", "packages.txt", "pypi.txt")}
+        made |= {f"{name}/{platform}.txt" for platform in spec.platforms}
+    for path in sorted(made ^ set(files.files)):
+        yield f"{path}: {'missing' if path in made else 'not a lockfile'}"
+    for path, text in files.files.items():
+        for host in sorted(set(re.findall(r"https?://(?:[^/@\s]*@)?([^/\s\"':]+)", text)) - HOSTS):
+            yield f"{path}: names the host {host}"
+        if lock.NOTICE not in "".join(text.splitlines()[:2]):
+            yield f"{path}: doesn't say that it is generated"
+    found = files.files.get("pixi.toml", "")
+    series = ".".join(next(iter(files.index["environments"].values()))["python"].split(".")[:2])
+    yield from lock.differences({"pixi.toml": found}, {"pixi.toml": lock.pixi_toml_text(files.specs, series)})
+
+
+def check_formats(files: Lockfiles, name: str, platform: str) -> Problems:
+    """Yield where explicit file, conda-lock.yml, pixi.lock and packages.txt differ, or name something odd."""
+    records = files.records(name, platform)
+    need = dict(identity(record) for record in records)
+    explicit = files.files[f"{name}/{platform}.txt"]
+    yield from compare(f"{name}/{platform}.txt against pixi.lock", dict(bootstrap.parse_explicit(explicit)), need)
+    if explicit != lock.explicit_text(platform, records):
+        yield f"{name}/{platform}.txt: not as scripts/lock.py writes it for pixi.lock's records"
+
+    yield from check_conda_lock(files, name, platform)
+    for record in records:
+        file = f"{record.name.normalized}-{record.version}-{record.build}"
+        subdir = "noarch" if "/noarch/" in record.url else platform
+        if record.url not in {f"{lock.CHANNEL}{subdir}/{file}{end}" for end in (".conda", ".tar.bz2")}:
+            yield f"pixi.lock: {name}/{platform}: {record.url} is no conda-forge URL of {file}"
+    told = table_rows(files.files[f"{name}/packages.txt"], f"conda layer of {platform}:")
+    versions = {record.name.normalized: [str(record.version), str(record.build)] for record in records}
+    yield from compare(f"{name}/packages.txt ({platform}) against pixi.lock", {r[0]: r[1:3] for r in told}, versions)
+
+
+def check_conda_lock(files: Lockfiles, name: str, platform: str) -> Problems:
+    """Yield where conda-lock's own parser and renderer read other packages in conda-lock.yml than in pixi.lock."""
+    title = f"{name}/conda-lock.yml ({platform}) against pixi.lock"
+    try:
+        content = parse_conda_lock_file(files.folder / name / "conda-lock.yml")
+        rendered = render_lockfile_for_platform(
+            lockfile=content, include_dev_dependencies=False, extras=set(), kind="explicit", platform=platform
+        )
+    except (ValueError, KeyError, RuntimeError, YAMLError) as problem:
+        yield f"{title}: conda-lock says: {str(problem).splitlines()[0]}"
+        return
+    records = files.records(name, platform)
+    urls = dict(line.split("#") for line in rendered if line.startswith("http"))
+    yield from compare(f"{title}, md5", urls, {r.url: r.md5.hex() for r in records if r.md5})
+    sha256 = {p.url: p.hash.sha256 for p in content.package if p.platform == platform}
+    yield from compare(f"{title}, sha256", sha256, dict(identity(record) for record in records))
+    if files.files[f"{name}/conda-lock.yml"] != lock.conda_lock_text(files.specs[name], files.conda[name]):
+        yield f"{name}/conda-lock.yml: not as scripts/lock.py writes it for pixi.lock's records"
+
+
+def check_requirements(files: Lockfiles, name: str) -> Problems:
+    """Yield what is not a pinned, hashed requirement in pypi.txt, and where packages.txt says other versions."""
+    text = files.files[f"{name}/pypi.txt"]
+    body = "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    pinned = r"[a-z0-9-]+==\S+( ; [^\\\n]+?)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
+    for entry in re.split(r"\n(?=\S)", body):
+        if not re.fullmatch(pinned, entry):
+            yield f"{name}/pypi.txt: no pinned and hashed requirement: {entry.splitlines()[0]}"
+    found = {f"{row[0]}=={row[1]}" for row in table_rows(files.files[f"{name}/packages.txt"], "Python layer")}
+    need = {requirement.partition(" ;")[0] for requirement in files.requirements(name)}
+    for requirement in sorted(need ^ found):
+        yield f"{name}/packages.txt and pypi.txt don't both have {requirement}"
+
+
+def check_own_records(files: Lockfiles, name: str, platform: str) -> Problems:
+    """Yield where rattler, given the lock's own records alone, does not give the lock."""
+    with tempfile.TemporaryDirectory(prefix="colab-local-check-") as folder:
+        write_channel(Path(folder), files.records(name, platform), platform)
+        yield from check_solution(files, name, platform, folder, [], "its own records")
+
+
+def write_channel(folder: Path, records: Sequence[Any], platform: str) -> None:
+    """Write conda records as a channel of their own."""
+    for subdir in (platform, "noarch"):
+        packages = {r.file_name: json.loads(r.to_json()) for r in records if f"/{subdir}/" in r.url}
+        (folder / subdir).mkdir()
+        content = {"info": {"subdir": subdir}, "packages": {}, "packages.conda": packages, "repodata_version": 1}
+        (folder / subdir / "repodata.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def check_solution(
+    files: Lockfiles, name: str, platform: str, channel: str, prefer: Sequence[Any], title: str
+) -> Problems:
+    """Yield where a solver run differs from the lock; title: what it was given, for the message."""
+    try:
+        solution = lock.solve_conda(files.specs[name], platform, channel, prefer)
+    except Failure as failure:
+        yield f"{name}/{platform} from {title}: {failure.what}"
+        return
+    locked = dict(identity(record) for record in files.records(name, platform))
+    yield from compare(f"{name}/{platform} from {title}", locked, dict(identity(r) for r in solution))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Checks against a channel and the package index
+
+
+def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> Problems:
+    """Yield locked records that the channel has not, or has otherwise, and where a solver run differs."""
+    locked = files.records(name, platform)
+    offered = lock.channel_records(channel, platform, [record.name.normalized for record in locked])
+    by_url = {record.url: record for record in offered}
+    for record in locked:
+        if record.url not in by_url:
+            yield f"{name}/{platform}: {record.url} is not in {channel}"
+            continue
+        found, need = (json.loads(r.to_json()) for r in (record, by_url[record.url]))
+        for what in ("sha256", "md5", "size", "depends", "constrains"):
+            if found.get(what) != need.get(what):
+                yield (
+                    f"{name}/{platform}: {record.file_name}: {what}: found {found.get(what)}, "
+                    f"{channel} has {need.get(what)}"
+                )
+    prefer = [] if lock.channel_folder(channel) else locked
+    yield from check_solution(files, name, platform, channel, prefer, channel)
+
+
+def check_python_layer(files: Lockfiles, name: str) -> Problems:
+    """Yield where pypi.txt is not what uv gives under the specs, hosted Colab's versions and the locked ones."""
+    exceptions = lock.read_yaml(files.environments / "colab-exceptions.yml")
+    pins = lock.constraints(lock.read_pins(files.environments), exceptions)
+    try:
+        packages = lock.solve_python(files.specs[name], [*pins, *files.requirements(name)])
+    except Failure as failure:
+        yield f"{name}/pypi.txt: {failure.what}"
+        return
+    path = f"{name}/pypi.txt"
+    need = lock.requirements_text(lock.PYPI_HEAD, packages)
+    yield from lock.differences({path: files.files[path]}, {path: need})
+
+
+def check_host_uv(files: Lockfiles) -> Problems:
+    """Yield where host.txt is not the conda layer's uv with its hashes."""
+    version = lock.conda_version(next(iter(files.conda["cpu"].values())), "uv")
+    platforms = sorted({platform for spec in files.specs.values() for platform in spec.platforms})
+    need = lock.requirements_text(lock.HOST_HEAD, lock.host_uv(version, platforms))
+    yield from lock.differences({"host.txt": files.files["host.txt"]}, {"host.txt": need})
+
+
+def check_accepted(files: Lockfiles, name: str, target: lock.Target, options: Sequence[str]) -> Problems:
+    """Yield if uv doesn't accept pypi.txt in full; options: uv's for this target."""
+    count = files.count(name, target)
+    with tempfile.TemporaryDirectory(prefix="colab-local-check-") as folder:
+        argv = [lock.find_uv(), "pip", "install", "--dry-run", "--no-progress", "--target", folder, *options]
+        argv += ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
+        status, said = attempt([*argv, "--requirements", str(files.folder / name / "pypi.txt")])
+    found = re.search(r"Resolved (\d+) packages?", said)
+    if status or not found or int(found.group(1)) != count:
+        last = (said.strip().splitlines() or ["nothing"])[-1]
+        yield f"{name}/pypi.txt: {count} packages are for {' '.join(options)}; uv said: {last}"
+
+
+def attempt(argv: Sequence[str]) -> tuple[int, str]:
+    """Run a program; return its exit status and all that it said."""
+    child = bootstrap.child_environment(UV_PYTHON_DOWNLOADS="never")
+    done = subprocess.run(argv, env=child, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def installed_pythons() -> dict[str, str]:
+    """Return an interpreter of this machine for each Python series that the locks cover, as far as there is one."""
+    pyenv = sorted(Path.home().glob(".pyenv/versions/*/bin/python"))
+    found = {}
+    for series in lock.PYTHONS:
+        installed = [str(path) for path in pyenv if path.parts[-3].startswith(f"{series}.")]
+        for candidate in (sys.executable, shutil.which(f"python{series}"), *installed):
+            # asked, because a pyenv shim stands on PATH also when it leads nowhere
+            ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+            if candidate and attempt([candidate, "-c", ask])[1].strip() == series:
+                found[series] = candidate
+                break
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Command line
+
+Check = tuple[str, Callable[[], Problems]]  # what is so if it finds no problem
+
+
+def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) -> Iterator[Check]:
+    """Yield every check; channel: folder, URL, or "" for none; offline: leave out what needs a network."""
+    yield "index.json vouches for every file", partial(check_digests, files)
+    for name in names:
+        for platform in files.specs[name].platforms:
+            at = f"{name}/{platform}"
+            count = len(files.records(name, platform))
+            yield f"{at}: formats agree on {count} packages", partial(check_formats, files, name, platform)
+            yield f"{at}: solver, own records", partial(check_own_records, files, name, platform)
+            if channel:
+                yield f"{at}: solver, {channel}", partial(check_channel, files, name, platform, channel)
+        yield f"{name}: Python requirements are pinned and hashed", partial(check_requirements, files, name)
+    if not offline:
+        yield from plan_online(files, names)
+
+
+def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
+    """Yield the checks that need the package index."""
+    yield "host.txt is the conda layer's uv", partial(check_host_uv, files)
+    here = bootstrap.conda_platform(this_machine.system(), this_machine.machine())
+    pythons = installed_pythons()
+    for name in names:
+        spec = files.specs[name]
+        yield f"{name}: solver, Python layer", partial(check_python_layer, files, name)
+        targets = [(t, ["--python-platform", UV_PLATFORMS[t[0]], "--python-version", t[1]]) for t in spec.targets]
+        if here in spec.platforms:
+            targets += [((here, series), ["--python", python]) for series, python in pythons.items()]
+        for target, options in targets:
+            title = f"{name}: uv accepts all {files.count(name, target)} with {' '.join(options)}"
+            yield title, partial(check_accepted, files, name, target, options)
+
+
+def default_channel() -> str:
+    """Return the channel to check against when none is named, or "" if there is none to be had."""
+    if SHARED_CHANNEL.is_dir():
+        return str(SHARED_CHANNEL)
+    return lock.CHANNEL if bootstrap.is_reachable(f"{lock.CHANNEL}noarch/repodata.json.zst") else ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = argparse.ArgumentParser(
+        prog="check_lockfiles.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("names", nargs="*", metavar="ENV", help="environments; default all")
+    made.add_argument("--channel", metavar="DIR-or-URL", help="conda records to check against (see above)")
+    made.add_argument("--offline", action="store_true", help="only what needs no network")
+    made.add_argument("--environments", type=Path, default=REPOSITORY / "environments", metavar="DIR")
+    made.add_argument("--lockfiles", type=Path, default=REPOSITORY / "lockfiles", metavar="DIR")
+    return made
+
+
+def command(argv: Sequence[str] | None) -> int:
+    """Run the checks; return the exit code."""
+    args = parser().parse_args(argv)
+    files = Lockfiles(args.environments, args.lockfiles)
+    for name in args.names:
+        if name not in files.specs:
+            raise Failure(f"no environment {name!r} (there are: {', '.join(files.specs)})", code=EXIT_USAGE)
+    channel = args.channel if args.channel is not None else "" if args.offline else default_channel()
+    if not channel:
+        print("No channel here and conda-forge not asked: the conda layer is checked against its own records alone.")
+    count = 0
+    for title, check in plan(files, args.names or list(files.specs), channel, args.offline):
+        started = time.monotonic()
+        problems = list(check())
+        print(f"{'WRONG' if problems else 'ok':5}  {title}  ({time.monotonic() - started:.1f} s)", flush=True)
+        for problem in problems:
+            print(f"       {problem}", flush=True)
+        count += len(problems)
+    if count:
+        raise Failure(f"{count} things are wrong in {args.lockfiles}: see above", "python scripts/lock.py")
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run as a program; return the exit code."""
+    try:
+        return command(argv)
+    except Failure as failure:
+        print(f"error: {failure.what}", file=sys.stderr)
+        if failure.hint:
+            print(f"hint: {failure.hint}", file=sys.stderr)
+        return EXIT_USAGE if failure.code == EXIT_USAGE else EXIT_FAILED
+
+
+if __name__ == "__main__":
+    lock.leave(main())
