@@ -42,6 +42,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -408,13 +409,28 @@ def uv_lock(project: str) -> tuple[dict[str, Any], str]:
     """Return uv's lock of a pyproject.toml, parsed, and the requirements that uv exports from it."""
     with tempfile.TemporaryDirectory(prefix="colab-local-lock-") as folder:
         Path(folder, "pyproject.toml").write_text(project, encoding="utf-8")
-        uv = find_uv()
-        common = ["--project", folder, "--python", sys.executable]
-        environment = bootstrap.child_environment(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1")
-        bootstrap.run([uv, "lock", "--quiet", *common], env=environment)
-        export = ["--frozen", "--no-emit-project", "--no-header", "--format", "requirements.txt"]
-        exported = bootstrap.run([uv, "export", "--quiet", *common, *export], env=environment)
+        options = ["--quiet", "--project", folder, "--python", sys.executable]
+        run_uv(["lock", *options])
+        exported = run_uv(["export", *options, "--frozen", "--no-emit-project", "--no-header"])
         return tomllib.loads(Path(folder, "uv.lock").read_text(encoding="utf-8")), exported
+
+
+def run_uv(arguments: Sequence[str]) -> str:
+    """Run uv and return its standard output; raise Failure with uv's own explanation."""
+    child = bootstrap.child_environment(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1")
+    done = subprocess.run(
+        [find_uv(), *arguments], env=child, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return done.stdout
+    # uv draws a tree of causes with signs before each line, and ends with hints about uv's own options
+    lines = [
+        re.sub(r"^\W*((error|cause|Caused by):)?\s*", "", line)
+        for line in done.stderr.partition("hint:")[0].splitlines()
+    ]
+    said = bootstrap.mask(" ".join(line for line in lines if line)) or f"exit status {done.returncode}"
+    network = re.search(r"sending request|dns error|HTTP status|retries|Connection|network", said)
+    raise Failure(f"uv: {said}", code=EXIT_NETWORK if network else EXIT_FAILED)
 
 
 def parse_export(text: str) -> list[tuple[str, str, str, tuple[str, ...]]]:
@@ -617,11 +633,15 @@ def solve_conda(
 ) -> list[rattler.RepoDataRecord]:
     """Return the conda layer of an environment on a platform, sorted by name.
 
-    channel: folder or URL; prefer: records to keep where the specs allow it. Raise Failure with the solver's
-    explanation if there is no solution.
+    channel: folder or URL; prefer: records to keep where the specs allow it and the channel still has them, the
+    same to the hash. Raise Failure with the solver's explanation if there is no solution.
     """
     virtual = virtual_packages(spec.virtual[platform])
     folder = channel_folder(channel)
+    if prefer:
+        names = [record.name.normalized for record in prefer]
+        offered = {(record.url, record.sha256) for record in channel_records(channel, platform, names)}
+        prefer = [record for record in prefer if (record.url, record.sha256) in offered]
     try:
         if folder is not None:
             coming = rattler.solve_with_sparse_repodata(
@@ -634,7 +654,7 @@ def solve_conda(
             )
         solution = asyncio.run(in_time(coming))
     except SolverError as problem:
-        raise Failure(f"{spec.name}/{platform} has no solution: {problem}") from None
+        raise Failure(f"{spec.name}/{platform} has no solution: {' '.join(str(problem).split())}") from None
     except GatewayError as problem:
         raise unreadable(channel, problem) from None
     records = sorted((at_home(record) for record in solution), key=lambda record: record.name.normalized)
