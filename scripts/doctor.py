@@ -1,0 +1,857 @@
+#!/usr/bin/env python3
+"""Find out why Google Colab doesn't connect to a local runtime, and what to type next.
+
+    python3 scripts/doctor.py                              the Jupyter that runs on this machine
+    python3 scripts/doctor.py http://localhost:8888        that address; the token is found, or asked for
+    python3 scripts/doctor.py -                            the address with its token, read from standard input
+    python3 scripts/doctor.py --token-file FILE http://localhost:58888     the token from a file
+
+Does what Colab's page does, from this machine, step by step: reach the address, log in, the cross-origin answers that
+the browser insists on, then one cell over each of Colab's two transports. Run it where the browser is: for a remote
+machine, on the laptop, with the address that you paste into Colab. Run on the machine with the server, it also sees
+which environment the server runs in.
+
+Starts a kernel for a moment and ends it again; changes nothing else. A token is never shown. One may be part of the
+address, but then other users of this machine can see it for as long as the doctor runs.
+
+Exit codes: 0 all is well on this side; 1 a fault was found; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import http.client
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import bootstrap
+from scripts.colab_page import (
+    ORIGIN,
+    Answer,
+    Closed,
+    Failed,
+    Notebook,
+    OverWebSocket,
+    Refused,
+    Runtime,
+    http_request,
+    open_transport,
+    parse_url,
+)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CELL, CELL_PRINTS = "print(6 * 7)", "42\n"
+
+
+class Cure(NamedTuple):
+    """A row of the table of symptoms and cures: what the user sees, what causes it, what to do."""
+
+    symptom: str
+    cause: str
+    cure: str
+
+
+_CONNECTING = 'Colab stays at "Connecting" or says "Unable to connect to the runtime"'
+
+# Every fault that the doctor can name, by its code; the README shows this table (`doctor.py --table`).
+CURES: Dict[str, Cure] = {
+    "nothing-listens": Cure(
+        "The address refuses the connection",
+        "No Jupyter runs there, or the tunnel is closed",
+        "Start Jupyter with the command that `python3 bootstrap.py` prints; for a remote machine run "
+        "`python3 scripts/connect.py USER@HOST`",
+    ),
+    "wrong-port": Cure(
+        "The address refuses the connection",
+        "Jupyter runs on another port than the one in the address",
+        "Paste the address that Jupyter printed",
+    ),
+    "other-interface": Cure(
+        "The address refuses the connection, though Jupyter runs",
+        "Jupyter listens on another address of the machine, not on localhost",
+        "Start it with `--ip=127.0.0.1`, as `python3 bootstrap.py` prints it",
+    ),
+    "tunnel-dead-end": Cure(
+        "The connection opens and is closed at once",
+        "ssh forwards the port, but nothing listens at its far end",
+        "Start Jupyter there and give its port last in `-L`, or let `python3 scripts/connect.py USER@HOST` do both",
+    ),
+    "no-answer": Cure(
+        "The connection opens, and nothing comes",
+        "Jupyter hangs, or the line of the tunnel is down",
+        "Restart Jupyter, or run `python3 scripts/connect.py USER@HOST` again",
+    ),
+    "not-jupyter": Cure(
+        "Something answers, but Colab can't talk to it",
+        "Another program has the port, or Jupyter was set to https",
+        "Start Jupyter on another port: `python3 bootstrap.py --port 8889` prints the command",
+    ),
+    "not-localhost": Cure(
+        "Colab refuses the address",
+        "Colab accepts only http://localhost",
+        "Forward the port with `python3 scripts/connect.py USER@HOST` and paste the address that it prints",
+    ),
+    "token-missing": Cure(
+        _CONNECTING + "; Jupyter logs 403",
+        "The address was pasted without `?token=...`",
+        "Paste the whole address; `jupyter notebook list` in the environment shows it",
+    ),
+    "token-wrong": Cure(
+        _CONNECTING + "; Jupyter logs 403",
+        "The token is another server's, often the one before the last restart",
+        "Paste the address that the running server printed; `jupyter notebook list` shows it",
+    ),
+    "token-empty": Cure(
+        "Cells don't run (Jupyter logs `'_xsrf' argument missing`), and anyone on the machine can run code",
+        "Jupyter was started without a token",
+        "Leave `--NotebookApp.token=` out: Jupyter makes a token and prints it",
+    ),
+    "allow-origin-missing": Cure(
+        _CONNECTING + "; Jupyter logs `Blocking Cross Origin`",
+        "Jupyter was started without `allow_origin`",
+        f"Start it with `--NotebookApp.allow_origin={ORIGIN}`",
+    ),
+    "allow-origin-slash": Cure(
+        _CONNECTING + "; Jupyter logs `Blocking Cross Origin`",
+        "`allow_origin` ends with a slash; a browser's origin never does",
+        f"Start it with `--NotebookApp.allow_origin={ORIGIN}`",
+    ),
+    "allow-origin-star": Cure(
+        _CONNECTING,
+        "`allow_origin` is `*`; browsers refuse that together with credentials",
+        f"Start it with `--NotebookApp.allow_origin={ORIGIN}`",
+    ),
+    "allow-origin-other": Cure(
+        _CONNECTING + "; Jupyter logs `Blocking Cross Origin`",
+        "`allow_origin` names another site than Colab",
+        f"Start it with `--NotebookApp.allow_origin={ORIGIN}`",
+    ),
+    "allow-credentials-missing": Cure(
+        _CONNECTING + "; the browser's console says `Access-Control-Allow-Credentials`",
+        "Jupyter was started without `allow_credentials`",
+        "Start it with `--NotebookApp.allow_credentials=True`",
+    ),
+    "notebook-7": Cure(
+        _CONNECTING + "; Jupyter logs 404 for `/http_over_websocket`",
+        "Jupyter is Notebook 7 or JupyterLab; Colab's extension loads in Notebook 6 only",
+        "Start the environment's own Jupyter with the command that `python3 bootstrap.py` prints",
+    ),
+    "extension-missing": Cure(
+        _CONNECTING + "; Jupyter logs 404 for `/http_over_websocket`",
+        "The server extension jupyter_http_over_ws is not installed or not enabled",
+        "Start the environment's own Jupyter with the command that `python3 bootstrap.py` prints",
+    ),
+    "extension-not-loadable": Cure(
+        "Jupyter doesn't start, or logs `Error loading server extension jupyter_http_over_ws`",
+        "The extension can't be imported: `distutils` is missing on Python >= 3.12 without setuptools, or it is "
+        "notebook 7",
+        "Make the environment anew with `python3 bootstrap.py`, which installs what is missing",
+    ),
+    "tornado-cookie": Cure(
+        _CONNECTING + "; Jupyter logs `HTTPInputError: Invalid header value`",
+        "jupyter_http_over_ws 0.0.8 sends a cookie that tornado >= 6.5 refuses",
+        "Start the environment's own Jupyter with the command that `python3 bootstrap.py` prints; it mends this",
+    ),
+    "port-mismatch": Cure(
+        _CONNECTING + "; Jupyter logs `ConnectionRefusedError: [Errno 111]`",
+        "Through ssh with two different ports the server dials the local port on its own machine",
+        "Start the environment's own Jupyter there, which mends this, or use the same port on both sides: "
+        "`ssh -L 8888:localhost:8888`",
+    ),
+    "host-refused": Cure(
+        _CONNECTING + "; Jupyter logs `Blocking request with non-local 'Host'`",
+        "The server refuses the name in the address",
+        "Paste `http://localhost:PORT/?token=...`",
+    ),
+    "kernel-fails": Cure(
+        "Colab connects, and cells don't run",
+        "The server can't start the environment's kernel, or the kernel doesn't answer",
+        "`python3 bootstrap.py --verify` checks the environment",
+    ),
+    "server-error": Cure(
+        _CONNECTING,
+        "The server answers in a way that none of the other rows explains",
+        "Look at the end of what Jupyter printed",
+    ),
+    "other-environment": Cure(
+        "Colab connects, and versions are not those of the lock",
+        "The server runs from another environment than the current one, often from before an update",
+        "Stop it (Ctrl-C) and start it with the command that `python3 bootstrap.py` prints",
+    ),
+    "browser": Cure(
+        "Colab doesn't connect, Jupyter logs nothing at all, and the doctor finds no fault",
+        "The browser doesn't let the page reach this machine (Local Network Access)",
+        "Chrome: icon left of the address, *Apps on device*: Allow, reload. Firefox: icon left of the address, "
+        "remove *Blocked*, reload, then Allow",
+    ),
+}
+
+BROWSER_ADVICE = """\
+Colab: Connect (the arrow beside it), "Connect to a local runtime", paste the address with its token.
+The browser asks once whether colab.research.google.com may "access other apps and services on this device": Allow.
+If it doesn't ask and Colab can't connect, it was blocked earlier; then the server sees nothing at all:
+  Chrome   click the icon left of the address, set "Apps on device" to Allow, reload the page
+  Firefox  click the icon left of the address, remove "Blocked" at "Access this device", reload, then Allow"""
+
+
+class Fault(Exception):
+    """What is wrong: a code of CURES, what was found, and one command or sentence on what to do next."""
+
+    def __init__(self, code: str, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.code = code
+        self.what = what
+        self.hint = hint or CURES[code].cure.replace("`", "")
+
+
+class Step(NamedTuple):
+    """One step of Colab's page: which transport it belongs to ("" for both), what it does, how it went."""
+
+    transport: str
+    title: str
+    status: str  # "ok", "failed", "skipped"
+    detail: str = ""
+    fault: Optional[Fault] = None
+
+
+class Server(NamedTuple):
+    """A Jupyter server of this user on this machine, as its runtime file says."""
+
+    pid: int
+    host: str
+    port: int
+    token: str
+    base_url: str
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pure functions
+
+
+def masked(text: str) -> str:
+    """Return `text` with the value of every token in an address replaced.
+
+    >>> masked("http://localhost:8888/?token=abc&x=1")
+    'http://localhost:8888/?token=...&x=1'
+    """
+    return re.sub(r"(token(?:=|%3[Dd]))[^&\s\"'%]+", r"\1...", text)
+
+
+def origin_fault(plain: Answer) -> Optional[Fault]:
+    """Return what is wrong with the server's allow_origin and allow_credentials, or None.
+
+    plain: the answer to a request without a token. With a token notebook repeats whatever origin it was sent.
+    """
+    allowed = plain.headers.get("access-control-allow-origin")
+    if allowed is None:
+        flags = f"--NotebookApp.allow_origin={ORIGIN} --NotebookApp.allow_credentials=True"
+        return Fault(
+            "allow-origin-missing", f"Jupyter doesn't allow requests from {ORIGIN}", f"start it with {flags}"
+        )
+    if allowed == "*":
+        return Fault("allow-origin-star", "allow_origin is *, which browsers refuse together with credentials")
+    if allowed.rstrip("/") == ORIGIN and allowed != ORIGIN:
+        return Fault("allow-origin-slash", f"allow_origin ends with a slash (found {allowed}, need {ORIGIN})")
+    if allowed != ORIGIN:
+        return Fault("allow-origin-other", f"allow_origin names another site (found {allowed}, need {ORIGIN})")
+    if plain.headers.get("access-control-allow-credentials") != "true":
+        return Fault("allow-credentials-missing", "Jupyter doesn't allow requests with credentials")
+    return None
+
+
+def listeners(table: str) -> Iterator[Tuple[str, int]]:
+    """Yield (address, port) of every listening socket in the text of /proc/net/tcp or tcp6 (proc(5)).
+
+    >>> list(listeners("  sl  local_address\\n   0: 0200007F:22B8 00000000:0000 0A"))
+    [('127.0.0.2', 8888)]
+    """
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 3 and fields[3] == "0A":
+            number, _, port = fields[1].partition(":")
+            words = [bytes.fromhex(number[i : i + 8])[::-1] for i in range(0, len(number), 8)]
+            family = socket.AF_INET if len(words) == 1 else socket.AF_INET6
+            yield socket.inet_ntop(family, b"".join(words)), int(port, 16)
+
+
+def markdown_table() -> str:
+    """Return the table of symptoms and cures as Markdown."""
+    rows = [f"| {c.symptom} | {c.cause} | {c.cure} | `{code}` |" for code, c in CURES.items()]
+    return "\n".join(["| What you see | Why | Cure | doctor |", "|---|---|---|---|", *rows])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# This machine: running servers, environments
+
+
+def runtime_dirs() -> List[Path]:
+    """Return the folders in which Jupyter describes this user's running servers (jupyter_core.paths)."""
+    home = Path.home()
+    named = [os.environ.get("JUPYTER_RUNTIME_DIR", "")]
+    data = [os.environ.get("JUPYTER_DATA_DIR", ""), str(home / "Library" / "Jupyter")]
+    share = os.environ.get("XDG_DATA_HOME") or str(home / ".local" / "share")
+    data.append(str(Path(share) / "jupyter"))
+    return [Path(folder) for folder in [*named, *(str(Path(d) / "runtime") for d in data if d)] if folder]
+
+
+def running_servers() -> List[Server]:
+    """Return this user's Jupyter servers on this machine whose process lives, newest first."""
+    found = []
+    for folder in runtime_dirs():
+        for file in [*folder.glob("nbserver-*.json"), *folder.glob("jpserver-*.json")]:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                info = json.loads(file.read_text(encoding="utf-8"))
+                os.kill(int(info["pid"]), 0)
+                server = Server(info["pid"], info["hostname"], info["port"], info["token"], info["base_url"])
+                found.append((file.stat().st_mtime, server))
+    return [server for _, server in sorted(found, reverse=True)]
+
+
+def interpreter_of(pid: int) -> str:
+    """Return the Python that the process `pid` was started with, or an empty string."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode("utf-8", "replace")
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, timeout=10, check=False
+        )
+        return done.stdout.split(" ")[0].strip()
+    return ""
+
+
+_CAN_LOAD = """
+import sys
+try:
+    import notebook.notebookapp
+    import jupyter_http_over_ws.handlers
+except Exception as error:
+    sys.exit("%s: %s" % (type(error).__name__, error))
+"""
+
+
+def why_not_loadable(python: str) -> str:
+    """Return the error with which the Python at `python` fails to load Colab's extension, or an empty string."""
+    try:
+        done = subprocess.run(
+            [python, "-W", "ignore", "-c", _CAN_LOAD],
+            env=bootstrap.child_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+def current_environments() -> List[Dict[str, Any]]:
+    """Return the receipts of the environments in use on this machine, newest first."""
+    home = bootstrap.default_home()
+    found = [bootstrap.current_receipt(home, receipt["env"]) for receipt in bootstrap.read_receipts(home)]
+    return [receipt for i, receipt in enumerate(found) if receipt and receipt not in found[:i]]
+
+
+def start_command() -> str:
+    """Return the command that starts Jupyter on this machine, or the one that prepares it."""
+    for receipt in current_environments():
+        return " ".join(shlex.quote(word) for word in receipt["jupyter_argv"])
+    return "python3 bootstrap.py"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The examination
+
+# Addresses on which a server is reached through localhost, as Jupyter's runtime file gives them.
+_LOCALHOST = ("", "*", "localhost", "127.0.0.1", "0.0.0.0", "::1", "::")  # noqa: S104
+
+# What the printed command would not have let happen.
+_CURED_BY_RESTART = (
+    "token-empty",
+    "allow-origin-missing",
+    "allow-origin-slash",
+    "allow-origin-star",
+    "allow-origin-other",
+    "allow-credentials-missing",
+    "notebook-7",
+    "extension-missing",
+    "extension-not-loadable",
+    "tornado-cookie",
+    "port-mismatch",
+)
+
+
+class Examination:
+    """The steps of Colab's page against `runtime`, and what they found.
+
+    show: called with each Step as soon as it is done.
+    """
+
+    def __init__(self, runtime: Runtime, show: Callable[[Step], None]) -> None:
+        self.runtime = runtime
+        self.show = show
+        self.steps: List[Step] = []
+        self.warnings: List[Fault] = []
+        self.plain: Optional[Answer] = None
+        self.server = next((s for s in running_servers() if s.port == runtime.port), None)
+        if self.server and runtime.dial is None and self.server.host in _LOCALHOST:
+            self.python = interpreter_of(self.server.pid)
+        else:
+            self.python = ""
+
+    @property
+    def faults(self) -> List[Fault]:
+        """The faults found, the first failed step's first; each code once, with what was found first."""
+        found: Dict[str, Fault] = {}
+        for step in self.steps:
+            if step.fault:
+                found.setdefault(step.fault.code, step.fault)
+        return list(found.values())
+
+    def run(self) -> None:
+        """Do every step; a transport's steps are skipped when an earlier one has failed."""
+        common = [
+            ("reach the address", self.reach),
+            ("find Jupyter there", self.find_jupyter),
+            ("log in with the token", self.log_in),
+        ]
+        if not self._sequence("", common):
+            return
+        self._sequence(
+            "direct",
+            [
+                ("get answers that the browser lets through", self.cross_origin),
+                ("have POST requests allowed beforehand", self.preflight),
+                ("run a cell", lambda: self.run_cell("direct")),
+            ],
+        )
+        self._sequence(
+            "http_over_ws",
+            [
+                ("open the WebSocket", self.open_websocket),
+                ("pass a request through it", self.request_over_websocket),
+                ("run a cell", lambda: self.run_cell("http_over_ws")),
+            ],
+        )
+        self.compare_environment()
+
+    def _sequence(self, transport: str, steps: Sequence[Tuple[str, Callable[[], str]]]) -> bool:
+        for number, (title, action) in enumerate(steps):
+            try:
+                self._done(Step(transport, title, "ok", self._attempt(action)))
+            except Fault as fault:
+                if self.python and fault.code in _CURED_BY_RESTART and current_environments():
+                    fault.hint = f"stop it (Ctrl-C) and start it with: {start_command()}"
+                self._done(Step(transport, title, "failed", fault.what, fault))
+                for skipped, _ in steps[number + 1 :]:
+                    self._done(Step(transport, skipped, "skipped"))
+                return False
+        return True
+
+    def _attempt(self, action: Callable[[], str]) -> str:
+        """Do a step; an answer that doesn't come or isn't HTTP is a fault in any of them."""
+        try:
+            return action()
+        except socket.timeout as error:
+            raise Fault("no-answer", f"no answer within {self.runtime.timeout:g} s") from error
+        except (OSError, http.client.HTTPException, Closed, Refused, ValueError) as error:
+            raise Fault("server-error", f"the server breaks off: {error or type(error).__name__}") from error
+
+    def _done(self, step: Step) -> None:
+        self.steps.append(step)
+        self.show(step)
+
+    # Steps: each returns a detail to show, or raises Fault.
+
+    def reach(self) -> str:
+        """Connect to the address."""
+        host = self.runtime.host
+        if host != "localhost":
+            hint = f"paste http://localhost:{self.runtime.port}/?token=..." if host in _LOCALHOST else ""
+            raise Fault("not-localhost", f"Colab accepts only http://localhost (found http://{host})", hint)
+        try:
+            self.runtime.connect().close()
+        except OSError as error:
+            raise self.unreachable(error) from error
+        return self.runtime.netloc
+
+    def unreachable(self, error: OSError) -> Fault:
+        """Return why nothing answers at the address: another port, another interface, nothing at all."""
+        port = self.runtime.port
+        if self.server:
+            return Fault(
+                "other-interface",
+                f"Jupyter listens on {self.server.host}:{port}, not on localhost",
+                "stop it and start it with --ip=127.0.0.1",
+            )
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            with contextlib.suppress(OSError):
+                for address, listening in listeners(Path(table).read_text(encoding="ascii")):
+                    if listening == port:
+                        what = f"a program listens on {address}:{port}, not on localhost"
+                        return Fault("other-interface", what, "start Jupyter with --ip=127.0.0.1")
+        servers = running_servers()
+        if servers:
+            ports = ", ".join(str(server.port) for server in servers)
+            return Fault(
+                "wrong-port",
+                f"nothing listens on port {port}, but Jupyter runs on port {ports}",
+                f"paste the address of port {servers[0].port} into Colab; {self._list_command(servers[0])} shows it",
+            )
+        for receipt in current_environments():
+            reason = why_not_loadable(str(Path(receipt["prefix"]) / "bin" / "python"))
+            if reason:
+                return Fault("extension-not-loadable", f"Jupyter can't start in {receipt['prefix']}: {reason}")
+        what = f"nothing listens on {self.runtime.netloc} ({error.strerror or error})"
+        return Fault("nothing-listens", what, start_command())
+
+    @staticmethod
+    def _list_command(server: Server) -> str:
+        python = interpreter_of(server.pid)
+        return (
+            f"{shlex.quote(str(Path(python).parent / 'jupyter'))} notebook list"
+            if python
+            else "jupyter notebook list"
+        )
+
+    def find_jupyter(self) -> str:
+        """Ask for Jupyter's version, as anyone may; then as the page would, for the answer's headers."""
+        try:
+            answer = http_request(self.runtime, "GET", "/api", origin=None)
+            self.plain = http_request(self.runtime, "GET", "/api")  # 404 where the origin isn't allowed
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
+            what = f"the connection to {self.runtime.netloc} is closed at once, without an answer"
+            raise Fault("tunnel-dead-end", what) from error
+        except http.client.HTTPException as error:
+            raise Fault("not-jupyter", f"what answers at {self.runtime.netloc} doesn't speak HTTP") from error
+        except OSError as error:
+            what = f"{self.runtime.netloc} takes the connection and doesn't answer ({error})"
+            raise Fault("no-answer", what) from error
+        said = answer.json()
+        version = said.get("version") if isinstance(said, dict) else None
+        if answer.status == 403:
+            raise Fault("host-refused", f"the server refuses the name {self.runtime.netloc}")
+        if not isinstance(version, str):
+            name = answer.headers.get("server", "no name given")
+            raise Fault("not-jupyter", f"a web server that isn't Jupyter answers at {self.runtime.netloc} ({name})")
+        # Jupyter Server gives its own version, 1.x or 2.x; the notebook server of Notebook 6 is itself 6.x.
+        if int(version.partition(".")[0]) < 5:
+            raise Fault("notebook-7", f"this is Jupyter Server {version} (Notebook 7 or JupyterLab), not Notebook 6")
+        return f"Notebook {version}"
+
+    def log_in(self) -> str:
+        """Use the token as a script would, without an origin, and see that there is one at all."""
+        if self._kernelspecs("not the token " + os.urandom(8).hex()) == 200:
+            raise Fault("token-empty", "Jupyter runs without a token: anyone on this machine can run code in it")
+        status = self._kernelspecs(self.runtime.token)
+        if status == 200:
+            return ""
+        if status != 403:
+            raise Fault("server-error", f"the server answers {status} to the token")
+        if not self.runtime.token:
+            raise Fault("token-missing", "the address has no token", self._token_hint())
+        raise Fault("token-wrong", "the server refuses the token in the address", self._token_hint())
+
+    def _kernelspecs(self, token: str) -> int:
+        headers = {"Authorization": "token " + token} if token else {}
+        return http_request(self.runtime, "GET", "/api/kernelspecs", headers, origin=None).status
+
+    def _token_hint(self) -> str:
+        return f"{self._list_command(self.server)} shows the whole address" if self.python and self.server else ""
+
+    def cross_origin(self) -> str:
+        """Ask Colab's first question over the direct transport, with the browser's eyes on the answer."""
+        answer = open_transport(self.runtime, "direct").request("GET", "/api/colab/build-info")
+        headers = answer.headers
+        allowed = headers.get("access-control-allow-origin"), headers.get("access-control-allow-credentials")
+        if allowed == (ORIGIN, "true"):
+            return ""
+        raise self._origin_fault() or Fault("server-error", "the answer lacks the cross-origin headers")
+
+    def preflight(self) -> str:
+        """Ask what the browser asks before it lets the page start a kernel."""
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        answer = http_request(self.runtime, "OPTIONS", "/api/sessions", asked)
+        headers = answer.headers.get("access-control-allow-headers", "").lower()
+        if not 200 <= answer.status < 300 or "content-type" not in headers:
+            fault = Fault(
+                "server-error", f"the server refuses the browser's question before a POST ({answer.status})"
+            )
+            raise self._origin_fault() or fault
+        return ""
+
+    def _origin_fault(self) -> Optional[Fault]:
+        return origin_fault(self.plain) if self.plain else None
+
+    def open_websocket(self) -> str:
+        """Open the socket of jupyter_http_over_ws."""
+        try:
+            open_transport(self.runtime, "http_over_ws").close()
+        except Refused as refused:
+            if refused.status == 404:
+                raise self.no_extension() from refused
+            if refused.status == 403:
+                unknown = Fault("server-error", "the server refuses the WebSocket (403)")
+                raise self._origin_fault() or unknown from refused
+            raise Fault("server-error", f"the server refuses the WebSocket ({refused})") from refused
+        except (Closed, OSError) as error:
+            raise Fault("server-error", f"the WebSocket can't be opened: {error}") from error
+        return ""
+
+    def no_extension(self) -> Fault:
+        """Return why the server doesn't have jupyter_http_over_ws, as far as this machine can see."""
+        what = "the server doesn't have the extension jupyter_http_over_ws"
+        if not self.python:
+            return Fault("extension-missing", what)
+        reason = why_not_loadable(self.python)
+        if not reason:
+            return Fault("extension-missing", what + ": it is installed, and not enabled")
+        if "No module named 'jupyter_http_over_ws'" in reason:
+            return Fault("extension-missing", what + ": it is not installed")
+        return Fault("extension-not-loadable", f"{what}: it can't be loaded ({reason})")
+
+    def request_over_websocket(self) -> str:
+        """Pass one request through the socket; the server makes it to itself."""
+        transport = open_transport(self.runtime, "http_over_ws")
+        try:
+            answer = transport.request("GET", "/api/kernelspecs")
+        except (Closed, OSError) as error:
+            raise self.dropped(error) from error
+        finally:
+            transport.close()
+        if answer.status == 200:
+            return ""
+        # The extension's own words for "I could not make the request" carry no headers.
+        if answer.status == 500 and not {"server", "content-type"} & set(answer.headers):
+            raise Fault(
+                "port-mismatch",
+                f"the server can't reach itself: it dials port {self.runtime.port}, which is this side's port",
+            )
+        raise Fault("server-error", f"the server answers {answer.status} over the WebSocket, and 200 without it")
+
+    def dropped(self, error: Exception) -> Fault:
+        """Return why the server hung up on a request over the WebSocket."""
+        name = self.plain.headers.get("server", "") if self.plain else ""
+        match = re.match(r"TornadoServer/(\d+)\.(\d+)", name)
+        if match and (int(match.group(1)), int(match.group(2))) >= (6, 5):
+            tornado = name.replace("Server/", " ")
+            what = f"the server drops the WebSocket at the first request: {tornado} refuses the extension's cookie"
+            return Fault("tornado-cookie", what)
+        return Fault("server-error", f"the server drops the WebSocket at the first request ({error})")
+
+    def run_cell(self, transport_name: str) -> str:
+        """Start a kernel, run a cell, end the kernel."""
+        transport = None
+        try:
+            transport = open_transport(self.runtime, transport_name)
+            with Notebook(transport) as notebook:
+                printed = notebook.run(CELL)
+        except Failed as failed:
+            raise Fault("kernel-fails", f"the server can't {failed}") from failed
+        except (Closed, Refused, OSError) as error:
+            raise Fault("kernel-fails", f"the kernel's WebSocket fails: {error}") from error
+        finally:
+            if isinstance(transport, OverWebSocket):
+                transport.close()
+        if printed != CELL_PRINTS:
+            raise Fault("kernel-fails", f"the cell {CELL} printed {printed!r}")
+        return f"{CELL} printed {printed.strip()}"
+
+    def compare_environment(self) -> None:
+        """Warn when the server runs from another environment than the one in use on this machine."""
+        try:
+            said = open_transport(self.runtime, "direct").request("GET", "/api/colab/build-info").json()
+        except (OSError, http.client.HTTPException):
+            return  # the server has gone meanwhile; nothing to compare
+        said = said if isinstance(said, dict) else {}
+        ours = re.search(r'__version__ = "(.+)"', _extension_source())
+        version, prefix = said.get("colab_local_jupyter"), said.get("prefix")
+        if version and ours and version != ours.group(1):
+            what = f"the server's extension is {version}, this copy of colab-local has {ours.group(1)}"
+            self.warnings.append(Fault("other-environment", what))
+        here = [str(Path(receipt["prefix"]).resolve()) for receipt in current_environments()]
+        if self.python and here and prefix and str(Path(prefix).resolve()) not in here:
+            what = f"the server runs from {prefix}, not from {here[0]}"
+            hint = f"stop it (Ctrl-C) and start it with: {start_command()}"
+            self.warnings.append(Fault("other-environment", what, hint))
+
+
+def _extension_source() -> str:
+    path = REPOSITORY / "environments/jupyter/site-packages/colab_local_jupyter/__init__.py"
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8")
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Command line
+
+
+class UsageError(Exception):
+    """The command line doesn't say what to examine; the text says what to type."""
+
+
+def choose_runtime(args: argparse.Namespace) -> Runtime:
+    """Return what to examine: the given address, or the one server that runs here, with its token.
+
+    Raises UsageError, or Fault when no server runs.
+    """
+    url = sys.stdin.readline().strip() if args.url == "-" else args.url
+    if not url:
+        return only_server(args.timeout)
+    try:
+        runtime = parse_url(url, args.timeout)
+    except ValueError as error:
+        raise UsageError(f"{error}; example: http://localhost:8888/?token=...") from error
+    if runtime.token:
+        return runtime
+    return runtime._replace(token=find_token(runtime, args.token_file))
+
+
+def only_server(timeout: float) -> Runtime:
+    """Return the only server that runs on this machine for this user."""
+    servers = running_servers()
+    if not servers:
+        what = "no Jupyter of yours runs on this machine"
+        for receipt in current_environments():
+            reason = why_not_loadable(str(Path(receipt["prefix"]) / "bin" / "python"))
+            if reason:
+                raise Fault("extension-not-loadable", f"Jupyter can't start in {receipt['prefix']}: {reason}")
+        raise Fault("nothing-listens", what, start_command())
+    if len(servers) > 1:
+        each = ", ".join(f"http://localhost:{server.port}" for server in servers)
+        raise UsageError(f"several Jupyter servers run here ({each}); name one of them")
+    server = servers[0]
+    return Runtime("localhost", server.port, server.token, server.base_url, timeout)
+
+
+def find_token(runtime: Runtime, file: Optional[str]) -> str:
+    """Return the token for `runtime`: from `file` ("-" is standard input), the server's runtime file, or the user.
+
+    Empty if nobody knows one.
+    """
+    if file == "-":
+        return sys.stdin.readline().strip()
+    if file:
+        try:
+            return Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"can't read the token file {file}: {error}") from error
+    for server in running_servers():
+        if server.port == runtime.port and server.token:
+            return server.token
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return getpass.getpass("Token of the server (not shown; empty for none): ").strip()
+    return ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    intro, _, rest = (__doc__ or "").partition("\n")
+    made = argparse.ArgumentParser(
+        prog="doctor.py", description=intro, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("url", nargs="?", metavar="URL", help="the address as pasted into Colab; - reads it from stdin")
+    made.add_argument("--token-file", metavar="FILE", help="read the token from FILE; - is standard input")
+    made.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="for each answer; default 30")
+    made.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    made.add_argument(
+        "--table", action="store_true", help="print all symptoms and cures as a Markdown table, and end"
+    )
+    return made
+
+
+def shown(step: Step) -> str:
+    """Return the line that tells the user about `step`."""
+    mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "-   "}[step.status]
+    where = f"[{step.transport}] " if step.transport else ""
+    return masked(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}")
+
+
+def as_json(runtime: Optional[Runtime], steps: List[Step], faults: List[Fault], warnings: List[Fault]) -> str:
+    """Return the result as a JSON document."""
+
+    def fault(one: Fault) -> Dict[str, str]:
+        return {"code": one.code, "what": masked(one.what), "hint": masked(one.hint)}
+
+    return json.dumps(
+        {
+            "schema": 1,
+            "address": f"http://{runtime.netloc}{runtime.path}" if runtime else None,
+            "ok": not faults,
+            "steps": [
+                {"transport": s.transport, "title": s.title, "status": s.status, "detail": masked(s.detail)}
+                for s in steps
+            ],
+            "faults": [fault(one) for one in faults],
+            "warnings": [fault(one) for one in warnings],
+        },
+        indent=2,
+    )
+
+
+def tell(faults: List[Fault], warnings: List[Fault]) -> None:
+    """Print what was found: warnings, then each fault once, the first failed step's first, or the browser's part."""
+    for warning in warnings:
+        print(masked(f"warning: {warning.what} [{warning.code}]\nhint: {warning.hint}"), file=sys.stderr)
+    for fault in faults:
+        print(masked(f"error: {fault.what} [{fault.code}]\nhint: {fault.hint}"), file=sys.stderr)
+    if not faults:
+        print("\nThis side is fine: Colab can use this runtime on both of its transports.\n" + BROWSER_ADVICE)
+
+
+def examine(args: argparse.Namespace) -> int:
+    """Examine what `args` names, print the result and return the exit code."""
+
+    def show(step: Step) -> None:
+        if not args.json:
+            print(shown(step), flush=True)
+
+    runtime: Optional[Runtime] = None
+    steps: List[Step] = []
+    warnings: List[Fault] = []
+    try:
+        runtime = choose_runtime(args)
+        if not args.json:
+            print(f"Examining http://{runtime.netloc}{runtime.path}", flush=True)
+        examination = Examination(runtime, show)
+        examination.run()
+        steps, faults, warnings = examination.steps, examination.faults, examination.warnings
+    except Fault as fault:
+        faults = [fault]
+    if args.json:
+        print(as_json(runtime, steps, faults, warnings))
+    else:
+        tell(faults, warnings)
+    return bootstrap.EXIT_FAILED if faults else bootstrap.EXIT_OK
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line `argv`; return the exit code."""
+    args = parser().parse_args(argv)
+    if args.table:
+        print(markdown_table())
+        return bootstrap.EXIT_OK
+    try:
+        return examine(args)
+    except UsageError as error:
+        print(masked(f"error: {error}\nhint: python3 scripts/doctor.py --help"), file=sys.stderr)
+        return bootstrap.EXIT_USAGE
+    except KeyboardInterrupt:
+        return bootstrap.EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
