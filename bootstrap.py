@@ -1097,12 +1097,18 @@ class Installation:
             steps.append(Step("engine", "Install {}".format(self.engine), str(where), self.install_engine))
         return steps
 
+    def engine_paths(self):
+        # type: () -> Tuple[Path, Path, Path]
+        """Return where the engine goes, the mark that it is whole there, and the mark that its installation began."""
+        if self.engine == "pixi":
+            return self.home / "bin" / "pixi", self.home / "bin" / ".pixi.json", self.home / "run" / "pixi.begun"
+        return self.home / "conda", self.home / "conda" / ".colab-local.json", self.home / "run" / "conda.begun"
+
     def engine_is_there(self):
         # type: () -> bool
         """Return whether the pinned conda or pixi is in the home already, whole."""
-        marker = self.home / ("bin/.pixi.json" if self.engine == "pixi" else "conda/.colab-local.json")
         with contextlib.suppress(OSError, ValueError):
-            return bool(json.loads(marker.read_text()).get("sha256") == self.installer()[2])
+            return bool(json.loads(self.engine_paths()[1].read_text()).get("sha256") == self.installer()[2])
         return False
 
     def download_files(self):
@@ -1120,30 +1126,44 @@ class Installation:
 
     def install_engine(self):
         # type: () -> None
-        """Install conda or pixi from the checked installer into our own folder."""
+        """Install conda or pixi from the checked installer into our own folder; nothing of it stays if that fails."""
         url, path, digest = self.installer()
+        where, whole, begun = self.engine_paths()
         marker = json.dumps({"url": url, "sha256": digest}) + "\n"
-        if self.engine == "pixi":
-            import tarfile
+        write_atomically(begun, marker)  # what is there half-made after a power cut is ours to remove
+        with contextlib.suppress(FileNotFoundError):
+            whole.unlink()
+        remove_tree(where)
+        try:
+            if self.engine == "pixi":
+                self.unpack_pixi(path, where)
+            else:
+                # -b: no questions, and no change to shell files; it registers nothing outside its prefix
+                run(["bash", path, "-b", "-p", where], env=child_environment(CONDA_REGISTER_ENVS="false"), live=True)
+                if not (where / "bin" / "conda").exists():
+                    raise Failure("the {} installer left no conda in {}".format(self.engine, where))
+        except BaseException:
+            remove_tree(where)
+            begun.unlink()
+            raise
+        write_atomically(whole, marker)
+        begun.unlink()
 
-            with tarfile.open(str(path)) as archive:
-                stream = archive.extractfile("pixi")
-                if stream is None:
-                    raise Failure("{} holds no pixi".format(path), code=EXIT_INTEGRITY)
-                (self.home / "bin").mkdir(parents=True, exist_ok=True)
-                temporary = self.home / "bin" / ".pixi.new"
-                temporary.write_bytes(stream.read())
-            temporary.chmod(0o755)
-            os.replace(str(temporary), str(self.home / "bin" / "pixi"))
-            write_atomically(self.home / "bin" / ".pixi.json", marker)
-            return
-        conda = self.home / "conda"
-        remove_tree(conda)  # no marker in it: an earlier run was cut short
-        # -b: no questions, and no change to shell files; it registers nothing outside its prefix
-        run(["bash", path, "-b", "-p", conda], env=child_environment(CONDA_REGISTER_ENVS="false"), live=True)
-        if not (conda / "bin" / "conda").exists():
-            raise Failure("the {} installer left no conda in {}".format(self.engine, conda))
-        write_atomically(conda / ".colab-local.json", marker)
+    def unpack_pixi(self, archive, target):
+        # type: (Path, Path) -> None
+        """Take the one program out of pixi's release archive."""
+        import tarfile
+
+        with tarfile.open(str(archive)) as members:
+            try:
+                stream = members.extractfile("pixi")
+            except KeyError:
+                stream = None
+            if stream is None:
+                raise Failure("{} holds no pixi".format(archive), code=EXIT_INTEGRITY)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(stream.read())
+        target.chmod(0o755)
 
     def create_with_miniforge(self):
         # type: () -> None
@@ -1688,6 +1708,14 @@ def preflight(installation):
     args, lock = installation.args, installation.lock
     entry = installation.index["environments"][lock.env]["platforms"][lock.platform]
     check_home(installation.home)
+    if installation.engine in ("miniforge", "anaconda", "pixi") and not installation.is_made():
+        where, whole, begun = installation.engine_paths()
+        if where.exists() and not whole.exists() and not begun.exists():
+            raise Failure(
+                "{} is there and was not made by this program: it is left alone".format(where),
+                "python3 bootstrap.py --prefix {}".format(shlex.quote(str(installation.home / "colab-local"))),
+                EXIT_USAGE,
+            )
     if lock.accelerator == "gpu" and not args.no_gpu_check:
         gpus = query_gpus()
         refusal = gpu_refusal(gpus, entry.get("requires", {}))

@@ -45,6 +45,12 @@ def cuda_libraries_found(tensorflow: Any) -> bool:
 
 def compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
     """Import what is locked, run a function that XLA compiles and one step of Keras; return what was seen."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(KERAS_HOME=folder, MPLCONFIGDIR=folder)  # nothing is written outside the environment
+        return _compute(names, expect_gpu)
+
+
+def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
     for name, module in WARM.items():
         if name in names:
             importlib.import_module(module)
