@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colab_client import TRANSPORTS, Refused, connect
-from conftest import Installed
-from hosts import Lab, Machine, needs_root, wait_for
+from tests.colab_client import TRANSPORTS, Refused, connect
+from tests.conftest import Installed
+from tests.hosts import Lab, Machine, needs_root, wait_for
 
 pytestmark = needs_root
 
