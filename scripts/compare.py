@@ -1,0 +1,159 @@
+"""Say whether two machines have the same environment, and if not, which packages differ.
+
+    python3 scripts/compare.py here.json there.json
+    python3 scripts/compare.py "colab-local gpu linux-64 sha256:..." "colab-local gpu linux-64 sha256:..."
+    ssh gpu-box python3 colab-local/bootstrap.py --verify --json | python3 scripts/compare.py here.json -
+
+The files are what `python3 bootstrap.py --verify --json` prints: with two of them the difference is explained
+package by package. From fingerprint lines alone it can be said only whether they agree, and whether environment
+or platform are others. What a fingerprint covers: the top of scripts/verify.py.
+
+Exit codes: 0 the same, 2 wrong usage, 7 different. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import bootstrap
+
+LINE = re.compile(r"colab-local (\S+) (\S+) sha256:([0-9a-f]{64})")
+LAYERS = {
+    "conda": "conda package",
+    "python": "Python package",
+    "jupyter": "extension and settings",
+    "machine": "this machine's own",
+}
+
+
+class Side(NamedTuple):
+    """What is known of one machine. title: where it was read; document: what --verify --json printed, or {}."""
+
+    title: str
+    line: str
+    document: Dict[str, Any]
+
+
+def read(argument: str) -> Side:
+    """Return one side: a fingerprint line, a file with one or with --verify --json's document, - for stdin.
+
+    Raises:
+        bootstrap.Failure: it is none of these.
+    """
+    if LINE.search(argument):
+        return Side("given", LINE.search(argument).group(), {})  # type: ignore[union-attr]
+    hint = "python3 bootstrap.py --verify --json > here.json"
+    try:
+        text = sys.stdin.read() if argument == "-" else Path(argument).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "not a text"
+        raise bootstrap.Failure(f"can't read {argument} ({reason})", hint, bootstrap.EXIT_USAGE) from problem
+    found = LINE.search(text)
+    try:
+        document = json.loads(text)
+        if LINE.fullmatch(document["fingerprint"]) and isinstance(document["packages"], list):
+            return Side(argument, document["fingerprint"], document)
+    except (ValueError, KeyError, TypeError):
+        pass
+    if not found:
+        raise bootstrap.Failure(f"{argument} holds no fingerprint", hint, bootstrap.EXIT_USAGE)
+    return Side(argument, found.group(), {})
+
+
+def compare(one: Side, two: Side) -> List[str]:
+    """Return what differs, a line each; empty when the fingerprints are the same."""
+    if one.line == two.line:
+        return []
+    first, second = (LINE.fullmatch(side.line) for side in (one, two))
+    assert first and second
+    names = ("environment", "platform")
+    lines = [f"{name}: {a} / {b}" for name, a, b in zip(names, first.groups(), second.groups()) if a != b]  # noqa: B905
+    if not (one.document and two.document):
+        return lines or ["the content is not the same; what differs is in --verify --json of both"]
+    return lines + explain(one.document, two.document)
+
+
+def explain(one: Dict[str, Any], two: Dict[str, Any]) -> List[str]:
+    """Return what differs between two documents of --verify --json, package by package."""
+    lines = []
+    if one["layer"] != two["layer"]:
+        lines.append(f"layer below the Python packages: {one['layer']} / {two['layer']}")
+    files = sorted({*one["lock"], *two["lock"]})
+    others = [name for name in files if one["lock"].get(name) != two["lock"].get(name)]
+    if others:
+        lines.append(f"made from different lock files: {', '.join(others)}")
+    first, second = packages(one), packages(two)
+    for key in sorted({*first, *second}):
+        lines += explain_package(key, first.get(key), second.get(key), (one, two))
+    for word, document in (("first", one), ("second", two)):
+        for entry in document["differences"]:
+            if not entry["package"] or entry["kind"] == "disabled":
+                what = f"{entry['package']} {entry['path']}".strip()
+                lines.append(f"only in the {word}: {entry['kind']} {what}")
+    return lines
+
+
+def packages(document: Dict[str, Any]) -> Dict[Tuple[str, str], Dict[str, Any]]:
+    """Return {(layer, name): package} of a document."""
+    return {(entry["layer"], entry["name"]): entry for entry in document["packages"]}
+
+
+def explain_package(
+    key: Tuple[str, str], one: Any, two: Any, documents: Tuple[Dict[str, Any], Dict[str, Any]]
+) -> List[str]:
+    """Return the lines about one package. key: its layer and name; one, two: it on either side, or None."""
+    title = f"{LAYERS.get(key[0], key[0])} {key[1]}"
+    if one is None or two is None:
+        word, entry = ("second", two) if one is None else ("first", one)
+        return [f"{title}: only in the {word} ({spelled(entry)})"]
+    if spelled(one) != spelled(two):
+        return [f"{title}: {spelled(one)} / {spelled(two)}"]
+    if one["sha256"] == two["sha256"]:
+        return []
+    lines = [f"{title} {spelled(one)}: the files differ ({one['files']} / {two['files']} files)"]
+    for word, document in zip(("first", "second"), documents):  # noqa: B905 - Python 3.8
+        names = {f"{one['name']} {one['version']}".strip(), one["name"]}
+        touched = [entry for entry in document["differences"] if entry["package"] in names]
+        lines += [f"  {entry['kind']} in the {word}: {entry['path']}" for entry in touched]
+    return lines
+
+
+def spelled(entry: Dict[str, Any]) -> str:
+    """Return a package's version and build as one text."""
+    return " ".join(part for part in (entry["version"], entry["build"]) if part)
+
+
+def main() -> int:
+    """Read the command line, compare, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("first", help="a fingerprint line, a file, or -")
+    parser.add_argument("second", help="the same of the other machine")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    args = parser.parse_args()
+    try:
+        one, two = read(args.first), read(args.second)
+    except bootstrap.Failure as problem:
+        return bootstrap.fail(problem)
+    lines = compare(one, two)
+    if args.json:
+        document = {"same": not lines, "first": one.line, "second": two.line, "differences": lines}
+        print(json.dumps(document, indent=1))
+    elif lines:
+        print("\n".join(lines))
+        print(f"different: {len(lines)} line{'s' if len(lines) > 1 else ''} above")
+    else:
+        print(f"the same: {one.line}")
+    return bootstrap.EXIT_DIFFERS if lines else bootstrap.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
