@@ -59,6 +59,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import (  # noqa: F401 - in type comments
@@ -525,49 +526,108 @@ def child_environment(**extra):
     return kept
 
 
-def run(argv, env=None, input=None, timeout=None, cwd=None, live=False):
-    # type: (Sequence[Any], Optional[Dict[str, str]], Optional[str], Optional[float], Optional[Any], bool) -> str
+class Waiting:
+    """Show on a terminal that a step is alive: its title, the seconds gone, the newest line of a program's output.
+
+    Off a terminal the title alone is printed, once. A Progress bar that is drawn meanwhile has the line.
+    """
+
+    output = None  # type: Optional[Any]  # the file that the running program's stderr goes to
+    bars = 0  # drawn at this moment
+
+    def __init__(self, title):
+        # type: (str) -> None
+        import threading
+
+        self.title, self.started, self.ended = title, time.monotonic(), threading.Event()
+        self.thread = threading.Thread(target=self._draw, daemon=True)
+
+    def __enter__(self):
+        # type: () -> Waiting
+        if sys.stderr.isatty() and not json_mode:
+            self.thread.start()
+        else:
+            report(self.title)
+        return self
+
+    def _draw(self):
+        # type: () -> None
+        while not self.ended.wait(0.3):
+            if not Waiting.bars:
+                seconds = time.monotonic() - self.started
+                self._line("{}  {:.0f} s  {}".format(self.title, seconds, self._newest()))
+
+    def _newest(self):
+        # type: () -> str
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            descriptor = Waiting.output.fileno()  # type: ignore[union-attr]
+            size = os.fstat(descriptor).st_size
+            lines = os.pread(descriptor, 2000, max(0, size - 2000)).decode("utf-8", "replace").strip().splitlines()
+            return mask(lines[-1].strip()) if lines else ""
+        return ""
+
+    def _line(self, text):
+        # type: (str) -> None
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write("\r" + text[:width].ljust(width))
+        sys.stderr.flush()
+
+    def __exit__(self, kind, problem, trace):
+        # type: (Any, Any, Any) -> None
+        self.ended.set()
+        if self.thread.is_alive():
+            self.thread.join()
+            self._line("")
+            sys.stderr.write("\r")
+            report("{}  {:.0f} s".format(self.title, time.monotonic() - self.started))
+
+
+def run(argv, env=None, input=None, timeout=None, cwd=None):
+    # type: (Sequence[Any], Optional[Dict[str, str]], Optional[str], Optional[float], Optional[Any]) -> str
     """Run a program to its end and return its standard output.
 
     env: its environment, default child_environment(); input: text for its stdin, default none at all;
-    timeout: seconds; live: on a terminal, let its progress through. Raise Failure with the line of its output
-    that tells most when it fails; the log has all of it.
+    timeout: seconds. Raise Failure with the line of its output that tells most when it fails; the log has all of it.
     """
     argv = [str(arg) for arg in argv]
     shown = mask(" ".join(shlex.quote(arg) for arg in argv))
     log("$ " + shown)
     if verbose:
         report("$ " + shown)
-    to_screen = live and sys.stderr.isatty() and not json_mode
-    try:
-        child = subprocess.Popen(
-            argv,
-            env=child_environment() if env is None else env,
-            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if to_screen else subprocess.PIPE,
-            cwd=None if cwd is None else str(cwd),
-            text=True,
-            errors="replace",
-        )
-    except OSError as problem:
-        raise Failure("can't run {} ({})".format(argv[0], problem.strerror))
-    try:
-        out, err = child.communicate(input, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
-        raise Failure("{} did not end within {:.0f} s".format(Path(argv[0]).name, timeout or 0))
-    except BaseException:  # Ctrl-C: the child goes first, so that nothing writes while we clean up
-        with contextlib.suppress(ProcessLookupError):
-            child.terminate()
-        child.wait()
-        raise
-    log((out or "") + (err or ""))
+    with tempfile.TemporaryFile() as errors:
+        try:
+            child = subprocess.Popen(
+                argv,
+                env=child_environment() if env is None else env,
+                stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=None if cwd is None else str(cwd),
+                text=True,
+                errors="replace",
+            )
+        except OSError as problem:
+            raise Failure("can't run {} ({})".format(argv[0], problem.strerror))
+        Waiting.output = errors
+        try:
+            out, _ = child.communicate(input, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+            raise Failure("{} did not end within {:.0f} s".format(Path(argv[0]).name, timeout or 0))
+        except BaseException:  # Ctrl-C: the child goes first, so that nothing writes while we clean up
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
+            child.wait()
+            raise
+        finally:
+            Waiting.output = None
+        errors.seek(0)
+        err = errors.read().decode("utf-8", "replace")
+    log(out + err)
     if child.returncode:
-        said = telling_line(out or "", err or "", child.returncode)
-        raise Failure(mask("{} failed: {}".format(Path(argv[0]).name, said)))
-    return out or ""
+        raise Failure(mask("{} failed: {}".format(Path(argv[0]).name, telling_line(out, err, child.returncode))))
+    return out
 
 
 @contextlib.contextmanager
@@ -608,6 +668,7 @@ class Progress:
             report("{}{}".format(title, " ({})".format(megabytes(total)) if total else ""))
             return
         self.drawn = -1.0
+        Waiting.bars += 1
         with contextlib.suppress(ImportError):
             from tqdm import tqdm
 
@@ -633,6 +694,8 @@ class Progress:
     def close(self):
         # type: () -> None
         """Finish the line."""
+        if self.drawn:
+            Waiting.bars -= 1
         if self.bar is not None:
             self.bar.close()
         elif self.drawn:
@@ -1139,7 +1202,7 @@ class Installation:
                 self.unpack_pixi(path, where)
             else:
                 # -b: no questions, and no change to shell files; it registers nothing outside its prefix
-                run(["bash", path, "-b", "-p", where], env=child_environment(CONDA_REGISTER_ENVS="false"), live=True)
+                run(["bash", path, "-b", "-p", where], env=child_environment(CONDA_REGISTER_ENVS="false"))
                 if not (where / "bin" / "conda").exists():
                     raise Failure("the {} installer left no conda in {}".format(self.engine, where))
         except BaseException:
@@ -1191,7 +1254,7 @@ class Installation:
             CONDA_ENVS_DIRS=str(self.home / "envs"),
             MAMBA_ROOT_PREFIX=str(self.home / "cache" / "mamba"),
         )
-        run([program, "create", "--yes", "--prefix", self.prefix, "--file", explicit], env=env, live=True)
+        run([program, "create", "--yes", "--prefix", self.prefix, "--file", explicit], env=env)
 
     def create_with_pixi(self):
         # type: () -> None
@@ -1208,7 +1271,6 @@ class Installation:
         run(
             [program, "install", "--frozen", "--manifest-path", manifest, "-e", self.lock.env],
             env=env,
-            live=True,
         )
 
     def get_uv(self):
@@ -1227,7 +1289,8 @@ class Installation:
         try:
             if _succeeds([python, "-m", "pip", "--version"]):
                 flags = ["--quiet", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
-                run([python, "-m", "pip", "install"] + flags + hashed + offline)
+                env = child_environment(PIP_ROOT_USER_ACTION="ignore")
+                run([python, "-m", "pip", "install"] + flags + hashed + offline, env=env)
             elif shutil.which("uv"):
                 run(
                     ["uv", "pip", "install", "--quiet", "--python", python] + hashed + offline,
@@ -1251,7 +1314,7 @@ class Installation:
     def uv_environment(self):
         # type: () -> Dict[str, str]
         """Return uv's environment: the user's own, and pip's index where only pip has been told of one."""
-        env = child_environment(UV_NO_PROGRESS="" if sys.stderr.isatty() else "1", UV_PYTHON_DOWNLOADS="never")
+        env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never")
         config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         told = any(name in env for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"))
         if not told and not (config / "uv" / "uv.toml").exists() and not Path("/etc/uv/uv.toml").exists():
@@ -1281,7 +1344,7 @@ class Installation:
                 argv += ["-r", requirements / name]
         if self.wheels:
             argv += ["--no-index", "--find-links", self.wheels]
-        run(argv, env=self.uv_environment(), live=True)
+        run(argv, env=self.uv_environment())
 
     def lock_texts(self):
         # type: () -> Dict[str, str]
@@ -1395,9 +1458,9 @@ class Installation:
             remove_tree(self.receipts)
         try:
             for number, step in enumerate(steps, 1):
-                report("[{}/{}] {}".format(number, len(steps), step.title))
                 started = time.monotonic()
-                step.apply()
+                with Waiting("[{}/{}] {}".format(number, len(steps), step.title)):
+                    step.apply()
                 self.seconds[step.name] = time.monotonic() - started
         except BaseException:
             if not self.is_made():

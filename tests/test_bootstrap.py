@@ -465,3 +465,43 @@ def test_a_python_without_pip_is_told_which_package_to_install(monkeypatch: pyte
     with pytest.raises(bootstrap.Failure) as caught:
         bootstrap.check_host_python(sys.executable)
     assert caught.value.hint == "sudo apt-get install python{}.{}-venv".format(*sys.version_info[:2])
+
+
+def on_a_terminal(code: str) -> str:
+    """Run Python code that may `import bootstrap` on a pseudo-terminal; return what the terminal got."""
+    import pty
+
+    argv = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r}); import bootstrap\n{code}"]
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # Linux: the other side has been closed
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(ours)
+    assert child.wait(60) == 0, seen.decode()
+    return seen.decode()
+
+
+def test_on_a_terminal_a_long_step_shows_time_and_the_programs_newest_line() -> None:
+    seen = on_a_terminal(
+        "with bootstrap.Waiting('[1/1] Long work'):\n    bootstrap.run(['sh', '-c', 'echo half way >&2; sleep 1.2'])"
+    )
+    assert "[1/1] Long work  1 s  half way" in seen
+    assert (
+        seen.replace("\r", "\n").split("\n")[-2].strip() == "[1/1] Long work  1 s"
+        or "[1/1] Long work  1 s\r\n" in seen
+    )
+
+
+def test_on_a_terminal_a_download_draws_a_bar(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 5_000_000)
+    url = (tmp_path / "file").as_uri()
+    code = f"sys.modules['tqdm'] = None\nbootstrap.download({url!r}, {str(tmp_path / 'copy')!r}, size=5_000_000)"
+    assert "Downloading copy:" in on_a_terminal(code) and (tmp_path / "copy").stat().st_size == 5_000_000
