@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.browsers import BROWSERS, ORIGIN, PROGRAMS, Browser, Chromium, Firefox, colab_page, missing, poll, tap
-from tests.conftest import Installed, clean_environment, free_port
+from tests.conftest import REPO, Installed, clean_environment, free_port
 from tests.hosts import Lab, needs_root
 
 TRANSPORTS = ["http_over_ws", "direct"]
@@ -285,23 +286,38 @@ def test_the_browser_holds_the_server_to_cors(browser: Browser, no_credentials: 
     assert_ran(run_cell(browser, no_credentials, "http_over_ws"))
 
 
-# --- the prompt ---------------------------------------------------------------------------------------------
+# --- the browser's question, and what we tell its user ------------------------------------------------------
+
+# What each browser calls things, as the doctor and the README have to call them.
+WORDS = {
+    "chromium": ("access other apps and services on this device", "Allow", "Apps on device"),
+    "firefox": ("access other apps and services on this device", "Allow", "Access this device", "Blocked"),
+}
+
+
+def test_chromium_words(chromium: Chromium) -> None:
+    """Headless Chromium shows no prompt; its words are looked up where it has them."""
+    texts = chromium.words()
+    question, *others = WORDS["chromium"]
+    for text in (question[0].upper() + question[1:], *others):
+        assert text.encode() in texts, text
 
 
 def test_firefox_prompt(firefox: Firefox, straight: Server) -> None:
-    """A user who clicks Block, reloads the page and then clicks Allow; the words are those that the README gives."""
+    """A user who clicks Block, sees why it fails, reloads the page and then clicks Allow."""
+    question, allow, setting, blocked = WORDS["firefox"]
     firefox.permit("prompt")
     firefox.open(f"{ORIGIN}/")
     start(firefox, straight, "direct")
     assert poll(firefox.prompt, "Firefox did not ask") == {
-        "text": "colab.research.google.com wants to access other apps and services on this device.",
-        "allow": "Allow",
+        "text": f"colab.research.google.com wants to {question}.",
+        "allow": allow,
         "block": "Block",
         "remember": "Remember my choice for this site",
     }
     firefox.click("block")
     assert_refused(firefox, outcome(firefox), "direct")
-    assert firefox.icons() == ["Access this device: Blocked Temporarily"]
+    assert firefox.icons() == [f"{setting}: {blocked} Temporarily"]
 
     firefox.reload()
     start(firefox, straight, "direct")
@@ -310,8 +326,25 @@ def test_firefox_prompt(firefox: Firefox, straight: Server) -> None:
     assert_ran(outcome(firefox))
 
 
-def test_chromium_words(chromium: Chromium) -> None:
-    """Headless Chromium shows no prompt; its words, as the README gives them, are looked up where it has them."""
-    words = chromium.words()
-    for text in ("Access other apps and services on this device", "Apps on device", "Reset permission"):
-        assert text.encode() in words, text
+def test_the_doctor_knows_that_the_browser_is_left(browser: Browser, straight: Server, tmp_path: Path) -> None:
+    """While the page fails for want of permission, the doctor finds this side sound and says what to click."""
+    browser.permit("denied")
+    assert_refused(browser, run_cell(browser, straight, "direct"), "direct")
+    doctor = subprocess.run(
+        [sys.executable, str(REPO / "scripts" / "doctor.py"), "-"],  # the address on stdin, for its token's sake
+        input=straight.url,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=clean_environment(tmp_path),
+    )
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+    for text in WORDS[browser.name]:
+        assert text in doctor.stdout
+
+
+def test_readme_tells_what_to_click() -> None:
+    text = (REPO / "README.md").read_text()
+    for words in WORDS.values():
+        for word in words:
+            assert word.lower() in text.lower(), word
