@@ -38,8 +38,7 @@ def command(args: Any) -> int:
     if getattr(args, "uninstall", False):
         return _remove(home, who, args.desktop, args.dry_run)
     given = secret.read(getattr(args, "vnc_password_file", None))
-    with contextlib.nullcontext() if args.dry_run else _locked(home, who):
-        return _set_up(args, Receipt(home, who, args.desktop), given)
+    return _set_up(args, home, who, given)
 
 
 def uninstall(home: Any, dry_run: bool = False) -> int:
@@ -138,9 +137,11 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
     )
 
 
-def _set_up(args: Any, receipt: Receipt, given: Optional[str]) -> int:
+def _set_up(args: Any, home: Path, who: Person, given: Optional[str]) -> int:
     """Plan, show, apply, look; the steps that are shown are the ones that are carried out."""
-    kind = (_virtual if args.desktop == "virtual" else _mirror)(args, receipt, given)
+    prepare = _virtual if args.desktop == "virtual" else _mirror
+    receipt = Receipt(home, who, args.desktop)
+    kind = prepare(args, receipt, given)
     todo = plan.pending(kind.steps)
     titles = [step.title for step in todo]
     if todo:
@@ -153,12 +154,26 @@ def _set_up(args: Any, receipt: Receipt, given: Optional[str]) -> int:
     install = kind.steps[0]
     if isinstance(install, packages.Install) and not getattr(args, "install_packages", False):
         install.demand()
+    # Nothing to do takes no lock, so that it changes nothing at all.
+    with _locked(home, who) if todo else contextlib.nullcontext():
+        done = _carry_out(kind, receipt) if todo else []
+        seen = _look(args, kind, bool(done))
+    for line in kind.after(done):
+        bootstrap.say(line)
+    return _finish(args, kind, titles, changed=bool(done), seen=seen)
+
+
+def _carry_out(kind: _Kind, receipt: Receipt) -> List[str]:
+    done = plan.carry_out(kind.steps)
+    receipt.note(**kind.facts)
+    bootstrap.report("looking at what runs now ...")
+    return done
+
+
+def _look(args: Any, kind: _Kind, started: bool) -> List[str]:
+    """Check what runs; stop and disable it if it is not what was meant."""
     try:
-        done = plan.carry_out(kind.steps)
-        if done:
-            receipt.note(**kind.facts)
-            bootstrap.report("looking at what runs now ...")
-        seen = kind.check(bool(done))
+        return kind.check(started)
     except look.Problem as problem:
         lines = kind.tail()
         kind.disable()
@@ -172,9 +187,6 @@ def _set_up(args: Any, receipt: Receipt, given: Optional[str]) -> int:
         # Half-started means unchecked, and unchecked must not stay up.
         kind.disable()
         raise
-    for line in kind.after(done):
-        bootstrap.say(line)
-    return _finish(args, kind, titles, changed=bool(done), seen=seen)
 
 
 def _finish(args: Any, kind: _Kind, titles: List[str], changed: bool, seen: List[str]) -> int:

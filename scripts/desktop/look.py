@@ -81,16 +81,10 @@ def password_wanted(port: int, wrong: bool = True) -> List[str]:
     Raises:
         Problem: a stranger gets in, or an ordinary VNC client cannot.
     """
-    said = []
     try:
-        old = _offer(port, rfb.RFB_33)
-        if old.types != [rfb.VNC_AUTH]:
-            raise Problem(f"an RFB 3.3 client such as macOS Screen Sharing gets security type {old.types}, not 2")
-        said.append("RFB 3.3 clients (macOS Screen Sharing) are asked for the password")
-        if wrong:
+        offer, inside = _offer(port), False
+        if wrong and rfb.VNC_AUTH in offer.types:
             offer, inside = rfb.wrong_login("127.0.0.1", port)
-        else:
-            offer, inside = _offer(port), False
     except (OSError, EOFError, rfb.Refused) as fault:
         raise Problem(f"the server on port {port} does not speak VNC with us: {fault}") from None
     if rfb.NONE in offer.types:
@@ -99,10 +93,16 @@ def password_wanted(port: int, wrong: bool = True) -> List[str]:
         raise Problem(f"it offers no VNC password log-in (security types {offer.types})")
     if inside:
         raise Problem("it accepted a wrong password")
-    said.append("password log-in is offered, log-in without one is not")
+    try:
+        old = rfb.offer("127.0.0.1", port, rfb.RFB_33)
+    except (OSError, EOFError, rfb.Refused) as fault:
+        raise Problem(f"an RFB 3.3 client such as macOS Screen Sharing cannot log in: {fault}") from None
+    if old.types != [rfb.VNC_AUTH]:
+        raise Problem(f"an RFB 3.3 client such as macOS Screen Sharing gets security type {old.types}, not 2")
+    said = ["password log-in is offered, log-in without one is not"]
     if wrong:
         said.append("a wrong password was refused")
-    return said
+    return [*said, "RFB 3.3 clients (macOS Screen Sharing) are asked for the password, too"]
 
 
 def refused_from_outside(port: int, timeout: float = 2.0) -> None:

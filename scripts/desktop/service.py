@@ -196,14 +196,6 @@ def stop(person: Person, display: int, with_systemd: bool) -> None:
             time.sleep(0.1)
         rest = [p.pid for p in proc.processes(person.uid) if p.session == running.session == running.pid]
         _end(rest, signal.SIGKILL)
-        _end(_agents(person, display), signal.SIGTERM)
-
-
-def _agents(person: Person, display: int) -> List[int]:
-    """Return the key agents that Xfce started for a display: they detach themselves and outlive it."""
-    mine = {"VNCDESKTOP": f":{display}", "XAUTHORITY": str(person.home / ".vnc" / f"Xauthority-{display}")}
-    agents = [p.pid for p in proc.processes(person.uid) if p.name in ("ssh-agent", "gpg-agent")]
-    return [pid for pid in agents if mine.items() <= proc.environment_of(pid).items()]
 
 
 def _same(person: Person, pid: int, session_id: int) -> bool:
@@ -232,7 +224,7 @@ def complaint(person: Person, display: int, program: str) -> Optional[str]:
     return None if program in names else f"no {program} is running"
 
 
-def log_tail(person: Person, display: int, lines: int = 20) -> List[str]:
+def log_tail(person: Person, display: int, lines: int = 30) -> List[str]:
     """Return the last lines of a session's log."""
     with person.hat():
         found = files.look(person, person.home / ".vnc" / f"session-{display}.log")

@@ -280,7 +280,13 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
     program = PROGRAMS[wished.session]
     if started:
         running = service.session(person, wished.display)
-        look.stays_up(lambda: service.complaint(person, wished.display, program))
+
+        def wrong() -> Optional[str]:
+            if dead():  # without systemd nobody starts it again: no use waiting
+                raise look.Problem(dead() or "")
+            return service.complaint(person, wished.display, program)
+
+        look.stays_up(wrong)
         look.private([wished.port])
         look.x_over_tcp(wished.display)
         again = service.session(person, wished.display)

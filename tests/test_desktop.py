@@ -1,0 +1,387 @@
+"""Decisions of the remote desktop that need no server: passwords, files, refusals, texts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import socket
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import bootstrap
+from scripts import desktop
+from scripts.desktop import files, look, mirror, packages, plan, proc, rdp, rfb, secret, service, virtual
+from scripts.desktop.person import Person
+
+
+def me(home: Path) -> Person:
+    """The user who runs the tests, at home in a temporary folder."""
+    entry = pwd.getpwuid(os.getuid())
+    return Person(entry.pw_name, entry.pw_uid, entry.pw_gid, (entry.pw_gid,), home.resolve(), "/bin/sh", False)
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    home = tmp_path / "a home"
+    home.mkdir()
+    return me(home)
+
+
+@pytest.fixture
+def receipt(person: Person) -> plan.Receipt:
+    return plan.Receipt(person.home / ".local/share/colab-local", person, "virtual")
+
+
+@pytest.mark.parametrize("password", ["x", "short", "x" * 9, "x" * 40, ""])
+def test_a_password_of_a_length_that_vnc_cannot_keep_is_refused_without_being_repeated(password: str) -> None:
+    with pytest.raises(bootstrap.Failure) as refusal:
+        secret.check(password)
+    assert f"found {len(password)} characters, need 6 to 8" in refusal.value.what
+    assert refusal.value.code == bootstrap.EXIT_USAGE
+    assert len(password) < 3 or password not in refusal.value.what + refusal.value.hint
+
+
+def test_passwords_of_six_to_eight_characters_pass_and_other_alphabets_do_not() -> None:
+    assert secret.check("sechs6") == "sechs6"
+    assert secret.check("eight888") == "eight888"
+    with pytest.raises(bootstrap.Failure, match="disagree"):
+        secret.check("pässwör")
+
+
+def test_generated_passwords_differ_and_are_good() -> None:
+    made = {secret.generate() for _ in range(200)}
+    assert len(made) == 200
+    assert all(secret.check(password) == password and len(password) == 8 for password in made)
+
+
+def test_a_users_own_file_is_kept_and_put_back(person: Person, receipt: plan.Receipt) -> None:
+    path = person.home / ".vnc" / "xstartup"
+    path.parent.mkdir()
+    path.write_text("#!/bin/sh\nexec my-own-desktop\n")
+    path.chmod(0o640)
+    step = plan.File(receipt, path, b"#!/bin/sh\nours\n", 0o700)
+    shown = step.difference()
+    assert shown is not None
+    assert "-exec my-own-desktop" in shown and "+ours" in shown and "mode 0640 -> 0700" in shown
+    step.apply()
+    assert path.read_text() == "#!/bin/sh\nours\n"
+    assert path.stat().st_mode & 0o777 == 0o700
+    [backup] = path.parent.glob("xstartup.orig-*")
+    assert backup.read_text() == "#!/bin/sh\nexec my-own-desktop\n"
+    assert step.difference() is None
+
+    plan.PutBack(receipt, path).apply()
+    assert path.read_text() == "#!/bin/sh\nexec my-own-desktop\n"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [p.name for p in path.parent.iterdir()] == ["xstartup"]
+
+
+def test_what_the_user_changed_after_us_stays_and_so_does_the_copy(person: Person, receipt: plan.Receipt) -> None:
+    path = person.home / ".vnc" / "xstartup"
+    path.parent.mkdir()
+    path.write_text("mine, first\n")
+    plan.File(receipt, path, b"ours\n", 0o700).apply()
+    path.write_text("mine, second\n")
+    undo = plan.PutBack(receipt, path)
+    assert "changed it since" in (undo.difference() or "")
+    undo.apply()
+    assert path.read_text() == "mine, second\n"
+    [backup] = path.parent.glob("xstartup.orig-*")
+    assert backup.read_text() == "mine, first\n"
+
+
+def test_a_later_version_of_ours_replaces_ours_without_a_copy_but_an_edit_is_copied(
+    person: Person, receipt: plan.Receipt
+) -> None:
+    path = person.home / ".vnc" / "xstartup"
+    plan.File(receipt, path, b"version 1\n", 0o700).apply()
+    plan.File(receipt, path, b"version 2\n", 0o700).apply()
+    assert [p.name for p in path.parent.iterdir()] == ["xstartup"]
+    path.write_text("version 2, edited\n")
+    plan.File(receipt, path, b"version 3\n", 0o700).apply()
+    [backup] = path.parent.glob("xstartup.orig-*")
+    assert backup.read_text() == "version 2, edited\n"
+
+
+def test_an_interrupted_write_leaves_the_users_file_and_uninstall_keeps_it(
+    person: Person, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = person.home / ".vnc" / "xstartup"
+    path.parent.mkdir()
+    path.write_text("mine\n")
+
+    def power_cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(files, "write", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            plan.File(receipt, path, b"ours\n", 0o700).apply()
+    again = plan.Receipt(receipt.path.parent.parent, person, "virtual")
+    plan.PutBack(again, path).apply()
+    assert path.read_text() == "mine\n"
+    assert [p.name for p in path.parent.iterdir()] == ["xstartup"]
+
+
+@pytest.mark.parametrize("link", [".vnc", ".vnc/xstartup"])
+def test_symbolic_links_are_refused_and_nothing_is_written_behind_them(
+    person: Person, receipt: plan.Receipt, tmp_path: Path, link: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("precious\n")
+    place = person.home / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(elsewhere if link == ".vnc" else elsewhere / "file")
+    step = plan.File(receipt, person.home / ".vnc/xstartup", b"ours\n", 0o700)
+    with pytest.raises(bootstrap.Failure, match="symbolic link"):
+        step.difference()
+    with pytest.raises(bootstrap.Failure, match="symbolic link"):
+        step.apply()
+    assert [p.name for p in elsewhere.iterdir()] == ["file"]
+    assert (elsewhere / "file").read_text() == "precious\n"
+
+
+def test_private_folders_get_their_mode_back_at_the_end(person: Person, receipt: plan.Receipt) -> None:
+    vnc = person.home / ".vnc"
+    vnc.mkdir(mode=0o755)
+    vnc.chmod(0o755)
+    plan.Private(receipt, vnc).apply()
+    assert vnc.stat().st_mode & 0o777 == 0o700
+    plan.Tidy(receipt).apply()
+    assert vnc.stat().st_mode & 0o777 == 0o755
+    assert not receipt.path.exists()
+
+
+def test_a_damaged_receipt_is_named(person: Person, receipt: plan.Receipt) -> None:
+    receipt.path.parent.mkdir(parents=True)
+    receipt.path.write_text("{half")
+    with pytest.raises(bootstrap.Failure, match="damaged") as refusal:
+        plan.Receipt(receipt.path.parent.parent, person, "virtual")
+    assert refusal.value.code == bootstrap.EXIT_INTEGRITY
+
+
+def test_the_ssh_line_is_one_line_spelled_as_ssh_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.1 2222")
+    line = desktop.ssh_line("ada", 5901, 55901)
+    assert line == "ssh -N -o ExitOnForwardFailure=yes -L localhost:55901:localhost:5901 -p 2222 ada@192.0.2.1"
+    steps = "\n".join(desktop.next_steps(line, 55901, is_rdp=False))
+    for name in ("macOS", "Linux", "Windows", "vnc://localhost:55901", "localhost::55901"):
+        assert name in steps
+
+
+# --- what listens ---------------------------------------------------------------------------------------
+
+
+def test_listeners_are_read_right_on_loopback_and_beyond() -> None:
+    with socket.socket() as inside, socket.socket(socket.AF_INET6) as six, socket.socket() as silent:
+        inside.bind(("127.0.0.1", 0))
+        inside.listen()
+        six.bind(("::1", 0))
+        six.listen()
+        silent.bind(("127.0.0.1", 0))  # bound, but listens to nobody
+        ports = [s.getsockname()[1] for s in (inside, six, silent)]
+        found = proc.listeners(ports)
+    assert sorted((f.address, f.port, f.on_loopback) for f in found) == sorted(
+        [("127.0.0.1", ports[0], True), ("::1", ports[1], True)]
+    )
+
+
+def test_wildcard_and_mapped_addresses_count_as_what_they_are(tmp_path: Path) -> None:
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    row = "   0: {}:170D {} 0A 00000000:00000000 00:00000000 00000000     0        0 {} 1\n"
+    (tmp_path / "tcp").write_text(head + row.format("00000000", "00000000:0000", 7))
+    mapped = "0000000000000000FFFF00000100007F"
+    rest = "0" * 32 + ":0000"
+    (tmp_path / "tcp6").write_text(head + row.format("0" * 32, rest, 8) + row.format(mapped, rest, 9))
+    found = {f.inode: (f.address, f.on_loopback) for f in proc.listeners([5901], tmp_path)}
+    assert found == {7: ("0.0.0.0", False), 8: ("::", False), 9: ("::ffff:127.0.0.1", True)}
+
+
+def _serve(*answers: bytes) -> tuple[int, threading.Thread]:
+    """Play a VNC server for one connection: send an answer after each message of the client."""
+    door = socket.create_server(("127.0.0.1", 0))
+
+    def play() -> None:
+        with door, door.accept()[0] as stream, contextlib.suppress(ConnectionError):
+            for answer in answers:
+                stream.sendall(answer)
+                stream.recv(64)
+
+    thread = threading.Thread(target=play, daemon=True)
+    thread.start()
+    return int(door.getsockname()[1]), thread
+
+
+def test_the_probe_sees_a_server_that_lets_in_whoever_answers() -> None:
+    port, thread = _serve(b"RFB 003.008\n", b"\x01\x02", bytes(16), b"\x00\x00\x00\x00")
+    offer, inside = rfb.wrong_login("127.0.0.1", port)
+    thread.join(5)
+    assert offer.types == [2] and inside
+
+
+def test_the_probe_takes_a_hang_up_for_a_no() -> None:
+    port, thread = _serve(b"RFB 003.008\n", b"\x01\x02", bytes(16))
+    offer, inside = rfb.wrong_login("127.0.0.1", port)
+    thread.join(5)
+    assert offer.types == [2] and not inside
+
+
+def test_something_else_on_the_port_is_named() -> None:
+    port, _ = _serve(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+    with pytest.raises(look.Problem, match="no VNC server"):
+        look.password_wanted(port)
+
+
+# --- display numbers ------------------------------------------------------------------------------------
+
+
+def test_a_display_is_taken_by_a_port_a_socket_or_a_living_lock(
+    person: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sockets = tmp_path / "t" / ".X11-unix"
+    sockets.mkdir(parents=True)
+    monkeypatch.setattr(virtual, "X_SOCKETS", sockets)
+    monkeypatch.setattr(proc, "listeners", lambda ports: [])
+    assert virtual.taken_by(40, person) is None
+
+    lock = sockets.parent / ".X40-lock"
+    lock.write_text(f"{os.getpid():>10}\n")
+    assert f"process {os.getpid()} holds" in (virtual.taken_by(40, person) or "")
+    lock.write_text("   4194304\n")  # above the highest process id of Linux: dead
+    assert virtual.taken_by(40, person) is None
+    assert lock.exists()  # looked at, never removed
+
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(sockets)  # a socket's path may have 107 bytes only
+        server.bind("X40")
+        server.listen()
+        assert "an X server uses" in (virtual.taken_by(40, person) or "")
+    assert virtual.taken_by(40, person) is None  # its server is gone, the file is not
+    assert (sockets / "X40").exists()
+
+
+def test_a_taken_display_is_an_error_with_a_free_one_in_the_hint(
+    person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtual, "taken_by", lambda n, who: "port 5901 is in use" if n == 1 else None)
+    monkeypatch.setattr(service, "sessions", lambda who: [])
+    with pytest.raises(bootstrap.Failure, match=r"display :1 is taken \(port 5901 is in use\)") as refusal:
+        virtual.choose_display(1, None, person)
+    assert "--display 2" in refusal.value.hint
+    assert refusal.value.code == bootstrap.EXIT_BUSY
+    assert virtual.choose_display(None, None, person) == 2
+
+
+@pytest.mark.parametrize("number", [0, 64, -1, 5900])
+def test_display_numbers_outside_1_to_63_are_refused(person: Person, number: int) -> None:
+    with pytest.raises(bootstrap.Failure, match="need 1 to 63"):
+        virtual.choose_display(number, None, person)
+
+
+@pytest.mark.parametrize("geometry", ["big", "1600", "1600x", "0x0", "1600x900; reboot"])
+def test_a_screen_size_that_is_none_is_refused(person: Person, receipt: plan.Receipt, geometry: str) -> None:
+    args = SimpleNamespace(vnc="tiger", session="xfce", geometry=geometry, display=None)
+    with pytest.raises(bootstrap.Failure, match="need WIDTHxHEIGHT"):
+        virtual.wish(args, person, receipt)
+
+
+# --- packages -------------------------------------------------------------------------------------------
+
+
+def test_missing_packages_are_one_apt_command_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "here", lambda need: need == "xauth")
+    monkeypatch.setattr(packages, "candidate", lambda package: package != "tigervnc-tools")
+    monkeypatch.setattr("shutil.which", lambda name, **_: "/usr/bin/" + name)
+    step = packages.Install(["Xtigervnc", "vncpasswd", "xauth", "openbox", "openbox"])
+    assert step.names == ["tigervnc-standalone-server", "tigervnc-common", "openbox"]
+    with pytest.raises(bootstrap.Failure) as refusal:
+        step.demand()
+    assert "apt-get install -y --no-install-recommends tigervnc-standalone-server tigervnc-common openbox" in (
+        refusal.value.hint
+    )
+    assert refusal.value.code == bootstrap.EXIT_MACHINE
+
+
+# --- Vino and Wayland -----------------------------------------------------------------------------------
+
+KEYS = (
+    "alternative-port authentication-methods disable-background disable-xdamage icon-visibility "
+    "lock-screen-on-disconnect mailto network-interface notify-on-connect prompt-enabled require-encryption "
+    "use-alternative-port use-upnp view-only vnc-password"
+).split()
+
+
+def test_encryption_is_never_off_without_loopback_and_password() -> None:
+    for keys in (KEYS, [*KEYS, "enabled"]):
+        values = mirror.wanted(keys, "c2VjcmV0Nzg=", 5900)
+        assert values["require-encryption"] == "false"
+        assert values["network-interface"] == "'lo'"
+        assert values["authentication-methods"] == "['vnc']"
+        assert values["vnc-password"] == "'c2VjcmV0Nzg='"
+        assert values["use-upnp"] == "false"
+        assert ("enabled" in values) == ("enabled" in keys)
+    assert mirror.wanted(KEYS, "x", 5950)["alternative-port"] == "uint16 5950"
+
+
+def test_a_vino_that_cannot_be_bound_to_loopback_is_refused() -> None:
+    with pytest.raises(bootstrap.Failure, match="cannot be bound to loopback"):
+        mirror.wanted([k for k in KEYS if k != "network-interface"], "x", 5900)
+
+
+@pytest.mark.parametrize(
+    ("password", "methods", "good"),
+    [
+        ("'c2VjcmV0Nzg='", "['vnc']", True),
+        ("'keyring'", "['vnc']", False),
+        ("''", "['vnc']", False),
+        ("'eA=='", "['vnc']", False),  # one character
+        ("'c2VjcmV0Nzg='", "['none']", False),
+        ("'not base64!'", "['vnc']", False),
+    ],
+)
+def test_vinos_password_is_kept_only_if_it_protects(password: str, methods: str, good: bool) -> None:
+    settings = {"vnc-password": password, "authentication-methods": methods}
+    assert (mirror.password_in(settings) is not None) == good
+
+
+def test_autostart_entries_survive_spaces_and_signs() -> None:
+    entry = mirror.autostart("x", ["/usr/bin/python3", '/home/a "b" $c/100%/vnc-mirror', "5900"]).decode()
+    assert r'Exec=/usr/bin/python3 "/home/a \\"b\\" \\$c/100%%/vnc-mirror" 5900' in entry
+
+
+GNOME = mirror.Screen("wayland", "", "ubuntu:GNOME")
+
+
+@pytest.mark.parametrize(
+    ("seen", "root", "systemd", "nft", "version", "words"),
+    [
+        (mirror.Screen("wayland", "", "KDE"), True, True, True, 48, "only GNOME's Wayland screens"),
+        (GNOME, True, True, True, None, "found none"),
+        (GNOME, True, True, True, 46, "only as an argument"),
+        (GNOME, True, True, False, 48, "cannot be bound to loopback"),
+        (GNOME, True, False, True, 48, "cannot be bound to loopback"),
+        (GNOME, False, True, True, 48, "needs root"),
+        (GNOME, True, True, True, 48, None),
+    ],
+)
+def test_wayland_is_refused_unless_a_firewall_can_stand_in_front(
+    seen: mirror.Screen, root: bool, systemd: bool, nft: bool, version: int | None, words: str | None
+) -> None:
+    refusal = rdp.refuse(seen, root, systemd, nft, version)
+    if words is None:
+        assert refusal is None
+    else:
+        assert refusal is not None
+        assert words in refusal.what
+        assert "--desktop virtual" in refusal.hint
+        assert refusal.code == bootstrap.EXIT_MACHINE
+
+
+def test_rdp_puts_the_firewall_before_the_service(receipt: plan.Receipt) -> None:
+    steps = [type(step).__name__ for step in rdp.plan(receipt, None, False)]
+    assert steps.index("Firewall") < steps.index("Rdp")
