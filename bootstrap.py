@@ -764,7 +764,7 @@ def _fetch(source, part, bar):
                 counted = start
                 expected = response.headers.get("Content-Length")
                 with open(str(part), "ab" if goes_on else "wb") as stream:
-                    for chunk in iter(lambda: response.read(CHUNK), b""):
+                    for chunk in iter(lambda: response.read1(CHUNK), b""):  # what is there, not a full chunk
                         stream.write(chunk)
                         bar.advance(len(chunk))
                         counted += len(chunk)
@@ -1717,7 +1717,7 @@ def make_installation(args, index):
     subdir = conda_platform(host.system, host.machine)
     rules = parse_rules(os.environ.get("COLAB_LOCAL_MIRROR", "").split() + args.mirror)
     installed = current_receipt(args.home, args.env)
-    if installed and args.engine == "auto" and not args.python:  # what is there and fits the lock stays
+    if installed and args.engine in ("auto", installed["engine"]) and not args.python:  # what fits the lock stays
         lock = make_lock(index, Path(args.lockfiles), args.env, subdir, installed["layer"])
         found = Installation(args, index, lock, installed["engine"], rules)
         if found.is_made():
