@@ -169,11 +169,6 @@ CURES: Dict[str, Cure] = {
         "Start the environment's own Jupyter there, which mends this, or use the same port on both sides: "
         "`ssh -L 8888:localhost:8888`",
     ),
-    "host-refused": Cure(
-        _CONNECTING + "; Jupyter logs `Blocking request with non-local 'Host'`",
-        "The server refuses the name in the address",
-        "Paste `http://localhost:PORT/?token=...`",
-    ),
     "kernel-fails": Cure(
         "Colab connects, and cells don't run",
         "The server can't start the environment's kernel, or the kernel doesn't answer",
@@ -541,8 +536,6 @@ class Examination:
             raise Fault("no-answer", what) from error
         said = answer.json()
         version = said.get("version") if isinstance(said, dict) else None
-        if answer.status == 403:
-            raise Fault("host-refused", f"the server refuses the name {self.runtime.netloc}")
         if not isinstance(version, str):
             name = answer.headers.get("server", "no name given")
             raise Fault("not-jupyter", f"a web server that isn't Jupyter answers at {self.runtime.netloc} ({name})")
@@ -657,9 +650,12 @@ class Examination:
         try:
             transport = open_transport(self.runtime, transport_name)
             with Notebook(transport) as notebook:
-                printed = notebook.run(CELL)
+                printed = notebook.run(CELL, 2 * self.runtime.timeout)
         except Failed as failed:
             raise Fault("kernel-fails", f"the server can't {failed}") from failed
+        except socket.timeout as error:
+            what = f"the kernel doesn't answer within {2 * self.runtime.timeout:g} s"
+            raise Fault("kernel-fails", what) from error
         except (Closed, Refused, OSError) as error:
             raise Fault("kernel-fails", f"the kernel's WebSocket fails: {error}") from error
         finally:

@@ -17,7 +17,7 @@ import json
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -82,12 +82,13 @@ class Server:
     """Where the page believes the server is, and where its bytes go.
 
     url: what the user pastes into Colab, token included; origin: the page's; dial: (host, port) to connect to
-    instead of the URL's, which is what a tunnel does.
+    instead of the URL's, which is what a tunnel does; headers: what else the browser sends, such as cookies.
     """
 
     url: str
     origin: str = ORIGIN
     dial: tuple[str, int] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def netloc(self) -> str:
@@ -105,7 +106,9 @@ class Server:
         connection = http.client.HTTPConnection("unused", timeout=TIMEOUT)
         connection.sock = self.socket()
         try:
-            connection.request(method, path, body, {"Host": self.netloc, "Origin": self.origin, **headers})
+            connection.request(
+                method, path, body, {"Host": self.netloc, "Origin": self.origin, **self.headers, **headers}
+            )
             response = connection.getresponse()
             content = response.read()
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, _json(content))
@@ -115,14 +118,16 @@ class Server:
     def websocket(self, path: str, query: dict[str, str]) -> ClientConnection:
         uri = f"ws://{self.netloc}{path}?{urlencode(query)}"
         try:
-            return open_websocket(
+            opening = open_websocket(
                 uri,
                 sock=self.socket(),
                 origin=websockets.Origin(self.origin),
+                additional_headers=self.headers,
                 max_size=None,
                 open_timeout=TIMEOUT,
                 ping_interval=None,  # browsers send no pings
             )
+            return ExitStack().enter_context(opening)  # stays open until its close()
         except websockets.InvalidStatus as refused:
             raise Refused(refused.response.status_code, refused.response.reason_phrase) from refused
 
@@ -180,9 +185,10 @@ class Direct:
 class OverWebSocket:
     """Every request inside one WebSocket; the server makes it to itself (jupyter_http_over_ws)."""
 
-    def __init__(self, server: Server, min_version: str = "0.0.7") -> None:
+    def __init__(self, server: Server, auth_url: str = "") -> None:
+        """auth_url: what the page tells the server to log in with; the address that the user pasted."""
         self.server = server
-        self.query = {"min_version": min_version, "jupyter_http_over_ws_auth_url": server.url}
+        self.query = {"min_version": "0.0.7", "jupyter_http_over_ws_auth_url": auth_url or server.url}
         self.ids = itertools.count(1)
         self.socket = server.websocket("/http_over_websocket", self.query)
 
@@ -208,18 +214,19 @@ class OverWebSocket:
                 if part.get("done", True):
                     return
 
-    def diagnose(self) -> dict[str, Any]:
-        """Return what the extension says of itself on its diagnostic socket."""
-        with self.server.websocket("/http_over_websocket/diagnose", {"min_version": "0.0.7"}) as diagnosis:
-            diagnosis.send("d1")
-            return dict(json.loads(diagnosis.recv(TIMEOUT)))
-
     def channels(self, path: str, session: str) -> ClientConnection:
         query = {"session_id": session, **self.query}
         return self.server.websocket(f"/http_over_websocket/proxied_ws{path}", query)
 
     def close(self) -> None:
         self.socket.close()
+
+
+def diagnose(server: Server) -> dict[str, Any]:
+    """Return what jupyter_http_over_ws says of itself on its diagnostic socket."""
+    with server.websocket("/http_over_websocket/diagnose", {"min_version": "0.0.7"}) as diagnosis:
+        diagnosis.send("d1")
+        return dict(json.loads(diagnosis.recv(TIMEOUT)))
 
 
 def _close_frame(closed: websockets.ConnectionClosed) -> tuple[int, str]:

@@ -6,6 +6,7 @@ can be tried in seconds each.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -60,7 +61,8 @@ def locked_versions(*, leave_out: Sequence[str] = ()) -> str:
     """Return the cpu lock's Python packages as constraints, `name==version` a line, without hashes."""
     text = (REPO / "lockfiles" / "cpu" / "pypi.txt").read_text()
     lines = re.findall(r"^([A-Za-z0-9._-]+==[^\\\n]+)", text, re.MULTILINE)
-    return "\n".join(line.strip() for line in lines if line.split("==")[0] not in leave_out)
+    others = {name.replace("_", "-") for name in leave_out}
+    return "\n".join(line.strip() for line in lines if line.split("==")[0] not in others)
 
 
 def make_environment(
@@ -96,8 +98,33 @@ def add_overlay(prefix: Path) -> None:
     subprocess.run([str(prefix / "bin" / "python"), "-m", "colab_local_jupyter"], check=False)
 
 
-# What Jupyter needs for Colab; setuptools brings distutils back on Python >= 3.12.
-JUPYTER = ("notebook>=6.5.7,<7", "jupyter_http_over_ws==0.0.8", "ipykernel", "setuptools")
+# What Jupyter needs for Colab; setuptools brings distutils back on Python >= 3.12. pip is what users call in cells.
+JUPYTER = ("notebook>=6.5.7,<7", "jupyter_http_over_ws==0.0.8", "ipykernel", "setuptools", "pip")
+
+# The flag that enables the extension where the overlay doesn't.
+ENABLE = "--NotebookApp.nbserver_extensions={'jupyter_http_over_ws': True}"
+
+
+@functools.cache
+def jupyter_environment(base: Path, python: str, tornado: str, *, overlay: bool = True) -> Path:
+    """Return the prefix of an environment for Colab below `base` with this Python and tornado, made only once.
+
+    python: "3.13"; tornado: "6.6", a version without its last part.
+    """
+    name = f"{python}-tornado-{tornado}-{'mended' if overlay else 'plain'}"
+    wanted = [*JUPYTER, f"tornado=={tornado}.*"]
+    return make_environment(base / name, pythons()[python], *wanted, overlay=overlay)
+
+
+# Lines that are the user's business or plain information; everything else in a server's log is noise.
+_INFORMATION = re.compile(r"\[I |\[C .*received signal|jupyter_http_over_ws extension initialized")
+
+
+def noise(log: str) -> list[str]:
+    """Return the lines of a server's log that a user should not have to see."""
+    # The start message with the address is critical so that it is seen; its own lines are indented.
+    log = re.sub(r"\[C [^\n]*\] \n(?: [^\n]*\n)+", "", log)
+    return [line for line in log.splitlines() if line.strip() and not _INFORMATION.match(line)]
 
 
 @dataclass
