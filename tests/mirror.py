@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 from rattler import LockChannel, LockFile, LockPlatform, RepoDataRecord, Subdir
@@ -256,7 +256,7 @@ def build_installer(target: Path, name: str, version: str) -> None:
         "pyvenv.cfg": f"home = {base.parent}\ninclude-system-site-packages = false\n".encode(),
         f"{site}/conda.py": (STANDINS / "conda.py").read_bytes(),
         f"{site}/standin.pth": f"{own}\n".encode(),
-        "bin/conda.body": b"import sys\nfrom conda import main\nsys.exit(main())\n",
+        "bin/conda.body": b"from conda import leave, main\n\nleave(main())\n",
         "conda-meta/history": b"",
         ".condarc": b"channels:\n  - conda-forge\n" if name == "Miniforge3" else b"channels:\n  - defaults\n",
         # as heavy as it takes for a cut in the middle to mean something
@@ -584,7 +584,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if isinstance(fault, Redirect):
             request.status = 302
             self.send_response(302)
-            self.send_header("Location", "/redirected" + self.path)
+            self.send_header("Location", quote("/redirected" + path))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -650,6 +650,11 @@ def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
                 yield name, (sha256(path) if path.is_file() else "", mode)
 
     return dict(entries())
+
+
+def changes(before: dict[str, tuple[str, int]], after: dict[str, tuple[str, int]]) -> list[str]:
+    """Return the paths in which two snapshots differ."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
 def own_environment(home: Path) -> dict[str, str]:

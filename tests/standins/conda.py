@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from rattler import RepoDataRecord, install
@@ -146,5 +147,12 @@ def main() -> int:
     return 0
 
 
+def leave(status: int) -> NoReturn:
+    """End at once: py-rattler's own threads must not meet an interpreter that is being taken down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

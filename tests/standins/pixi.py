@@ -12,6 +12,7 @@ import os
 import sys
 import tomllib
 from pathlib import Path
+from typing import NoReturn
 
 from rattler import LockFile, Subdir, install
 
@@ -85,5 +86,12 @@ def main() -> int:
     return 0
 
 
+def leave(status: int) -> NoReturn:
+    """End at once: py-rattler's own threads must not meet an interpreter that is being taken down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
