@@ -1,0 +1,555 @@
+"""Make one file from which bootstrap.py installs without any network, also for another machine's platform.
+
+    python scripts/bundle.py                                          cpu, this machine's platform, Miniforge
+    python scripts/bundle.py --env gpu --platform linux-64            the same from anywhere, for a GPU machine
+    python scripts/bundle.py --engine host --python 3.12              no conda: for a machine with Python 3.12
+    python scripts/bundle.py --output /media/stick/colab-local.tar
+
+and there:
+
+    tar -xf colab-local-gpu-linux-64.tar && python3 colab-local/bootstrap.py --env gpu --offline colab-local
+
+The file is an ordinary tar: bootstrap.py and its scripts, the lock, the installer, every conda package and wheel. All
+of it is checked against the lock while it is written, and again before an installation reads it. Same lock and same
+options, same bytes. Interrupted, the next run goes on where this one stopped (in OUTPUT.parts, beside the output).
+
+Wheels come from where uv's or pip's own configuration says (index, credentials, certificates); conda packages and
+installers from their locked URLs, or from what --mirror FROM=TO makes of them.
+
+Needs requests, tqdm and uv, which an installed environment has:
+    ~/.local/share/colab-local/current/cpu/bin/python scripts/bundle.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import Event
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import bootstrap
+from scripts import offline, requirements
+
+try:
+    import requests
+    from tqdm import tqdm
+except ImportError as problem:
+    sys.exit(
+        f"error: scripts/bundle.py needs {problem.name}, which this Python has not ({sys.executable})\n"
+        f"hint: {bootstrap.default_home()}/current/cpu/bin/python scripts/bundle.py"
+    )
+
+PROJECT = ("README.md", "bootstrap.py", "environments", "scripts")  # what runs on the other machine, besides the lock
+TRIPLES = {"linux-64": "x86_64", "linux-aarch64": "aarch64", "osx-arm64": "aarch64-apple-darwin"}
+JOBS = 6
+
+
+class Source(NamedTuple):
+    """A file to fetch. name: its place in the bundle; url: http, https or file; sha256: what the lock says it is."""
+
+    name: str
+    url: str
+    sha256: str
+    size: int
+
+
+class Choice(NamedTuple):
+    """What the bundle is for. python: a minor version; lock: lockfiles/index.json."""
+
+    env: str
+    platform: str
+    engine: str
+    python: str
+    lockfiles: Path
+    lock: Dict[str, Any]
+
+    def read(self, name: str) -> str:
+        """Return a lock file's text; raise Failure unless it is what index.json says."""
+        names = offline.lockfile_names(self.lock, self.env, self.platform, self.engine)
+        return bootstrap.read_locked(self.lockfiles, name, names[name])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What belongs in it
+
+
+def choose(args: argparse.Namespace) -> Choice:
+    """Return what the options ask for.
+
+    Raises:
+        bootstrap.Failure: the lock has no such environment, platform or Python.
+    """
+    lockfiles = Path(args.lockfiles).absolute()
+    index = bootstrap.read_index(lockfiles)
+    known = {
+        "environment": (args.env, index["environments"]),
+        "platform": (args.platform, index["environments"].get(args.env, {}).get("platforms", {})),
+        "Python": (args.python or index["python"][-1], index["python"]),
+    }
+    for what, (wanted, there) in known.items():
+        if wanted not in there:
+            raise bootstrap.Failure(
+                f"the lock has no {what} {wanted} for this (there are: {', '.join(sorted(there))})",
+                "python scripts/bundle.py --help",
+                bootstrap.EXIT_USAGE,
+            )
+    python = args.python or ".".join(index["environments"][args.env]["python"].split(".")[:2])
+    if args.engine == "host" and not args.python:
+        own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        python = own if own in index["python"] else index["python"][-1]
+    return Choice(args.env, args.platform, args.engine, python, lockfiles, index)
+
+
+def project_files(choice: Choice) -> Dict[str, bytes]:
+    """Return {name: content} of the bundle's files that are not fetched: the program and the lock."""
+    names: List[Path] = []
+    for part in PROJECT:
+        top = bootstrap.REPOSITORY / part
+        names += [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
+    files = {}
+    for path in names:
+        relative = path.relative_to(bootstrap.REPOSITORY)
+        if not any(part.startswith((".", "__pycache__")) for part in relative.parts):
+            files[relative.as_posix()] = path.read_bytes()
+    for name, sha256 in choice.lock["jupyter"].items():
+        bootstrap.read_locked(bootstrap.REPOSITORY / "environments" / "jupyter", name, sha256)
+    files["lockfiles/index.json"] = (choice.lockfiles / "index.json").read_bytes()
+    for name in offline.lockfile_names(choice.lock, choice.env, choice.platform, choice.engine):
+        files[f"lockfiles/{name}"] = choice.read(name).encode()
+    return files
+
+
+def find_uv() -> str:
+    """Return the uv beside this Python, on PATH, or of an installed environment."""
+    beside = Path(sys.executable).parent / "uv"
+    installed = sorted(Path(bootstrap.default_home()).glob("tools/uv-*/bin/uv"))
+    for program in [str(beside), shutil.which("uv") or "", *map(str, reversed(installed))]:
+        if program and os.access(program, os.X_OK):
+            return program
+    raise bootstrap.Failure("no uv is here", "python3 bootstrap.py --cpu")
+
+
+def pip_settings() -> List[str]:
+    """Return the texts of pip's configuration files, the weakest first."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    places = [Path("/etc/pip.conf"), Path.home() / ".pip" / "pip.conf", config / "pip" / "pip.conf"]
+    places += [Path(os.environ["PIP_CONFIG_FILE"])] if os.environ.get("PIP_CONFIG_FILE") else []
+    return [path.read_text(errors="replace") for path in places if path.is_file()]
+
+
+def uv_environment(requires: Dict[str, str]) -> Dict[str, str]:
+    """Return uv's environment: the user's own, and pip's index where only pip has been told of one.
+
+    requires: the platform's entry in index.json; macOS wheels are chosen for the version in it.
+    """
+    env = bootstrap.child_environment(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1")
+    env.update({"MACOSX_DEPLOYMENT_TARGET": requires["macos"]} if "macos" in requires else {})
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    told = any(name in env for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"))
+    if not told and not (config / "uv" / "uv.toml").exists() and not Path("/etc/uv/uv.toml").exists():
+        url = bootstrap.pip_index_url(dict(os.environ), pip_settings())
+        env.update({"UV_DEFAULT_INDEX": url} if url else {})
+    return env
+
+
+def uv_platform(platform: str, requires: Dict[str, str]) -> str:
+    """Return uv's name of a platform: x86_64-manylinux_2_28, aarch64-apple-darwin."""
+    glibc = requires.get("glibc", "2.17").replace(".", "_")
+    return TRIPLES[platform] + (f"-manylinux_{glibc}" if platform.startswith("linux") else "")
+
+
+def find_wheels(choice: Choice, folder: Path) -> List[Source]:
+    """Ask the index that the user's own configuration names where the locked wheels are.
+
+    uv reads the configuration, asks for all packages at once and writes what it finds as a pylock.toml (PEP 751);
+    the lock's hashes then say which of those files are meant. folder: for the files it reads and writes.
+
+    Raises:
+        bootstrap.Failure: the index can't be reached, or has no locked wheel of a package.
+    """
+    import tomllib
+
+    wanted = offline.locked_wheels(
+        choice.lock, choice.read, choice.env, choice.platform, choice.engine, choice.python
+    )
+    requires = choice.lock["environments"][choice.env]["platforms"][choice.platform].get("requires", {})
+    asked, answer = folder / "wheels.in", folder / "pylock.toml"
+    hashes = {entry: " ".join(f"--hash=sha256:{sha256}" for sha256 in sorted(entry.sha256)) for entry in wanted}
+    asked.write_text("".join(f"{entry.name}=={entry.version} {hashes[entry]}\n" for entry in wanted))
+    argv = [find_uv(), "pip", "compile", "--quiet", "--no-deps", "--no-header", "--format", "pylock.toml"]
+    argv += ["--python-platform", uv_platform(choice.platform, requires), "--python-version", choice.python]
+    try:
+        bootstrap.run([*argv, "-o", answer, asked], env=uv_environment(requires), timeout=600)
+    except bootstrap.Failure as problem:
+        raise bootstrap.Failure(
+            f"can't ask the package index: {problem.what}",
+            "check the network, and uv's or pip's configuration, and run the same command again",
+            bootstrap.EXIT_NETWORK,
+        ) from problem
+    found = {
+        requirements.normalise(package["name"]): package.get("wheels", [])
+        for package in tomllib.loads(answer.read_text())["packages"]
+    }
+    sources = []
+    for entry in wanted:
+        fitting = [wheel for wheel in found.get(entry.name, []) if wheel["hashes"].get("sha256") in entry.sha256]
+        if not fitting:
+            raise bootstrap.Failure(
+                f"the package index has no locked wheel of {entry.name} {entry.version} for {choice.platform}, "
+                f"Python {choice.python}",
+                "python scripts/lock.py --check",
+                bootstrap.EXIT_NETWORK,
+            )
+        sources += [wheel_source(wheel, folder) for wheel in fitting]
+    return sources
+
+
+def wheel_source(wheel: Dict[str, Any], folder: Path) -> Source:
+    """Return where a wheel of a pylock.toml is. folder: of the pylock.toml, from which its paths count."""
+    url = wheel.get("url") or (folder / wheel["path"]).resolve().as_uri()
+    name = unquote(urlsplit(url).path.rsplit("/", 1)[1])
+    return Source(f"wheels/{name}", url, wheel["hashes"]["sha256"], int(wheel.get("size") or 0))
+
+
+def find_sources(choice: Choice, folder: Path, rules: bootstrap.Rules) -> List[Source]:
+    """Return all files that have to be fetched, the heaviest first; rules: mirror rules."""
+    locked = offline.locked_files(choice.lock, choice.read, choice.env, choice.platform, choice.engine)
+    sources = [Source(offline.place(url), bootstrap.rewrite(url, rules), sha256, 0) for url, sha256 in locked]
+    return sorted(sources + find_wheels(choice, folder), key=lambda source: -source.size)
+
+
+def credentials(environ: Dict[str, str], texts: Sequence[str]) -> Dict[str, Tuple[str, str]]:
+    """Return {host: (user, password)} of the index URLs in uv's and pip's settings; netrc is read by requests itself.
+
+    environ: os.environ; texts: configuration files.
+    """
+    names = (
+        "UV_INDEX_URL",
+        "UV_DEFAULT_INDEX",
+        "UV_EXTRA_INDEX_URL",
+        "UV_INDEX",
+        "PIP_INDEX_URL",
+        "PIP_EXTRA_INDEX_URL",
+    )
+    text = "\n".join([*texts, *(environ.get(name, "") for name in names)])
+    found = {}
+    for url in re.findall(r"https?://[^\s\"']+", text):
+        parts = urlsplit(url)
+        if parts.username:
+            found[parts.netloc.rpartition("@")[2]] = (unquote(parts.username), unquote(parts.password or ""))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Fetching
+
+
+class Fetcher:
+    """Fetches files several at a time into a folder, where they are named by their sha256.
+
+    folder: keeps what an interrupted run has fetched; stop: set when one failed, so that the others end too.
+    """
+
+    def __init__(self, folder: Path, logins: Dict[str, Tuple[str, str]]) -> None:
+        self.folder, self.logins, self.stop = folder, logins, Event()
+        self.session = requests.Session()
+        self.session.headers["User-Agent"] = "colab-local"
+        self.bar: Any = None
+
+    def path(self, source: Source) -> Path:
+        """Return where a file is kept."""
+        return self.folder / source.sha256
+
+    def fetch_all(self, sources: Sequence[Source], jobs: int) -> None:
+        """Fetch what is not there yet; the first failure ends the rest."""
+        missing = [source for source in sources if not self.path(source).is_file()]
+        kept = sum(part.stat().st_size for part in self.folder.glob("*.part"))
+        total = sum(source.size for source in missing)
+        title = f"Downloading {len(missing)} files"
+        with tqdm(total=total or None, initial=kept, desc=title, unit="B", unit_scale=True, disable=None) as self.bar:
+            pool = ThreadPoolExecutor(jobs)
+            running = [pool.submit(self.fetch, source) for source in missing]
+            try:
+                for job in as_completed(running):
+                    job.result()
+            finally:
+                self.stop.set()
+                for job in running:
+                    job.cancel()
+                pool.shutdown()
+
+    def fetch(self, source: Source) -> None:
+        """Fetch one file: resumed, retried, its hash compared with the lock's."""
+        part = self.folder / f"{source.sha256}.part"
+        for fresh in (False, True):  # what an earlier run left may be of another file: once more, from the start
+            if fresh:
+                self.bar.update(-part.stat().st_size)
+                part.unlink()
+            resumed = self.bring(source, part)
+            found = bootstrap.sha256_of(part)
+            if found == source.sha256:
+                part.replace(self.path(source))
+                return
+            if not resumed:
+                break
+        part.unlink()
+        raise bootstrap.Failure(
+            f"{bootstrap.mask(source.url)} is not the file that the lock names "
+            f"(found sha256 {found}, need {source.sha256}); it was not kept",
+            "try again from another network, or with --mirror",
+            bootstrap.EXIT_INTEGRITY,
+        )
+
+    def bring(self, source: Source, part: Path) -> bool:
+        """Bring a file's bytes into `part`, from where an earlier try stopped; return whether it went on."""
+        if source.url.startswith("file:"):
+            shutil.copyfile(url2pathname(urlsplit(source.url).path), part)
+            self.bar.update(part.stat().st_size)
+            return False
+        resumed, reason = False, ""
+        for attempt in range(bootstrap.TRIES):
+            if attempt:
+                pause = bootstrap.FIRST_PAUSE_S * 2 ** (attempt - 1)
+                tqdm.write(f"{bootstrap.mask(source.url)}: {reason}. Trying again in {pause:.0f} s.", file=sys.stderr)
+                if self.stop.wait(pause):
+                    break
+            have = part.stat().st_size if part.exists() else 0
+            try:
+                with self.session.get(
+                    source.url,
+                    headers={"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+                    if have
+                    else {"Accept-Encoding": "identity"},
+                    auth=self.logins.get(urlsplit(source.url).netloc),
+                    stream=True,
+                    timeout=bootstrap.TIMEOUT_S,
+                ) as response:
+                    if response.status_code == requests.codes.requested_range_not_satisfiable and have:
+                        return True  # all of it is there, or too much: the hash decides
+                    response.raise_for_status()
+                    goes_on = response.status_code == requests.codes.partial_content
+                    resumed = resumed or (goes_on and have > 0)
+                    self.save(response, part, have if goes_on else 0, have)
+                    return resumed
+            except requests.HTTPError as problem:
+                status = problem.response.status_code
+                reason = f"HTTP {status} {problem.response.reason}"
+                if status < 500 and status not in (408, 425, 429):
+                    break
+            except (requests.RequestException, OSError) as problem:
+                reason = bootstrap.mask(str(problem)) or type(problem).__name__
+        raise bootstrap.Failure(
+            f"can't download {bootstrap.mask(source.url)}: {reason or 'stopped'}",
+            "check the network or proxy and run the same command again: it goes on from here",
+            bootstrap.EXIT_NETWORK,
+        )
+
+    def save(self, response: Any, part: Path, start: int, counted: int) -> None:
+        """Write an answer's body to `part` from offset `start`; counted: bytes of it that the bar knows of."""
+        self.bar.update(start - counted)
+        expected = response.headers.get("Content-Length")
+        with part.open("ab" if start else "wb") as stream:
+            for chunk in response.iter_content(1 << 18):
+                if self.stop.is_set():
+                    raise OSError("stopped")
+                stream.write(chunk)
+                self.bar.update(len(chunk))
+        if expected is not None and part.stat().st_size - start < int(expected):
+            raise OSError(f"the connection ended after {part.stat().st_size - start} of {expected} bytes")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def make_manifest(choice: Choice, files: Dict[str, bytes], sources: Sequence[Source]) -> Dict[str, Any]:
+    """Return bundle.json: what the bundle is for, and the sha256 of every other file in it."""
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    digests.update({source.name: source.sha256 for source in sources})
+    return {
+        "_": "Made by scripts/bundle.py.",
+        "schema": offline.SCHEMA,
+        "environment": choice.env,
+        "platform": choice.platform,
+        "engine": choice.engine,
+        "python": choice.python,
+        "sha256": dict(sorted(digests.items())),
+    }
+
+
+def entry(name: str, size: int) -> tarfile.TarInfo:
+    """Return a tar header that depends on nothing but the file: no time, no owner."""
+    info = tarfile.TarInfo(offline.ROOT + name)
+    info.size, info.mode = size, 0o755 if name == "bootstrap.py" else 0o644
+    return info
+
+
+class Checked(io.RawIOBase):
+    """A file that is hashed while it is read."""
+
+    def __init__(self, stream: BinaryIO, bar: Any) -> None:
+        self.stream, self.bar, self.digest = stream, bar, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """Read and count."""
+        chunk = self.stream.read(size)
+        self.digest.update(chunk)
+        self.bar.update(len(chunk))
+        return chunk
+
+
+def write(output: Path, manifest: Dict[str, Any], files: Dict[str, bytes], fetched: Dict[str, Path]) -> str:
+    """Write the tar beside its place, check every file against the manifest on the way, move it there.
+
+    files: {name: content}; fetched: {name: file}. Returns the sha256 of the tar.
+    """
+    temporary = output.with_name(output.name + ".part")
+    total = sum(path.stat().st_size for path in fetched.values())
+    text = (json.dumps(manifest, indent=1) + "\n").encode()
+    with tqdm(total=total, desc=f"Writing {output.name}", unit="B", unit_scale=True, disable=None) as bar:
+        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as archive:
+            for name, content in [(offline.MANIFEST, text), *sorted(files.items())]:
+                archive.addfile(entry(name, len(content)), io.BytesIO(content))
+            for name, path in sorted(fetched.items()):
+                with path.open("rb") as stream:
+                    checked = Checked(stream, bar)
+                    archive.addfile(entry(name, path.stat().st_size), checked)
+                if checked.digest.hexdigest() != manifest["sha256"][name]:
+                    path.unlink()
+                    raise bootstrap.Failure(
+                        f"{name} changed on the disk while it was written",
+                        "run the same command again: it is fetched anew",
+                        bootstrap.EXIT_INTEGRITY,
+                    )
+        digest = bootstrap.sha256_of(temporary)
+    temporary.replace(output)
+    return digest
+
+
+def is_there(output: Path, manifest: Dict[str, Any]) -> bool:
+    """Return whether the output is this very bundle already, undamaged."""
+    if not output.is_file():
+        return False
+    try:
+        with offline.members(output) as files:
+            return offline.check(output, files) == manifest
+    except (bootstrap.Failure, OSError):
+        return False
+
+
+def make(args: argparse.Namespace) -> Dict[str, Any]:
+    """Make the bundle that the options ask for; return what --json prints."""
+    choice = choose(args)
+    rules = bootstrap.parse_rules(os.environ.get("COLAB_LOCAL_MIRROR", "").split() + args.mirror)
+    output = Path(args.output or f"colab-local-{choice.env}-{choice.platform}.tar").absolute()
+    if output.is_dir() or not output.parent.is_dir():
+        raise bootstrap.Failure(
+            f"can't write {output}: it is a folder, or lies in none",
+            "python scripts/bundle.py --help",
+            bootstrap.EXIT_USAGE,
+        )
+    folder = output.with_name(output.name + ".parts")
+    folder.mkdir(exist_ok=True)
+    started = time.monotonic()
+    try:
+        files = project_files(choice)
+        sources = find_sources(choice, folder, rules)
+        manifest = make_manifest(choice, files, sources)
+        changed = not is_there(output, manifest)
+        if changed:
+            bootstrap.check_disk(output.parent, 2 * sum(source.size for source in sources))
+            fetcher = Fetcher(folder, credentials(dict(os.environ), pip_settings()))
+            fetcher.fetch_all(sources, args.jobs)
+            digest = write(output, manifest, files, {source.name: fetcher.path(source) for source in sources})
+        else:
+            digest = bootstrap.sha256_of(output)
+    except BaseException:
+        if not any(re.match(r"[0-9a-f]{64}", path.name) for path in folder.iterdir()):
+            shutil.rmtree(folder)  # nothing in it that a next run could go on from
+        raise
+    shutil.rmtree(folder)
+    return {
+        "ok": True,
+        "output": str(output),
+        "bytes": output.stat().st_size,
+        "sha256": digest,
+        "environment": choice.env,
+        "platform": choice.platform,
+        "engine": choice.engine,
+        "python": choice.python,
+        "files": len(manifest["sha256"]),
+        "changed": changed,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = argparse.ArgumentParser(
+        prog="bundle.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    here = bootstrap.conda_platform(os.uname().sysname, os.uname().machine)
+    parser.add_argument("--env", default=bootstrap.DEFAULT_ENVIRONMENT, help="environment (default: %(default)s)")
+    parser.add_argument("--platform", default=here, help="of the machine that it is for (default: %(default)s)")
+    engines = ["miniforge", "anaconda", "pixi", "conda", "host"]
+    parser.add_argument(
+        "--engine",
+        choices=engines,
+        default="miniforge",
+        help="who makes the environment there; conda: one that is there already; host: its Python, no conda layer",
+    )
+    parser.add_argument(
+        "--python", metavar="3.X", help="its minor version on the machine it is for, for --engine host"
+    )
+    parser.add_argument("--output", metavar="FILE", help="default: colab-local-ENV-PLATFORM.tar here")
+    parser.add_argument("--mirror", action="append", default=[], metavar="FROM=TO", help="as bootstrap.py's")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="downloads at a time (default: %(default)s)")
+    parser.add_argument("--lockfiles", default=str(bootstrap.REPOSITORY / "lockfiles"), metavar="DIR")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Read the command line, make the bundle, and return the exit code."""
+    args = make_parser().parse_args(argv)
+    try:
+        result = make(args)
+    except bootstrap.Failure as problem:
+        return bootstrap.fail(problem)
+    except KeyboardInterrupt:
+        return bootstrap.fail(
+            bootstrap.Failure(
+                "interrupted", "run the same command again: it goes on from here", bootstrap.EXIT_INTERRUPTED
+            )
+        )
+    except OSError as problem:
+        return bootstrap.fail(bootstrap.Failure(f"{problem.strerror or problem} ({problem.filename or 'no file'})"))
+    if args.json:
+        print(json.dumps(result, indent=1))
+        return bootstrap.EXIT_OK
+    made = "Wrote" if result["changed"] else "Nothing to do: there is"
+    print(f"{made} {result['output']} ({bootstrap.megabytes(result['bytes'])}, {result['files']} files)")
+    print(f"sha256 {result['sha256']}")
+    print("On the other machine, in the folder that it was copied to:")
+    name = Path(result["output"]).name
+    option = "" if args.env == bootstrap.DEFAULT_ENVIRONMENT else f" --env {args.env}"
+    print(f"tar -xf {name} && python3 colab-local/bootstrap.py{option} --engine {args.engine} --offline colab-local")
+    return bootstrap.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
