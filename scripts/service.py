@@ -36,7 +36,7 @@ from scripts import connect_agent
 SCHEMA = 1
 UNIT = "colab-local.service"
 LABEL = "org.colab-local.jupyter"
-MARK = "Made by bootstrap.py --service; --uninstall removes it."
+MARK = "Made by colab-local: bootstrap.py with its service option. Its uninstall option removes it."  # no -- in XML
 START_SECONDS = 120.0
 
 UNIT_TEXT = """\

@@ -86,6 +86,18 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def in_network_of(pid: int) -> Iterator[None]:
+    """Within it, sockets that the calling thread (and its children) makes are in that process's network."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open() as outside, Path(f"/proc/{pid}/ns/net").open() as inside:
+        assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            assert libc.setns(outside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+
+
 def _hashed(password: str) -> str:
     return subprocess.run(
         ["openssl", "passwd", "-6", "-stdin"], input=password, check=True, capture_output=True, text=True
@@ -232,13 +244,8 @@ class Machine:
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
         """Within it, sockets that the calling thread (and its children) makes are this machine's."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        with open("/proc/thread-self/ns/net") as outside, open(f"/proc/{self.pid}/ns/net") as inside:  # noqa: PTH123
-            assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-            try:
-                yield
-            finally:
-                assert libc.setns(outside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        with in_network_of(self.pid):
+            yield
 
     def cut(self) -> None:
         """Pull its cables: packets vanish, nobody is told (as when a laptop changes Wi-Fi)."""
