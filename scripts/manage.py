@@ -1,0 +1,359 @@
+"""What is installed in a home: list it, switch back, remove what is not in use, remove everything.
+
+    python3 bootstrap.py --list                 environments with size, lock and state
+    python3 bootstrap.py --rollback             use the previous environment again (and back, if run twice)
+    python3 bootstrap.py --prune                remove environments that neither current/ nor previous/ names
+    python3 bootstrap.py --uninstall            remove all that was made; shows it first, asks, restores backups
+
+Nothing is removed that colab-local did not make: a file of the user's own in the home folder stays, and is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Tuple
+
+import bootstrap
+
+# What bootstrap.py and the scripts keep in a home besides environments, receipts and links. A home may be a folder
+# that the user has other things in, so the names are narrow.
+OURS = (
+    "cache/sha256",
+    "cache/conda",
+    "cache/conda-pkgs",
+    "cache/mamba",
+    "cache/pixi",
+    "cache/pixi-home",
+    "cache/offline",
+    "cache/host.txt",
+    "cache/*-[0-9a-f]*.txt",
+    "tools/uv-*",
+    "logs/bootstrap-*.log",
+    "logs/jupyter.log",
+    "logs/service.log",
+    "logs/slurm-*.log",
+    "run/jupyter*",
+    "run/slurm-*",
+)
+# An engine's folder is ours where its marker says that we installed it.
+MARKED = {"conda/.colab-local.json": ("conda",), "bin/.pixi.json": ("bin/pixi", "bin/.pixi.json")}
+FOLDERS = ("envs", "current", "previous", "receipts", "cache", "tools", "logs", "run", "bin")
+SERVICES = (("scripts.service", "service.json"), ("scripts.desktop", "desktop.json"))
+NAME = re.compile(r"[\w.-]+-[0-9a-f]{12}$")  # of an environment: <env>-<lock digest>
+
+
+class Installed(NamedTuple):
+    """An environment in a home. state: in use, previous, unused, half-made (no receipt) or gone (only a receipt)."""
+
+    name: str
+    state: str
+    root: Path
+    size: int
+    receipt: Dict[str, Any]
+
+
+def tree_size(path: Path) -> int:
+    """Return the bytes in a folder or file; what hard links name twice counts once."""
+    total, seen = 0, set()
+    folders = [str(path)] if path.is_dir() and not path.is_symlink() else []
+    if not folders:
+        return path.lstat().st_size if os.path.lexists(str(path)) else 0
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                if status.st_nlink > 1:
+                    if (status.st_dev, status.st_ino) in seen:
+                        continue
+                    seen.add((status.st_dev, status.st_ino))
+                total += status.st_size
+    return total
+
+
+def links(home: Path, kind: str) -> Dict[Path, Path]:
+    """Return {link: what it leads to} of home/current or home/previous."""
+    found = {}
+    for path in sorted((home / kind).glob("*")):
+        if path.is_symlink():
+            found[path] = path.resolve()
+    return found
+
+
+def read_home(home: Path) -> List[Installed]:
+    """Return the environments in a home, those in use first, then the newest first."""
+    current, previous = set(links(home, "current").values()), set(links(home, "previous").values())
+    found, known = [], set()
+    for receipt in bootstrap.read_receipts(home):
+        root, prefix = Path(receipt["root"]), Path(receipt["prefix"])
+        known.add(root.name)
+        state = "unused"
+        if not (prefix / "bin").is_dir():
+            state = "gone"
+        elif prefix.resolve() in current:
+            state = "in use"
+        elif prefix.resolve() in previous:
+            state = "previous"
+        found.append(Installed(root.name, state, root, tree_size(root), receipt))
+    for root in sorted((home / "envs").glob("*")):
+        if root.name not in known and NAME.match(root.name):
+            found.append(Installed(root.name, "half-made", root, tree_size(root), {}))
+    for folder in sorted((home / "receipts").glob("*")):
+        if folder.is_dir() and NAME.match(folder.name) and folder.name not in {entry.name for entry in found}:
+            found.append(Installed(folder.name, "gone", home / "envs" / folder.name, 0, {}))
+    order = ["in use", "previous", "unused", "half-made", "gone"]
+    return sorted(found, key=lambda entry: order.index(entry.state))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Removing
+
+
+def remove(path: Path) -> None:
+    """Remove a file or tree of ours, also one whose folders are read-only, as package caches' may be."""
+    try:
+        bootstrap.remove_tree(path)
+    except PermissionError:
+        for folder, _, _ in os.walk(str(path)):
+            os.chmod(folder, stat.S_IRWXU)  # noqa: PTH101 - os.walk gives text
+        bootstrap.remove_tree(path)
+
+
+def remove_environment(home: Path, entry: Installed) -> None:
+    """Remove one environment; its receipt goes first, so that a half-removed one counts as half-made."""
+    remove(home / "receipts" / entry.name)
+    remove(entry.root)
+
+
+def users_of(folder: Path) -> List[Tuple[int, str]]:
+    """Return (pid, name) of the processes of ours that run from a folder, this one excepted."""
+    found = []
+    real = str(folder.resolve())
+    if not Path("/proc/self/maps").exists():  # macOS
+        done = subprocess.run(["ps", "-axo", "pid=,comm=,args="], capture_output=True, text=True, check=False)
+        rows = [line.split(None, 2) for line in done.stdout.splitlines() if real + "/" in line]
+        return [(int(row[0]), Path(row[1]).name) for row in rows if int(row[0]) != os.getpid()]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(process.name) != os.getpid() and real + "/" in (process / "maps").read_text(errors="replace"):
+                found.append((int(process.name), (process / "comm").read_text().strip()))
+    return sorted(found)
+
+
+def demand_unused(folders: List[Path]) -> None:
+    """Raise Failure while a program runs from one of the folders."""
+    for folder in folders:
+        running = users_of(folder) if folder.is_dir() else []
+        if running:
+            names = ", ".join(sorted({f"{name} ({pid})" for pid, name in running}))
+            raise bootstrap.Failure(
+                f"programs still run from {folder}: {names}",
+                "kill " + " ".join(str(pid) for pid, _ in running),
+                bootstrap.EXIT_BUSY,
+            )
+
+
+def confirmed(args: Any) -> bool:
+    """Ask whether to go on.
+
+    Raises:
+        bootstrap.Failure: nobody can be asked, and --yes was not given.
+    """
+    if args.yes:
+        return True
+    if not sys.stdin.isatty():
+        word = "--uninstall" if args.uninstall else "--prune"
+        raise bootstrap.Failure(
+            "nothing was removed: there is no terminal to ask on",
+            f"python3 bootstrap.py {word} --yes",
+            bootstrap.EXIT_USAGE,
+        )
+    sys.stderr.write("Remove all this? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def made(home: Path) -> List[Path]:
+    """Return what bootstrap.py and the scripts made in a home, environments and receipts excepted."""
+    paths = [path for pattern in OURS for path in sorted(home.glob(pattern))]
+    for marker, names in MARKED.items():
+        if (home / marker).is_file():
+            paths += [home / name for name in names]
+    envs = (home / "envs").resolve()
+    for kind in ("current", "previous"):
+        paths += [link for link, target in links(home, kind).items() if envs in target.parents]
+    return paths
+
+
+def outermost(paths: List[Path]) -> List[Path]:
+    """Return the paths that lie in none of the others."""
+    chosen = set(paths)
+    return [path for path in paths if not any(parent in chosen for parent in path.parents)]
+
+
+def left_over(home: Path) -> List[str]:
+    """Return what is left of a home, relative to it, empty folders excepted."""
+    return sorted(
+        path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_symlink() or not path.is_dir()
+    )
+
+
+def show(paths: List[Tuple[Path, int]], verb: str) -> None:
+    """Print what will be removed."""
+    bootstrap.say(f"{verb} this:")
+    for path, size in paths:
+        bootstrap.say(f"  {bootstrap.megabytes(size):>8}  {path}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def list_environments(args: Any) -> Dict[str, Any]:
+    """Print the environments; return what --json prints."""
+    home = Path(args.home)
+    found = read_home(home)
+    rows = [
+        {
+            "name": entry.name,
+            "env": entry.receipt.get("env", entry.name.rpartition("-")[0]),
+            "state": entry.state,
+            "bytes": entry.size,
+            "engine": entry.receipt.get("engine", ""),
+            "layer": entry.receipt.get("layer", ""),
+            "platform": entry.receipt.get("platform", ""),
+            "lock": entry.receipt.get("lock", {}).get("digest", ""),
+            "created": entry.receipt.get("created", ""),
+            "prefix": entry.receipt.get("prefix", str(entry.root)),
+        }
+        for entry in found
+    ]
+    if not rows:
+        bootstrap.say(f"No environment is installed in {home}")
+    else:
+        bootstrap.say(f"In {home}:")
+        bootstrap.say(f"  {'state':<9}  {'size':>8}  {'env':<8}  {'lock':<12}  {'engine':<10}  {'made':<20}")
+    for row in rows:
+        bootstrap.say(
+            f"  {row['state']:<9}  {bootstrap.megabytes(row['bytes']):>8}  {row['env']:<8}  "
+            f"{row['lock'][:12]:<12}  {row['engine']:<10}  {row['created']}"
+        )
+    return {"ok": True, "home": str(home), "environments": rows}
+
+
+def rollback(args: Any) -> Dict[str, Any]:
+    """Switch current/ENV to the environment that was used before; return what --json prints."""
+    home = Path(args.home)
+    link, back = home / "current" / args.env, home / "previous" / args.env
+    target = back.resolve() if back.is_symlink() else None
+    receipt = next(
+        (r for r in bootstrap.read_receipts(home) if target and Path(r["prefix"]).resolve() == target), None
+    )
+    if target is None or receipt is None or not (target / "bin").is_dir() or target == link.resolve():
+        raise bootstrap.Failure(
+            f"there is no previous {args.env} environment in {home}", "python3 bootstrap.py --list"
+        )
+    result = {"ok": True, "environment": args.env, "prefix": str(target), "lock": receipt["lock"]["digest"]}
+    if args.dry_run:
+        bootstrap.say(f"Would switch {link} to {receipt['name']} (made {receipt['created']})")
+        return dict(result, changed=False)
+    with bootstrap.locked(home):
+        old = link.resolve() if link.is_symlink() else None
+        bootstrap.link_atomically(link, target)
+        if old is not None and old.is_dir():
+            bootstrap.link_atomically(back, old)
+        else:
+            back.unlink()
+    bootstrap.say(
+        f"{link} is {receipt['name']} again (made {receipt['created']}). A running Jupyter has to be restarted."
+    )
+    bootstrap.say("Back to the newer one: the same command once more.")
+    return dict(result, changed=True)
+
+
+def prune(args: Any) -> Dict[str, Any]:
+    """Remove the environments that no link uses; return what --json prints."""
+    home = Path(args.home)
+    unused = [entry for entry in read_home(home) if entry.state not in ("in use", "previous")]
+    result = {"ok": True, "removed": [], "bytes": 0, "changed": False}  # type: Dict[str, Any]
+    if not unused:
+        bootstrap.say(f"Nothing to do: every environment in {home} is in use, or the previous one")
+        return result
+    show([(entry.root, entry.size) for entry in unused], "Would remove" if args.dry_run else "Will remove")
+    if args.dry_run or not confirmed(args):
+        return result
+    with bootstrap.locked(home):
+        # another run may have finished one of them, or switched to it, while this one waited
+        still = {entry.name for entry in read_home(home) if entry.state not in ("in use", "previous")}
+        gone = [entry for entry in unused if entry.name in still]
+        demand_unused([entry.root for entry in gone])
+        for entry in gone:
+            remove_environment(home, entry)
+    size = sum(entry.size for entry in gone)
+    bootstrap.say(f"Removed {len(gone)} environment{'' if len(gone) == 1 else 's'} ({bootstrap.megabytes(size)}).")
+    return dict(result, removed=[entry.name for entry in gone], bytes=size, changed=True)
+
+
+def uninstall(args: Any) -> Dict[str, Any]:
+    """Remove everything that was made, restore backups; return what --json prints."""
+    home = Path(args.home)
+    environments = read_home(home)
+    services = [module for module, receipt in SERVICES if (home / "receipts" / receipt).is_file()]
+    others = outermost(made(home))
+    result = {"ok": True, "removed": [], "left": [], "changed": False}  # type: Dict[str, Any]
+    if not (environments or services or others):
+        bootstrap.say(f"Nothing to do: nothing of colab-local is in {home}")
+        return result
+    sizes = [(entry.root, entry.size) for entry in environments] + [(path, tree_size(path)) for path in others]
+    show(sizes, "Would remove" if args.dry_run else "Will remove")
+    for module in services:  # each shows what it would remove and restore
+        importlib.import_module(module).uninstall(home, True)
+    if args.dry_run or not confirmed(args):
+        return result
+    for module in services:
+        importlib.import_module(module).uninstall(home, False)
+    if home.is_dir():
+        with bootstrap.locked(home):
+            demand_unused([entry.root for entry in environments])
+            for entry in environments:
+                remove_environment(home, entry)
+            for path in outermost(made(home)):
+                remove(path)
+            for name in FOLDERS:
+                with contextlib.suppress(OSError):
+                    (home / name).rmdir()
+            if {path.name for path in home.iterdir()} == {".lock"}:
+                (home / ".lock").unlink()
+                home.rmdir()
+    left = left_over(home) if home.is_dir() else []
+    left = [name for name in left if name != ".lock"]
+    bootstrap.say(f"Removed {bootstrap.megabytes(sum(size for _, size in sizes))} from {home}.")
+    if left:
+        bootstrap.say(f"Left, because colab-local did not make it: {', '.join(left[:5])}{' ...' if left[5:] else ''}")
+    bootstrap.say("Not touched: uv's and pip's own caches (uv cache clean), what Jupyter keeps in your home folder.")
+    return dict(result, removed=[str(path) for path, _ in sizes], left=left, changed=True)
+
+
+def command(args: Any) -> int:
+    """Carry out --list, --rollback, --prune or --uninstall and return the exit code.
+
+    args: bootstrap.py's options (home, env, json, dry_run, yes, list, rollback, prune, uninstall).
+
+    Raises:
+        bootstrap.Failure: there is nothing to roll back to, nobody to ask, or a program still runs from there.
+    """
+    do = list_environments if args.list else rollback if args.rollback else prune if args.prune else uninstall
+    result = do(args)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    return bootstrap.EXIT_OK
