@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hosts import Lab, Machine, needs_root, wait_for
 from PIL import Image
 
+from tests.hosts import Lab, Machine, wait_for
 
 REPO = Path(__file__).resolve().parent.parent
 # Any Python >= 3.8 will do for the product; the distribution's own is one that other users may run, too.
@@ -222,7 +222,7 @@ class DesktopMachine:
 
 
 def parse_listeners(pid: int) -> set[tuple[str, int]]:
-    """Return (address, port) of the listening TCP sockets in a process's network, read from /proc by our own reader."""
+    """Return (address, port) of the listening TCP sockets in a process's network, not read by the code under test."""
     found = set()
     for name, loopback, everything in (
         ("tcp", "0100007F", "00000000"),
@@ -239,7 +239,7 @@ def parse_listeners(pid: int) -> set[tuple[str, int]]:
 
 @contextlib.contextmanager
 def desktop_lab() -> Iterator[Lab]:
-    """A lab outside /tmp: the machines get a /tmp of their own, and TightVNC's wrapper treats a HOME there differently."""
+    """A lab outside /tmp: the machines get a /tmp of their own, and TightVNC treats a HOME there differently."""
     folder = Path(tempfile.mkdtemp(prefix="desktop-lab-", dir="/var/tmp"))
     folder.chmod(0o755)
     try:

@@ -199,7 +199,7 @@ def test_wildcard_and_mapped_addresses_count_as_what_they_are(tmp_path: Path) ->
     rest = "0" * 32 + ":0000"
     (tmp_path / "tcp6").write_text(head + row.format("0" * 32, rest, 8) + row.format(mapped, rest, 9))
     found = {f.inode: (f.address, f.on_loopback) for f in proc.listeners([5901], tmp_path)}
-    assert found == {7: ("0.0.0.0", False), 8: ("::", False), 9: ("::ffff:127.0.0.1", True)}
+    assert found == {7: ("0.0.0.0", False), 8: ("::", False), 9: ("::ffff:127.0.0.1", True)}  # noqa: S104
 
 
 def _serve(*answers: bytes) -> tuple[int, threading.Thread]:
@@ -309,11 +309,23 @@ def test_missing_packages_are_one_apt_command_and_nothing_more(monkeypatch: pyte
 
 # --- Vino and Wayland -----------------------------------------------------------------------------------
 
-KEYS = (
-    "alternative-port authentication-methods disable-background disable-xdamage icon-visibility "
-    "lock-screen-on-disconnect mailto network-interface notify-on-connect prompt-enabled require-encryption "
-    "use-alternative-port use-upnp view-only vnc-password"
-).split()
+KEYS = [
+    "alternative-port",
+    "authentication-methods",
+    "disable-background",
+    "disable-xdamage",
+    "icon-visibility",
+    "lock-screen-on-disconnect",
+    "mailto",
+    "network-interface",
+    "notify-on-connect",
+    "prompt-enabled",
+    "require-encryption",
+    "use-alternative-port",
+    "use-upnp",
+    "view-only",
+    "vnc-password",
+]
 
 
 def test_encryption_is_never_off_without_loopback_and_password() -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from desktop_machine import (
+
+from tests.desktop_machine import (
     DesktopMachine,
     Done,
     Tunnel,
@@ -21,10 +22,9 @@ from desktop_machine import (
     check_picture,
     desktop_lab,
     missing_programs,
-    needs_root,
     vncdo,
 )
-from hosts import Lab, wait_for
+from tests.hosts import Lab, needs_root, wait_for
 
 pytestmark = [needs_root, pytest.mark.timeout(300)]
 PASSWORD = "s3cret88"
@@ -398,14 +398,17 @@ def test_a_desktop_that_dies_is_found_out_stopped_and_its_log_shown(broken: Desk
     assert user.desktop("virtual", "--uninstall").code == 0
 
 
+# As the article starts it: X itself on 0.0.0.0:6001.
+ARTICLE = """#!/bin/sh
+for a; do shift; [ "$a" = -nolisten ] && a=-listen; set -- "$@" "$a"; done
+exec Xtigervnc.real "$@"
+"""
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        # As the article starts it: X itself on 0.0.0.0:6001.
-        (
-            '#!/bin/sh\nfor a; do shift; [ "$a" = -nolisten ] && a=-listen; set -- "$@" "$a"; done; exec Xtigervnc.real "$@"\n',
-            "6001",
-        ),
+        (ARTICLE, "6001"),
         ('#!/bin/sh\nexec Xtigervnc.real "$@" -localhost=0\n', "beyond loopback"),
         ('#!/bin/sh\nexec Xtigervnc.real "$@" -SecurityTypes=None,VncAuth\n', "without a password"),
         ('#!/bin/sh\nexec Xtigervnc.real "$@" -SecurityTypes=TLSVnc\n', "no VNC password log-in"),

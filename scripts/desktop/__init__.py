@@ -177,10 +177,11 @@ def _look(args: Any, kind: _Kind, started: bool) -> List[str]:
     except look.Problem as problem:
         lines = kind.tail()
         kind.disable()
+        left = look.still_open(int(kind.facts["port"]))
         for line in lines:
             bootstrap.report(f"  log: {line}")
         raise bootstrap.Failure(
-            f"the {args.desktop} desktop did not pass its check, so it was stopped and disabled: {problem}",
+            f"the {args.desktop} desktop did not pass its check, so it was stopped and disabled: {problem}{left}",
             f"python3 bootstrap.py --desktop {args.desktop}   (to try again; add --uninstall to remove it)",
         ) from None
     except KeyboardInterrupt:

@@ -115,6 +115,16 @@ def refused_from_outside(port: int, timeout: float = 2.0) -> None:
             continue
 
 
+def still_open(port: int, timeout: float = 5.0) -> str:
+    """Return words for an error message if something still listens on `port` after the server was stopped."""
+    deadline = time.monotonic() + timeout
+    while proc.listeners([port]):
+        if time.monotonic() > deadline:
+            return f"; port {port} is STILL OPEN, held by a process that is not ours to end (sudo ss -ltnp)"
+        time.sleep(0.1)
+    return ""
+
+
 def stays_up(alive: Callable[[], Optional[str]], appears: float = 20.0, seconds: float = STAYS_ALIVE) -> None:
     """Wait until `alive` finds nothing wrong, then see that it stays so.
 

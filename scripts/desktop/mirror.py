@@ -25,7 +25,9 @@ DCONF = "/org/gnome/desktop/remote-access/"
 SCHEMA = "org.gnome.Vino"
 USUAL_PORT = 5900
 OTHER_PORTS = range(5950, 6000)  # 5901 and up are the virtual desktops'
-SERVERS = ("vino-server", "x0tigervncserver", "x11vnc")
+# x0tigervncserver is a Perl script in front of X0tigervnc on Debian and Ubuntu.
+TIGER = ("X0tigervnc", "x0tigervncserver")
+SERVERS = ("vino-server", *TIGER, "x11vnc")
 MASKED = "'********'"
 
 
@@ -134,7 +136,7 @@ def server(person: Person, display: str, names: Any = SERVERS) -> Optional[proc.
     """Return the user's running screen-sharing server of a display."""
     with person.hat():
         for process in proc.processes(person.uid):
-            if Path(process.argv[0]).name in names:
+            if process.name in names:
                 seen = proc.environment_of(process.pid).get("DISPLAY", "").split(".")[0]
                 if seen == display:
                     return process
@@ -164,11 +166,20 @@ class Dconf:
         self.person, self.bus = person, bus
 
     def _call(self, *words: str, feed: bytes = b"") -> str:
+        try:
+            return self._through(self.bus, *words, feed=feed)
+        except bootstrap.Failure:
+            # The bus may just have ended together with the Vino that was stopped.
+            if words[0] == "dump" or not self.bus or _answers(self.bus):
+                raise
+            return self._through(None, *words, feed=feed)
+
+    def _through(self, bus: Optional[str], *words: str, feed: bytes) -> str:
         env = self.person.environment()
         env.pop("DBUS_SESSION_BUS_ADDRESS", None)
         argv = ["dconf", *words]
-        if self.bus:
-            env["DBUS_SESSION_BUS_ADDRESS"] = self.bus
+        if bus:
+            env["DBUS_SESSION_BUS_ADDRESS"] = bus
         elif words[0] != "dump":
             # gsettings and dconf without a bus report success and write nothing.
             argv = ["dbus-run-session", "--", *argv]
@@ -422,19 +433,18 @@ class StopServer(Step):
 
 
 def stop(person: Person, display: str) -> None:
-    """End the user's own screen-sharing server of a display, and wait until it is gone."""
-    running = server(person, display)
-    if running is None:
-        return
+    """End the user's own screen-sharing servers of a display, and wait until they are gone."""
     for how, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        with person.hat(), contextlib.suppress(ProcessLookupError):
-            os.kill(running.pid, how)
         deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            again = server(person, display)
-            if again is None or again.pid != running.pid:
-                return
+        told = set()
+        running = server(person, display)
+        while running and time.monotonic() < deadline:
+            if running.pid not in told:
+                told.add(running.pid)
+                with person.hat(), contextlib.suppress(ProcessLookupError):
+                    os.kill(running.pid, how)
             time.sleep(0.1)
+            running = server(person, display)
 
 
 @dataclass(frozen=True)
@@ -499,7 +509,7 @@ def plan(wished: Wish, receipt: Receipt, given: Optional[str], reset: bool) -> L
         virtual.Password(receipt, given, reset),
         File(receipt, script, (virtual.TEMPLATES / "vnc-mirror").read_bytes(), 0o700),
         File(receipt, entries / "vnc-mirror.desktop", autostart("Share this screen (VNC)", argv), 0o644),
-        StartServer(receipt, seen, argv, ("x0tigervncserver", "x11vnc")),
+        StartServer(receipt, seen, argv, (*TIGER, "x11vnc")),
     ]
 
 
