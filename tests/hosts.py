@@ -108,11 +108,17 @@ class Machine:
     """One set of namespaces. Made by Lab, not directly.
 
     name: host name, known to all machines of the lab; folder: holds etc/ and home/; home: HOME of its user
-    `root`; addresses: one per network it is on.
+    `root`; addresses: one per network it is on; has_sshd: a host, not a laptop.
     """
 
     def __init__(
-        self, lab: Lab, name: str, networks: Sequence[str], sshd: bool, password: str | None, home: Path | None
+        self,
+        lab: Lab,
+        name: str,
+        networks: Sequence[str],
+        sshd_options: str | None = None,
+        password: str | None = None,
+        home: Path | None = None,
     ) -> None:
         self.lab = lab
         self.name = name
@@ -120,11 +126,11 @@ class Machine:
         self.folder = lab.folder / name
         self.home = home or self.folder / "home"
         self.addresses = [lab.new_address(network) for network in networks]
-        self._sshd = sshd
+        self.has_sshd = sshd_options is not None
         self._process: subprocess.Popen[str] | None = None
-        self._prepare(password)
+        self._prepare(sshd_options or "", password)
 
-    def _prepare(self, password: str | None) -> None:
+    def _prepare(self, sshd_options: str, password: str | None) -> None:
         etc, ssh = self.folder / "etc", self.home / ".ssh"
         etc.mkdir(parents=True)
         ssh.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -134,8 +140,9 @@ class Machine:
         (etc / "shadow").write_text(f"root:{_hashed(password) if password else '*'}:19000:0:99999:7:::\n")
         (etc / "shadow").chmod(0o600)
         (etc / "hosts").touch()
-        (etc / "sshd_config").write_text(SSHD_CONFIG.format(folder=self.folder, password="yes" if password else "no"))
-        if self._sshd:
+        settings = SSHD_CONFIG.format(folder=self.folder, password="yes" if password else "no")
+        (etc / "sshd_config").write_text(f"{sshd_options}\n{settings}")  # the first value of an option counts
+        if self.has_sshd:
             shutil.copy(self.lab.host_key, etc / "host_key")
             shutil.copy(self.lab.host_key.with_suffix(".pub"), etc / "host_key.pub")
         if not password:
@@ -160,12 +167,12 @@ class Machine:
     def start(self) -> None:
         """Switch it on and wait until its sshd listens."""
         unshare = ["unshare", "--net", "--mount", "--uts"]
-        if self._sshd:  # with its own process table: when the first process dies, all die, daemons included
+        if self.has_sshd:  # with its own process table: when the first process dies, all die, daemons included
             unshare += ["--pid", "--fork", "--kill-child", "--mount-proc"]
         self._process = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL", *unshare, "sh", "-c", FIRST_PROCESS, "sh"),
-                *(str(self.folder), self.name, sshd_path() if self._sshd else ""),
+                *(str(self.folder), self.name, sshd_path() if self.has_sshd else ""),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -176,14 +183,14 @@ class Machine:
         assert self._process.stdout.readline() == "ready\n", f"{self.name} did not start"
         for number, (network, address) in enumerate(zip(self.networks, self.addresses, strict=True)):
             self.lab.plug(self, number, network, address)
-        if self._sshd:
+        if self.has_sshd:
             wait_for(lambda: self.listens(22), 30, f"sshd of {self.name}, see {self.folder}/sshd.log")
 
     def stop(self) -> None:
         """Switch it off: every process on it is killed, its files stay."""
         if self._process is None:
             return
-        inhabitants = self._inhabitants()
+        inhabitants = self.inhabitants()
         self._process.kill()
         self._process.wait()
         for pid in inhabitants:
@@ -193,7 +200,7 @@ class Machine:
         self._process.stdout.close()
         self._process = None
 
-    def _inhabitants(self) -> list[int]:
+    def inhabitants(self) -> list[int]:
         """Return the processes in this machine's network: the test started them, nobody else can have."""
         mine = Path(f"/proc/{self.pid}/ns/net").stat().st_ino
         found = []
@@ -207,7 +214,7 @@ class Machine:
     def enter(self, argv: Sequence[str]) -> list[str]:
         """Return the command that runs argv on this machine as its root, given no ssh."""
         space = f"/proc/{self.pid}/ns"
-        pid = [f"--pid={space}/pid_for_children"] if self._sshd else []
+        pid = [f"--pid={space}/pid_for_children"] if self.has_sshd else []
         return [
             *("nsenter", f"--net={space}/net", f"--mount={space}/mnt", f"--uts={space}/uts", *pid, "--"),
             *("env", f"HOME={self.home}", *argv),
@@ -307,7 +314,7 @@ class Lab:
             )
             assert self._switch.stdout is not None
             assert self._switch.stdout.readline() == "ready\n"
-            self.laptop = self._add("laptop", ("outer",), sshd=False)
+            self.laptop = self._add("laptop", ("outer",))
         except BaseException:
             self.close()
             raise
@@ -335,30 +342,37 @@ class Lab:
         networks: Sequence[str] = ("outer",),
         password: str | None = None,
         home: Path | None = None,
+        sshd_options: str = "",
     ) -> Machine:
         """Add a host with a running sshd and return it.
 
         networks: the switches it is on; the laptop is on "outer". password: log in with it instead of a key.
         home: another host's, as on a cluster with a shared file system; default its own.
+        sshd_options: first lines of its sshd_config.
         """
-        return self._add(name, networks, sshd=True, password=password, home=home)
+        return self._add(name, networks, sshd_options, password, home)
 
     def hosts(self, count: int, prefix: str = "node") -> list[Machine]:
         """Add `count` hosts, node1 to nodeN."""
         return [self.host(f"{prefix}{number}") for number in range(1, count + 1)]
 
     def _add(
-        self, name: str, networks: Sequence[str], sshd: bool, password: str | None = None, home: Path | None = None
+        self,
+        name: str,
+        networks: Sequence[str],
+        sshd_options: str | None = None,
+        password: str | None = None,
+        home: Path | None = None,
     ) -> Machine:
         assert name not in self.machines, f"two machines named {name}"
-        machine = self.machines[name] = Machine(self, name, networks, sshd, password, home)
+        machine = self.machines[name] = Machine(self, name, networks, sshd_options, password, home)
         machine.start()
         self._introduce()
         return machine
 
     def _introduce(self) -> None:
         """Tell every machine every name and host key, and write the ssh configurations."""
-        hosts = [machine for machine in self.machines.values() if machine._sshd]
+        hosts = [machine for machine in self.machines.values() if machine.has_sshd]
         names = "127.0.0.1 localhost\n::1 localhost\n" + "".join(
             f"{address} {machine.name}\n" for machine in self.machines.values() for address in machine.addresses[:1]
         )
