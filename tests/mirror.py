@@ -32,17 +32,18 @@ import sysconfig
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote, unquote
 
 import pytest
-from rattler import LockChannel, LockFile, LockPlatform, RepoDataRecord, Subdir
+from rattler import RepoDataRecord, Subdir
 from rattler.index import index_fs
 from rattler_build import Stage0Recipe, ToolConfiguration
 
+from scripts import lock
 from tests.conftest import clean_environment
 
 REPO = Path(__file__).resolve().parent.parent
@@ -173,8 +174,8 @@ def workshop(channel: Path) -> Path:
     return channel.parents[2] / "workshop"
 
 
-def build_channel(channel: Path, interpreter: Path) -> list[Path]:
-    """Build the packages of the conda layer and index the channel; return their files, dependencies first."""
+def build_channel(channel: Path, interpreter: Path) -> str:
+    """Build the packages of the conda layer and index the channel; return the version of its Python."""
     for name in ("noarch", str(Subdir.current())):
         (channel / name).mkdir(parents=True)
     staged = workshop(channel) / "python"
@@ -185,66 +186,62 @@ def build_channel(channel: Path, interpreter: Path) -> list[Path]:
     uv = Path(sysconfig.get_path("scripts")) / "uv"
     assert pip and uv.is_file(), "the tests' own environment lacks uv"
     binary = r"""printf '\177ELF\0\1%s/share\0tail\0' "$PREFIX" > $PREFIX/lib/libprefix.bin"""
-    packages = [
-        build_package(
-            channel,
-            "ca-certificates",
-            "2026.11.1",
-            ["mkdir -p $PREFIX/ssl", "echo '# none' > $PREFIX/ssl/cacert.pem"],
-            [],
-        ),
-        # Two ways of naming the prefix: in a text, and in a binary, where the length must not change.
-        build_package(
-            channel,
-            "prefixed",
-            "1.0",
-            [
-                "mkdir -p $PREFIX/bin $PREFIX/lib",
-                "printf '#!/bin/sh\\necho %s\\n' \"$PREFIX\" > $PREFIX/bin/where-am-i",
-                "chmod 755 $PREFIX/bin/where-am-i",
-                binary,
-            ],
-            ["ca-certificates"],
-        ),
-        build_package(
-            channel,
-            "python",
-            version,
-            [
-                f"cp -a {staged}/. $PREFIX/",
-                'sed -i.old "s|@PREFIX@|$PREFIX|g" $PREFIX/lib/python*/_sysconfigdata*.py',
-                "rm $PREFIX/lib/python*/*.old",
-            ],
-            ["prefixed", "ca-certificates"],
-            # the tests made it relocatable already, and patchelf may not be there
-            dynamic_linking={"binary_relocation": False},
-            # one process per module takes minutes; Python compiles what it imports
-            python={"skip_pyc_compilation": ["**/*.py"]},
-        ),
-        build_package(
-            channel,
-            "uv",
-            importlib.metadata.version("uv"),
-            ["mkdir -p $PREFIX/bin", f"cp {uv} $PREFIX/bin/uv"],
-            [],
-            dynamic_linking={"binary_relocation": False},
-        ),
-    ]
-    asyncio.run(index_fs(channel))
-    packages.append(
-        build_package(
-            channel,
-            "pip",
-            pip.group(1),
-            [f"mkdir -p $SP_DIR && cd $SP_DIR && python -m zipfile -e {wheel} ."],
-            [f"python >={short}"],
-            host=[f"python {short}.*"],
-            noarch="python",
-            python={"entry_points": ["pip = pip._internal.cli.main:main"]},
-        )
+    build_package(
+        channel,
+        "ca-certificates",
+        "2026.11.1",
+        ["mkdir -p $PREFIX/ssl", "echo '# none' > $PREFIX/ssl/cacert.pem"],
+        [],
+    )
+    # Two ways of naming the prefix: in a text, and in a binary, where the length must not change.
+    build_package(
+        channel,
+        "prefixed",
+        "1.0",
+        [
+            "mkdir -p $PREFIX/bin $PREFIX/lib",
+            "printf '#!/bin/sh\\necho %s\\n' \"$PREFIX\" > $PREFIX/bin/where-am-i",
+            "chmod 755 $PREFIX/bin/where-am-i",
+            binary,
+        ],
+        ["ca-certificates"],
+    )
+    build_package(
+        channel,
+        "python",
+        version,
+        [
+            f"cp -a {staged}/. $PREFIX/",
+            'sed -i.old "s|@PREFIX@|$PREFIX|g" $PREFIX/lib/python*/_sysconfigdata*.py',
+            "rm $PREFIX/lib/python*/*.old",
+        ],
+        ["prefixed", "ca-certificates"],
+        # the tests made it relocatable already, and patchelf may not be there
+        dynamic_linking={"binary_relocation": False},
+        # one process per module takes minutes; Python compiles what it imports
+        python={"skip_pyc_compilation": ["**/*.py"]},
+    )
+    build_package(
+        channel,
+        "uv",
+        importlib.metadata.version("uv"),
+        ["mkdir -p $PREFIX/bin", f"cp {uv} $PREFIX/bin/uv"],
+        [],
+        dynamic_linking={"binary_relocation": False},
     )
     asyncio.run(index_fs(channel))
-    return packages
+    build_package(
+        channel,
+        "pip",
+        pip.group(1),
+        [f"mkdir -p $SP_DIR && cd $SP_DIR && python -m zipfile -e {wheel} ."],
+        [f"python >={short}"],
+        host=[f"python {short}.*"],
+        noarch="python",
+        python={"entry_points": ["pip = pip._internal.cli.main:main"]},
+    )
+    asyncio.run(index_fs(channel))
+    return version
 
 
 def build_installer(target: Path, name: str, version: str) -> None:
@@ -306,28 +303,37 @@ def light_layer(requirements: str) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """What the mirror serves: files laid out as HOST/PATH of their real URLs, and the locked packages.
+    """What the mirror serves: files laid out as HOST/PATH of their real URLs, and the conda layer locked from them.
 
-    root: that layout; packages: (file, its record), dependencies first; interpreter: what `python` was made of.
+    root: that layout; spec: what scripts/lock.py solved for; records: its solution.
     """
 
     root: Path
-    packages: list[tuple[Path, RepoDataRecord]]
-    interpreter: Path
+    spec: lock.Spec
+    records: list[RepoDataRecord]
 
     @property
     def platform(self) -> str:
         """conda's name of this machine's platform."""
         return str(Subdir.current())
 
+    @property
+    def python(self) -> str:
+        """Version of the conda layer's Python."""
+        return lock.conda_version(self.records, "python")
+
+    @property
+    def packages(self) -> list[Path]:
+        """The served files of the conda layer, in the order of the records."""
+        return [self.root / record.url.partition("://")[2] for record in self.records]
+
+    def package(self, name: str) -> Path:
+        """Return the served file of one package."""
+        return next(path for path in self.packages if path.name.startswith(f"{name}-"))
+
     def url(self, path: Path) -> str:
         """Return the real URL that a served file stands for."""
         return "https://" + path.relative_to(self.root).as_posix()
-
-    def explicit(self) -> str:
-        """Return the conda layer as an explicit lockfile."""
-        lines = [f"{self.url(path)}#sha256:{sha256(path)}" for path, _ in self.packages]
-        return "\n".join(["# Generated by the tests.", f"# platform: {self.platform}", "@EXPLICIT", *lines]) + "\n"
 
     def installers(self) -> dict[str, object]:
         """Return index.json's entry for the installers."""
@@ -344,22 +350,23 @@ class World:
         pattern = {"miniforge": "Miniforge3-*", "anaconda": "Anaconda3-*", "pixi": "pixi-*"}[engine]
         return next(self.root.rglob(pattern))
 
-    def write_lockfiles(self, folder: Path, pypi: str, explicit: Callable[[str], str] = lambda text: text) -> Path:
-        """Write a whole lockfiles/ folder for one environment, `cpu`, and return it.
+    def write_lockfiles(self, folder: Path, pypi: str) -> Path:
+        """Write a whole lockfiles/ folder for one environment, `cpu`, and return it; pypi: its Python layer's text.
 
-        pypi: text of the Python layer; explicit: changes the conda layer's text before it is hashed.
+        The conda layer is written as scripts/lock.py writes the real one.
         """
+        series = ".".join(self.python.split(".")[:2])
         real = json.loads((REPO / "lockfiles" / "index.json").read_text())
         (folder / "cpu").mkdir(parents=True)
         for name, text in (
-            (f"cpu/{self.platform}.txt", explicit(self.explicit())),
+            (f"cpu/{self.platform}.txt", lock.explicit_text(self.platform, self.records)),
             ("cpu/pypi.txt", pypi),
-            ("pixi.toml", self.pixi_toml()),
+            ("pixi.toml", lock.pixi_toml_text({"cpu": self.spec}, series)),
+            ("pixi.lock", lock.pixi_lock_text({"cpu": {self.platform: self.records}})),
             (real["uv"]["file"], (REPO / "lockfiles" / real["uv"]["file"]).read_text()),
         ):
             (folder / name).write_text(text)
-        self.write_pixi_lock(folder / "pixi.lock")
-        download = sum(path.stat().st_size for path, _ in self.packages)
+        download = sum(path.stat().st_size for path in self.packages)
         index = {
             "_": "Generated by the tests.",
             "schema": 1,
@@ -371,7 +378,7 @@ class World:
             "environments": {
                 "cpu": {
                     "accelerator": "cpu",
-                    "python": self.packages[2][1].version,
+                    "python": self.python,
                     "pypi": {"file": "cpu/pypi.txt", "sha256": sha256(folder / "cpu/pypi.txt")},
                     "platforms": {
                         self.platform: {
@@ -392,26 +399,6 @@ class World:
         (folder / "index.json").write_text(json.dumps(index, indent=1, default=str))
         return folder
 
-    def pixi_toml(self) -> str:
-        """Return the manifest that the pixi.lock belongs to."""
-        return (
-            '[workspace]\nname = "colab-local"\nchannels = ["conda-forge"]\n'
-            f'platforms = ["{self.platform}"]\n\n'
-            '[feature.cpu.dependencies]\npython = "*"\npip = "*"\nuv = "*"\n\n'
-            '[environments]\ncpu = { features = ["cpu"], no-default-feature = true }\n'
-        )
-
-    def write_pixi_lock(self, path: Path) -> None:
-        """Write the conda layer as a pixi.lock."""
-        here = LockPlatform(self.platform)
-        lock = LockFile([here])
-        lock.set_channels("cpu", [LockChannel(CHANNEL + "/")])
-        for package, record in self.packages:
-            record.url = self.url(package)
-            record.channel = CHANNEL
-            lock.add_conda_package("cpu", here, record)
-        lock.to_path(path)
-
 
 @functools.cache
 def build_world(base: Path) -> World:
@@ -422,7 +409,7 @@ def build_world(base: Path) -> World:
     channel = root / CHANNEL.partition("://")[2]
     with pytest.MonkeyPatch.context() as patch:  # the build's own downloads stay out of the user's cache
         patch.setenv("RATTLER_CACHE_DIR", str(base / "rattler-cache"))
-        files = build_channel(channel, interpreter)
+        version = build_channel(channel, interpreter)
     machine = {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
     system, target = {
         "Linux": (f"Linux-{machine}", f"{machine}-unknown-linux-musl"),
@@ -435,10 +422,10 @@ def build_world(base: Path) -> World:
     build_installer(archive / f"Anaconda3-{ANACONDA}-{system}.sh", "Anaconda3", ANACONDA)
     build_pixi(github / "prefix-dev/pixi/releases/download" / f"v{PIXI}" / f"pixi-{target}.tar.gz")
 
-    async def read() -> list[RepoDataRecord]:
-        return [await RepoDataRecord.from_package_archive(path) for path in files]
-
-    return World(root, list(zip(files, asyncio.run(read()), strict=True)), interpreter)
+    here = str(Subdir.current())
+    wanted = (f"python {version}.*", "pip", "uv >=0.9")  # as in environments/cpu.yml
+    spec = lock.Spec("cpu", "cpu", wanted, (), {here: {}}, {here: {"__glibc": "2.28", "__osx": "13.0"}})
+    return World(root, spec, lock.solve_conda(spec, here, str(channel), []))
 
 
 # ---------------------------------------------------------------------------------------------------------

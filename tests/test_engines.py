@@ -210,7 +210,8 @@ def check_prefix(trial: Trial, prefix: Path) -> None:
     world = trial.mirror.world
     records = {path.name: json.loads(path.read_text()) for path in (prefix / "conda-meta").glob("*.json")}
     found = {(r["name"], r["version"], r["sha256"]) for r in records.values()}
-    assert found == {(r.name.normalized, str(r.version), sha256(path)) for path, r in world.packages}
+    locked = zip(world.records, world.packages, strict=True)
+    assert found == {(record.name.normalized, str(record.version), sha256(path)) for record, path in locked}
     real = str(prefix.resolve())
     shown = subprocess.run([prefix / "bin" / "where-am-i"], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == real
@@ -239,7 +240,7 @@ def check_downloads_once(trial: Trial, engine: str) -> None:
     """Assert that the mirror sent each file's bytes exactly once, of nothing but what the lock names."""
     world = trial.mirror.world
     wanted = [world.installer(engine)] if engine in ("miniforge", "anaconda", "pixi") else []
-    wanted += [path for path, _ in world.packages]
+    wanted += world.packages
     for path in wanted:
         assert trial.mirror.sent(path.name) == path.stat().st_size, path.name
     assert trial.mirror.sent() == sum(path.stat().st_size for path in wanted)
@@ -258,7 +259,7 @@ def test_miniforge_makes_the_whole_environment_and_touches_nothing_else(tmp_path
     check_downloads_once(trial, "miniforge")
     (receipt,) = trial.receipts()
     assert (receipt["engine"], receipt["layer"], receipt["env"]) == ("miniforge", "conda", "cpu")
-    assert receipt["python"] == str(mirror.world.packages[2][1].version)
+    assert receipt["python"] == mirror.world.python
     assert (trial.home / "conda" / "bin" / "conda").exists()
     assert changes(before, snapshot(trial.user)) == []
     # what the smoke test tried is what the user gets
@@ -289,7 +290,7 @@ def test_pixi_under_a_path_with_blanks_and_letters_beyond_ascii(tmp_path: Path, 
 def test_anaconda_through_a_proxy_and_a_bad_line(tmp_path: Path, mirror: Mirror) -> None:
     """All bytes through the user's proxy; cut, redirected and refused downloads are each paid for once."""
     trial = Trial(tmp_path, mirror, extra={"http_proxy": f"http://127.0.0.1:{mirror.port}", "no_proxy": ""})
-    python, uv = (next(p for p, _ in mirror.world.packages if p.name.startswith(n)) for n in ("python-", "uv-"))
+    python, uv = mirror.world.package("python"), mirror.world.package("uv")
     mirror.fault("Anaconda3", Cut(after=1_234_567))
     mirror.fault(python.name, Status(503))
     mirror.fault(python.name, Cut(after=3_000_000))
@@ -441,7 +442,7 @@ def test_an_installer_that_fails_leaves_nothing(trial: Trial) -> None:
 def test_killed_at_every_stage_the_next_run_goes_on_from_there(trial: Trial, conda: Path) -> None:
     """SIGKILL while downloading, while conda links, while uv installs: nothing wrong is left, no byte lost."""
     trial.environ["CONDA_EXE"] = str(conda)
-    uv = next(path for path, _ in trial.mirror.world.packages if path.name.startswith("uv-"))
+    uv = trial.mirror.world.package("uv")
 
     trial.mirror.fault(uv.name, Slow(rate=6_000_000))
     child = trial.start("--engine", "conda")
@@ -500,7 +501,7 @@ def test_ctrl_c_ends_soon_and_leaves_no_half_environment(
 ) -> None:
     """Ctrl-C reaches the whole group, SIGTERM (a service manager, a closed window) the program alone."""
     trial.environ["CONDA_EXE"] = str(conda)
-    uv = next(path for path, _ in trial.mirror.world.packages if path.name.startswith("uv-"))
+    uv = trial.mirror.world.package("uv")
     if stage == "download":
         trial.mirror.fault(uv.name, Slow(rate=50_000))  # minutes, if it waited
         child = trial.start("--engine", "conda")
