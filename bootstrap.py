@@ -1287,7 +1287,7 @@ class Installation:
         hashed = ["--no-deps", "--require-hashes", "-r", requirements, "--target", temporary]
         offline = ["--no-index", "--find-links", self.wheels] if self.wheels else []
         try:
-            if _succeeds([python, "-m", "pip", "--version"]):
+            if _succeeds([python, "-c", "import pip"]):
                 flags = ["--quiet", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
                 env = child_environment(PIP_ROOT_USER_ACTION="ignore")
                 run([python, "-m", "pip", "install"] + flags + hashed + offline, env=env)
@@ -1376,8 +1376,6 @@ class Installation:
             record = packages / info / "RECORD"
             text = dist_record(records[packages]) + "{}/RECORD,,\n".format(info)
             write_atomically(record, text)
-        # What the start needs is compiled now, and whatever would keep Colab out is said now.
-        run([self.prefix / "bin" / "python", "-m", "colab_local_jupyter"])
 
     def try_out(self):
         # type: () -> None

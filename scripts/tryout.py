@@ -78,6 +78,10 @@ def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
 
 def serve() -> dict[str, Any]:
     """Set Jupyter up as the printed command does, on any free port of loopback, and look for both extensions."""
+    from colab_local_jupyter.__main__ import main as make_ready
+
+    if make_ready():  # it has said on stderr what would keep Colab out
+        raise SystemExit(1)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
             os.environ[name] = folder  # nothing of the user's is read or written
