@@ -83,6 +83,10 @@ class Lockfiles:
         """Return the locked conda records of an environment on a platform, sorted by name."""
         return self.conda.get(name, {}).get(platform, [])
 
+    def text(self, path: str) -> str:
+        """Return a lockfile's text, "" for one that is missing: check_digests() says so."""
+        return self.files.get(path, "")
+
     def requirements(self, name: str) -> list[str]:
         """Return the `name==version ; marker` lines of an environment's pypi.txt."""
         return lock.locked_requirements(self.folder / name / "pypi.txt")
@@ -142,7 +146,7 @@ def check_digests(files: Lockfiles) -> Problems:
             yield f"{path}: names the host {host}"
         if lock.NOTICE not in "".join(text.splitlines()[:2]):
             yield f"{path}: doesn't say that it is generated"
-    found = files.files.get("pixi.toml", "")
+    found = files.text("pixi.toml")
     series = ".".join(next(iter(files.index["environments"].values()))["python"].split(".")[:2])
     yield from lock.differences({"pixi.toml": found}, {"pixi.toml": lock.pixi_toml_text(files.specs, series)})
 
@@ -151,7 +155,7 @@ def check_formats(files: Lockfiles, name: str, platform: str) -> Problems:
     """Yield where explicit file, conda-lock.yml, pixi.lock and packages.txt differ, or name something odd."""
     records = files.records(name, platform)
     need = dict(identity(record) for record in records)
-    explicit = files.files[f"{name}/{platform}.txt"]
+    explicit = files.text(f"{name}/{platform}.txt")
     yield from compare(f"{name}/{platform}.txt against pixi.lock", dict(bootstrap.parse_explicit(explicit)), need)
     if explicit != lock.explicit_text(platform, records):
         yield f"{name}/{platform}.txt: not as scripts/lock.py writes it for pixi.lock's records"
@@ -162,7 +166,7 @@ def check_formats(files: Lockfiles, name: str, platform: str) -> Problems:
         subdir = "noarch" if "/noarch/" in record.url else platform
         if record.url not in {f"{lock.CHANNEL}{subdir}/{file}{end}" for end in (".conda", ".tar.bz2")}:
             yield f"pixi.lock: {name}/{platform}: {record.url} is no conda-forge URL of {file}"
-    told = table_rows(files.files[f"{name}/packages.txt"], f"conda layer of {platform}:")
+    told = table_rows(files.text(f"{name}/packages.txt"), f"conda layer of {platform}:")
     versions = {record.name.normalized: [str(record.version), str(record.build)] for record in records}
     yield from compare(f"{name}/packages.txt ({platform}) against pixi.lock", {r[0]: r[1:3] for r in told}, versions)
 
@@ -175,27 +179,28 @@ def check_conda_lock(files: Lockfiles, name: str, platform: str) -> Problems:
         rendered = render_lockfile_for_platform(
             lockfile=content, include_dev_dependencies=False, extras=set(), kind="explicit", platform=platform
         )
-    except (ValueError, KeyError, RuntimeError, YAMLError) as problem:
-        yield f"{title}: conda-lock says: {str(problem).splitlines()[0]}"
+    except (OSError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, YAMLError) as problem:
+        said = str(problem).splitlines() or ["it is inconsistent"]
+        yield f"{title}: conda-lock can't read it: {said[0]} ({type(problem).__name__})"
         return
     records = files.records(name, platform)
     urls = dict(line.split("#") for line in rendered if line.startswith("http"))
     yield from compare(f"{title}, md5", urls, {r.url: r.md5.hex() for r in records if r.md5})
     sha256 = {p.url: p.hash.sha256 for p in content.package if p.platform == platform}
     yield from compare(f"{title}, sha256", sha256, dict(identity(record) for record in records))
-    if files.files[f"{name}/conda-lock.yml"] != lock.conda_lock_text(files.specs[name], files.conda[name]):
+    if files.text(f"{name}/conda-lock.yml") != lock.conda_lock_text(files.specs[name], files.conda[name]):
         yield f"{name}/conda-lock.yml: not as scripts/lock.py writes it for pixi.lock's records"
 
 
 def check_requirements(files: Lockfiles, name: str) -> Problems:
     """Yield what is not a pinned, hashed requirement in pypi.txt, and where packages.txt says other versions."""
-    text = files.files[f"{name}/pypi.txt"]
+    text = files.text(f"{name}/pypi.txt")
     body = "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
     pinned = r"[a-z0-9-]+==\S+( ; [^\\\n]+?)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
     for entry in re.split(r"\n(?=\S)", body):
         if not re.fullmatch(pinned, entry):
             yield f"{name}/pypi.txt: no pinned and hashed requirement: {entry.splitlines()[0]}"
-    found = {f"{row[0]}=={row[1]}" for row in table_rows(files.files[f"{name}/packages.txt"], "Python layer")}
+    found = {f"{row[0]}=={row[1]}" for row in table_rows(files.text(f"{name}/packages.txt"), "Python layer")}
     need = {requirement.partition(" ;")[0] for requirement in files.requirements(name)}
     for requirement in sorted(need ^ found):
         yield f"{name}/packages.txt and pypi.txt don't both have {requirement}"
@@ -265,7 +270,7 @@ def check_python_layer(files: Lockfiles, name: str) -> Problems:
         return
     path = f"{name}/pypi.txt"
     need = lock.requirements_text(lock.PYPI_HEAD, packages)
-    yield from lock.differences({path: files.files[path]}, {path: need})
+    yield from lock.differences({path: files.text(path)}, {path: need})
 
 
 def check_host_uv(files: Lockfiles) -> Problems:
@@ -273,7 +278,7 @@ def check_host_uv(files: Lockfiles) -> Problems:
     version = lock.conda_version(next(iter(files.conda["cpu"].values())), "uv")
     platforms = sorted({platform for spec in files.specs.values() for platform in spec.platforms})
     need = lock.requirements_text(lock.HOST_HEAD, lock.host_uv(version, platforms))
-    yield from lock.differences({"host.txt": files.files["host.txt"]}, {"host.txt": need})
+    yield from lock.differences({"host.txt": files.text("host.txt")}, {"host.txt": need})
 
 
 def check_accepted(files: Lockfiles, name: str, target: lock.Target, options: Sequence[str]) -> Problems:

@@ -279,9 +279,11 @@ def shortest_marker(marker: str, platforms: Sequence[str]) -> str:
     uv repeats the platforms of the whole lock in every marker. Where the marker is a choice of platforms, or
     of Pythons, or of both, it is written anew; else it is left as uv wrote it.
     """
+    if not marker:
+        return ""
     targets = list(itertools.product(platforms, PYTHONS))
     values = {target: [Marker(marker).evaluate(v) for v in target_environments(target)] for target in targets}
-    if not marker or any(len(set(found)) > 1 for found in values.values()):  # hangs on a patch release
+    if any(len(set(found)) > 1 for found in values.values()):  # hangs on a patch release
         return marker
     where = [p for p in platforms if any(values[p, python][0] for python in PYTHONS)]
     when = [python for python in PYTHONS if any(values[p, python][0] for p in platforms)]
@@ -303,8 +305,8 @@ def python_marker(pythons: Sequence[str]) -> str:
     return " or ".join(f"python_version == '{python}'" for python in pythons)
 
 
-def wheel_tags(target: Target, virtual: Mapping[str, str]) -> list[tags.Tag]:
-    """Return the wheel tags that the least machine of a target takes, the best first."""
+def wheel_tags(target: Target, virtual: Mapping[str, str]) -> dict[tags.Tag, int]:
+    """Return the wheel tags that the least machine of a target takes, with their rank: 0 is the best."""
     platform, python = target
     version = (int(python.split(".")[0]), int(python.split(".")[1]))
     if platform.startswith("osx"):
@@ -320,10 +322,9 @@ def wheel_tags(target: Target, virtual: Mapping[str, str]) -> list[tags.Tag]:
             platforms += [f"{old[glibc]}_{machine}"] if glibc in old else []
         platforms.append(f"linux_{machine}")
     interpreter = "cp" + python.replace(".", "")
-    return [
-        *tags.cpython_tags(version, [interpreter], platforms),
-        *tags.compatible_tags(version, interpreter, platforms),
-    ]
+    cpython = tags.cpython_tags(version, [interpreter], platforms)
+    compatible = tags.compatible_tags(version, interpreter, platforms)
+    return {tag: rank for rank, tag in enumerate(itertools.chain(cpython, compatible))}
 
 
 @dataclass(frozen=True)
@@ -336,9 +337,8 @@ class Wheel:
     size: int  # bytes
 
 
-def best_wheel(wheels: Iterable[Wheel], order: Sequence[tags.Tag]) -> Wheel | None:
-    """Return the wheel that an installer on the least machine chooses, or None if none runs there."""
-    rank = {tag: position for position, tag in enumerate(order)}
+def best_wheel(wheels: Iterable[Wheel], rank: Mapping[tags.Tag, int]) -> Wheel | None:
+    """Return the wheel that an installer on the machine with these tags chooses, or None if none runs there."""
     found = []
     for wheel in wheels:
         _, _, build, wheel_tags_ = parse_wheel_filename(wheel.file)
@@ -547,9 +547,10 @@ def licence_of(metadata: str) -> str:
         for text in headers.get_all("Classifier", [])
         if text.startswith("License ::") and text.count("::") > 1
     ]
-    text = next((line.strip() for line in str(headers.get("License") or "").splitlines() if line.strip()), "")
-    # A whole licence text stands in the field of some packages: the classifier then says it in a word.
-    short = text if 0 < len(text) <= 40 and not re.match(r"unknown|copyright", text, re.IGNORECASE) else ""
+    lines = [line.strip() for line in str(headers.get("License") or "").splitlines() if line.strip()]
+    text = lines[0] if lines and lines[0].upper() != "UNKNOWN" else ""
+    # Some put a whole licence into the field: the classifier then says it in a word.
+    short = text if len(text) <= 40 and not text.lower().startswith("copyright") else ""
     return str(headers.get("License-Expression") or short or ", ".join(classifiers) or text[:40] or "not stated")
 
 
@@ -900,8 +901,8 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
     platforms = sorted({platform for spec in specs.values() for platform in spec.platforms})
     lines = [
         f"# {NOTICE}",
-        "# The conda layer is in pixi.lock; the Python layer is the task `install` (a pixi.lock would have to name a",
-        "# package index, and where yours is stays your own setting):",
+        "# The conda layer is in pixi.lock. The Python layer is the task `install`: a pixi.lock would have to name a",
+        "# package index, and where yours is stays your own setting. In this folder:",
         "#",
         "#     pixi run --frozen -e cpu install     then     pixi run --frozen -e cpu jupyter",
         "",
@@ -919,13 +920,13 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
         for text in spec.conda:
             package, _, version = text.partition(" ")
             lines.append(f"{package} = {json.dumps(version or '*')}")
-        site = f"$CONDA_PREFIX/lib/python{series}/site-packages"
+        prefix, site = '"$CONDA_PREFIX"', f'"$CONDA_PREFIX/lib/python{series}/site-packages"'
         install = [
-            f"uv pip install --python $CONDA_PREFIX/bin/python --no-deps --require-hashes -r {name}/pypi.txt",
-            "cp -R ../environments/jupyter/prefix/etc $CONDA_PREFIX/",
+            f"uv pip install --python {prefix}/bin/python --no-deps --require-hashes -r {name}/pypi.txt",
+            f"cp -R ../environments/jupyter/prefix/etc {prefix}/",
             f"cp -R ../environments/jupyter/site-packages/* {site}/",
         ]
-        jupyter = " ".join(bootstrap.jupyter_argv("$CONDA_PREFIX", notebook_dir="."))
+        jupyter = " ".join(bootstrap.jupyter_argv(prefix, notebook_dir="."))
         lines += ["", f"[feature.{name}.tasks]"]
         lines.append(f"install = {json.dumps(' && '.join(install))}")
         lines.append(f"jupyter = {json.dumps(jupyter)}")
