@@ -68,6 +68,7 @@ HEAVY = re.compile(
 # Building
 
 
+@functools.cache
 def find_interpreter() -> Path | None:
     """Return an interpreter of this machine that a relocatable `python` package can be made of, or None.
 

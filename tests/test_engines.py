@@ -468,12 +468,15 @@ def test_killed_at_every_stage_the_next_run_goes_on_from_there(trial: Trial, con
     wait_for(lambda: list(trial.home.glob("envs/*/lib/python*/site-packages/*/*")), "some of the Python packages")
     assert end_group(child, signal.SIGKILL) == -signal.SIGKILL
     assert not trial.receipts() and not trial.prefix.exists()
+    (half,) = trial.home.glob("envs/*")
+    (half / "lib" / "half-written").write_text("an environment that was not finished is not built upon\n")
 
     done = trial.run("--engine", "conda")
     assert done.code == 0, done.err
     assert trial.mirror.requests == []  # everything had come before
     check_prefix(trial, trial.prefix)
     assert len(list(trial.home.glob("envs/*"))) == len(trial.receipts()) == 1
+    assert not (half / "lib" / "half-written").exists()
     assert not list(trial.home.rglob("*.part")) + list(trial.home.rglob("*.tmp"))
 
 
