@@ -212,7 +212,7 @@ class Password(Step):
             content = encode(self.receipt.person, password or "")
         # No copy of an old password is kept: it would be one more secret lying about.
         made = self.receipt.entry["files"].setdefault(str(self.path), {})
-        if password is None:
+        if password is None and not made:  # a file that was there before us, with another mode
             made.update(theirs=True, theirs_mode=found.mode if found else 0o600)
         for missing in files.missing_folders(self.receipt.person, self.path.parent):
             self.receipt.entry["folders"].append(str(missing))
