@@ -12,9 +12,9 @@ For every environment and platform
     same packages, builds and hashes; every hash is a SHA-256, every URL is conda-forge's and of this platform
   * own records: rattler, given nothing but the lock's own records, the specs and the declared machine, gives
     the lock: nothing is missing, nothing is there without need
-  * channel: every locked record is in the channel with the same hashes and dependencies, and rattler gives the
-    lock again. A folder doesn't change, so it is solved from nothing; a live channel moves on, so there the
-    solver is told to prefer what is locked.
+  * channel: every locked record is in the channel with the same hashes, and rattler gives the lock again. A
+    folder doesn't change, so it is solved from nothing, and dependencies are compared too; a live channel moves
+    on and mends its records, so there the solver is told to prefer what is locked.
   * Python layer: uv, solving anew under the locked versions, gives pypi.txt to the byte, wheels and hashes too;
     uv accepts pypi.txt in full with --require-hashes for every platform and Python, and on every Python here.
 
@@ -244,19 +244,19 @@ def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> P
     locked = files.records(name, platform)
     offered = lock.channel_records(channel, platform, [record.name.normalized for record in locked])
     by_url = {record.url: record for record in offered}
+    static = lock.channel_folder(channel) is not None
     for record in locked:
         if record.url not in by_url:
             yield f"{name}/{platform}: {record.url} is not in {channel}"
             continue
         found, need = (json.loads(r.to_json()) for r in (record, by_url[record.url]))
-        for what in ("sha256", "md5", "size", "depends", "constrains"):
+        for what in ("sha256", "md5", "size", *(("depends", "constrains") if static else ())):
             if found.get(what) != need.get(what):
                 yield (
                     f"{name}/{platform}: {record.file_name}: {what}: found {found.get(what)}, "
                     f"{channel} has {need.get(what)}"
                 )
-    prefer = [] if lock.channel_folder(channel) else locked
-    yield from check_solution(files, name, platform, channel, prefer, channel)
+    yield from check_solution(files, name, platform, channel, [] if static else locked, channel)
 
 
 def check_python_layer(files: Lockfiles, name: str) -> Problems:

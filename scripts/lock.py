@@ -91,8 +91,8 @@ MARKER_VALUES = {
     "osx-arm64": {"sys_platform": "darwin", "platform_machine": "arm64", "platform_system": "Darwin"},
 }
 
-# A conda package grows when it is unpacked; its record says only what is downloaded. Archives of this layer
-# (Python, ICU, OpenSSL, uv) were seen to grow 3.2 to 3.9 times; more than needed beats a full disk.
+# A conda package grows when it is unpacked; its record says only what is downloaded. uv's archive (0.12.1) holds
+# 3.2 times its size; sources, and the bytecode that is made of them, grow more. Too much beats a full disk.
 CONDA_GROWTH = 4
 
 T = TypeVar("T")
@@ -658,7 +658,11 @@ def solve_conda(
         raise Failure(f"{spec.name}/{platform} has no solution: {' '.join(str(problem).split())}") from None
     except GatewayError as problem:
         raise unreadable(channel, problem) from None
-    records = sorted((at_home(record) for record in solution), key=lambda record: record.name.normalized)
+    # A locked record stays as it was locked: channels mend what they say of a package (its dependencies, its
+    # licence) long after they have published it.
+    kept = {(record.url, record.sha256): record for record in prefer}
+    found = [kept.get((record.url, record.sha256), record) for record in map(at_home, solution)]
+    records = sorted(found, key=lambda record: record.name.normalized)
     for record in records:
         if record.sha256 is None:
             raise Failure(f"{record.url} has no sha256 in the channel: it can't be locked")

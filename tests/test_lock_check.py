@@ -203,10 +203,12 @@ def test_an_older_version_in_every_format_is_found_by_the_channel(lab: Lab) -> N
 def test_a_package_that_the_channel_took_back_is_found(lab: Lab) -> None:
     """Also by a live channel, where newer packages are no fault."""
     packages = lab.read_subdir("osx-arm64")
+    packages["openssl-3.6.0-0.conda"]["constrains"] = ["libressl <0"]  # a live channel mends its records
     packages["openssl-3.7.0-0.conda"] = {**packages["openssl-3.6.0-0.conda"], "version": "3.7.0"}
     lab.write_subdir("osx-arm64", packages)
     with served(lab.channel.parent) as url:
         assert problems(lab, "--offline", "--channel", f"{url}/conda-forge") == []
+    assert any("constrains: found" in line for line in problems(lab, "--offline", "--channel", str(lab.channel)))
     del packages["openssl-3.6.0-0.conda"]
     lab.write_subdir("osx-arm64", packages)
     with served(lab.channel.parent) as url:
