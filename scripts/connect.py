@@ -109,10 +109,13 @@ def master_argv(ssh: Ssh, socket_path: str) -> List[str]:
     ]
 
 
-def control_argv(ssh: Ssh, socket_path: str, order: str, forward: str = "") -> List[str]:
-    """Return the command that gives an order ("check", "forward", "cancel", "exit") to the open connection."""
-    argv = [ssh.program, "-o", "ControlPath=" + socket_path, *ssh.options, "-O", order]
-    return [*argv, *(["-L", forward] if forward else []), "--", ssh.destination]
+def control_argv(ssh: Ssh, socket_path: str, *order: str) -> List[str]:
+    """Return the command that uses the open connection: ["-O", "forward", "-L", ...], ["-W", ...].
+
+    Without the user's configuration: it did its work when the connection was made, and ssh would add the forwards
+    that it names to ours.
+    """
+    return [ssh.program, "-F", os.devnull, "-o", "ControlPath=" + socket_path, *order, "--", ssh.destination]
 
 
 def forward_spec(local: int, remote: int) -> str:
@@ -365,9 +368,9 @@ class Connection:
             return event
         return None
 
-    def _order(self, order: str, forward: str = "") -> subprocess.CompletedProcess[str]:
+    def _forward(self, spec: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            control_argv(self.ssh, self.socket_path, order, forward),
+            control_argv(self.ssh, self.socket_path, "-O", "forward", "-L", spec),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -383,7 +386,7 @@ class Connection:
         problem = ""
         for _ in range(5):  # another program may take the port between the look and the deed
             local = preferred if exact else pick_port(preferred)
-            done = self._order("forward", forward_spec(local, remote))
+            done = self._forward(forward_spec(local, remote))
             if done.returncode == 0:
                 return local
             problem = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "ssh said nothing"
@@ -472,9 +475,8 @@ class Session:
 
     def node(self, login: Connection, name: str) -> Ssh:
         """Return how to reach a compute node: through the line to its login node, no second login there."""
-        proxy = [self.ssh.program, "-o", "ControlPath=" + login.socket_path, *self.ssh.options]
-        command = " ".join(shlex.quote(word).replace("%", "%%") for word in proxy)
-        command += " -W %h:%p -- " + shlex.quote(self.ssh.destination).replace("%", "%%")
+        proxy = control_argv(self.ssh, login.socket_path, "-W", "[%h]:%p")
+        command = " ".join(shlex.quote(word) for word in proxy)
         user = self.ssh.destination.rpartition("@")[0] or self.args.login or ""
         kept = ssh_options(self.args, for_node=True)
         return Ssh((user + "@" if user else "") + name, ("-o", "ProxyCommand=" + command, *kept), self.ssh.program)
@@ -753,10 +755,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 session.farewell()
                 emit({"event": "closed"})
             return bootstrap.EXIT_OK
-    except Failure as problem:
+    except (Failure, KeyboardInterrupt) as caught:
+        interrupted = Failure("interrupted", code=bootstrap.EXIT_INTERRUPTED)
+        problem = caught if isinstance(caught, Failure) else interrupted
+        emit({"event": "failed", "error": problem.what, "hint": problem.hint, "code": problem.code})
+        bootstrap.json_mode = False  # that was this program's one line of JSON
         return bootstrap.fail(problem)
-    except KeyboardInterrupt:
-        return bootstrap.fail(Failure("interrupted", code=bootstrap.EXIT_INTERRUPTED))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def environment_name(home: Path, argv: List[str]) -> str:
     """Return the name (env-digest) of the environment that a command runs from, "" if it isn't one of this home."""
     for word in argv[:3]:
         with contextlib.suppress(ValueError):
-            return Path(word).resolve().relative_to(home / "envs").parts[0]
+            return Path(word).resolve().relative_to((home / "envs").resolve()).parts[0]
     return ""
 
 

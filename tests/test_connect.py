@@ -1,0 +1,533 @@
+"""scripts/connect.py on a laptop of its own: real ssh, real hosts, real Jupyter, lines that are really cut."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bootstrap
+from scripts import connect as connect_py
+from scripts import connect_agent
+from tests.colab_client import TRANSPORTS, Colab, Server, connect, open_transport
+from tests.conftest import REPO, Installed
+from tests.hosts import Lab, Machine, needs_root, wait_for
+
+SCRIPT = str(REPO / "scripts" / "connect.py")
+QUICK = ("-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2", "-o", "ConnectTimeout=3")
+DEFAULT_HOME = ".local/share/colab-local"
+
+
+def install(installed: Installed, host: Machine) -> Path:
+    """Put colab-local where a host's user would have it: the session's environment, own logs and state."""
+    home = host.home / DEFAULT_HOME
+    home.mkdir(parents=True)
+    for name in ("envs", "current", "receipts"):
+        (home / name).symlink_to(installed.home / name)
+    return home
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> Iterator[Lab]:
+    """A laptop, gpubox in the same network, and vault behind gate."""
+    with Lab(tmp_path_factory.mktemp("connect")) as made:
+        install(installed, made.host("gpubox"))
+        made.host("gate", networks=("outer", "inner"))
+        install(installed, made.host("vault", networks=("inner",)))
+        made.host("empty")
+        yield made
+
+
+class Running:
+    """A connect.py that runs on the laptop with --json; events are read as they come."""
+
+    def __init__(self, lab: Lab, *args: str, env: Sequence[str] = ()) -> None:
+        self.lab = lab
+        self.errors: list[str] = []
+        self.process = subprocess.Popen(
+            lab.laptop.enter(["env", *env, sys.executable, SCRIPT, "--json", *args]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read_errors, daemon=True).start()
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self.errors.extend(iter(self.process.stderr.readline, ""))
+
+    @property
+    def said(self) -> str:
+        return "".join(self.errors)
+
+    def event(self, name: str, seconds: float = 240) -> dict[str, Any]:
+        """Return the next event, which has to be `name`."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        assert ready, f"no event {name} within {seconds} s\n{self.said}"
+        line = self.process.stdout.readline()
+        assert line, f"no event {name}: it ended\n{self.said}"
+        event: dict[str, Any] = json.loads(line)
+        assert event.get("event") == name, f"{event}\n{self.said}"
+        return event
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """Press Ctrl-C (in a terminal all processes of the group get it) and return the exit code."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def running(lab: Lab, *args: str, env: Sequence[str] = ()) -> Iterator[Running]:
+    made = Running(lab, *args, env=env)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def run(lab: Lab, *args: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run connect.py on the laptop to its end."""
+    return lab.laptop.run([sys.executable, SCRIPT, *args], check=False, timeout=timeout)
+
+
+def command_lines(machine: Machine) -> str:
+    """Return all command lines and environments of processes on a machine."""
+    pids = [str(pid) for pid in machine.inhabitants()]
+    shown = [Path("/proc", pid, name) for pid in pids for name in ("cmdline", "environ")]
+    texts = []
+    for path in shown:
+        with contextlib.suppress(OSError):
+            texts.append(path.read_bytes().decode(errors="replace"))
+    return "\n".join(texts)
+
+
+@needs_root
+def test_first_connection_and_everything_one_does_with_it(lab: Lab) -> None:
+    """Start, both transports, a port in use, a second laptop window, Ctrl-C, --status, --stop."""
+    gpubox = lab.machines["gpubox"]
+    nothing = run(lab, "--status", "gpubox")
+    assert (nothing.returncode, nothing.stdout) == (1, "no Jupyter of colab-local runs on gpubox\n")
+
+    with running(lab, "gpubox") as first:
+        one = first.event("connected")
+        assert one["started"] is True
+        assert one["port"] == one["remote_port"] == 8888, "the same port by preference"
+        assert (one["host"], one["env"]) == ("gpubox", "cpu")
+        token = one["url"].partition("token=")[2]
+        assert one["url"] == f"http://localhost:8888/?token={token}"
+        assert f"    {one['url']}\n" in first.said, "people see it too"
+        with lab.laptop.network():
+            for transport in TRANSPORTS:
+                with connect(one["url"], transport) as colab:
+                    assert colab.run("import socket; print(socket.gethostname())").stdout == "gpubox\n"
+
+        # The token is in no command line, no environment and no log.
+        seen = command_lines(lab.laptop) + command_lines(gpubox)
+        assert "jupyter-notebook" in seen
+        assert "ControlPath" in seen
+        assert token not in seen
+        logs = list((gpubox.home / DEFAULT_HOME / "logs").iterdir())
+        assert logs
+        for log in logs:
+            assert token not in log.read_text()
+            assert log.stat().st_mode & 0o777 == 0o600
+        assert (gpubox.home / DEFAULT_HOME / "run/jupyter-token").stat().st_mode & 0o777 == 0o600
+
+        # Again, from another window: the same Jupyter, the next free port, which works on both transports.
+        with running(lab, "gpubox") as second:
+            two = second.event("connected")
+            assert two["started"] is False
+            assert two["pid"] == one["pid"]
+            assert two["port"] == 8889
+            assert "port 8888 is taken on this machine, using 8889" in second.said
+            with lab.laptop.network():
+                for transport in TRANSPORTS:
+                    with connect(two["url"], transport) as colab:
+                        assert colab.run("6 * 7").result == "42"
+            assert second.end(signal.SIGTERM) == 0
+            assert not lab.laptop.listens(8889)
+        assert lab.laptop.listens(8888), "the first window is not concerned"
+
+        assert first.end() == 0
+    assert first.event("closed")
+    assert f"closed the tunnel; Jupyter on gpubox (process {one['pid']}) still runs" in first.said
+    assert "stop it: python3 scripts/connect.py --stop gpubox" in first.said
+    assert not lab.laptop.listens(8888)
+    assert "ssh" not in command_lines(lab.laptop), "no ssh is left"
+    wait_for(lambda: "sys.stdin.readline" not in command_lines(gpubox), 30, "the agent's end")
+    assert gpubox.listens(8888), "Jupyter outlives the connection"
+
+    status = run(lab, "--status", "gpubox")
+    assert (status.returncode, "process {pid}, port 8888".format(**one) in status.stdout) == (0, True)
+    assert run(lab, "--stop", "gpubox").stdout == "stopped on gpubox\n"
+    assert not gpubox.listens(8888)
+    assert "jupyter" not in command_lines(gpubox), "kernels are gone too"
+    assert run(lab, "--stop", "gpubox").stdout == "nothing to stop on gpubox\n"
+
+
+@needs_root
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_cut_line_comes_back_with_the_kernels_variables(lab: Lab, transport: str) -> None:
+    gpubox = lab.machines["gpubox"]
+    with running(lab, *QUICK, "gpubox") as link:
+        connected = link.event("connected")
+        server = Server(connected["url"])
+        with lab.laptop.network():
+            colab = Colab(open_transport(server, transport))
+            colab.run("answer = 42")
+        gpubox.cut()
+        try:
+            link.event("dropped")
+            assert not lab.laptop.listens(connected["port"])
+        finally:
+            gpubox.restore()
+        assert link.event("reconnected")["port"] == connected["port"]
+        kernel = colab.session["kernel"]["id"]
+        with lab.laptop.network():  # Colab's page opens its WebSocket again
+            colab.transport = open_transport(server, transport)
+            colab.channels = colab.transport.channels(f"/api/kernels/{kernel}/channels", colab.client)
+            assert colab.run("answer").result == "42"
+            colab.close()
+        assert link.end() == 0
+
+
+@needs_root
+def test_a_rebooted_host_gets_a_new_jupyter_and_the_user_is_told(lab: Lab) -> None:
+    gpubox = lab.machines["gpubox"]
+    with running(lab, *QUICK, "gpubox") as link:
+        before = link.event("connected")
+        gpubox.stop()
+        link.event("dropped")
+        gpubox.start()
+        wait_for(lambda: "connected again" in link.said, 240, "the new Jupyter")
+        assert "Jupyter was started anew on gpubox: variables are gone" in link.said
+        link.event("reconnected")
+        with lab.laptop.network(), connect(before["url"], "direct") as colab:
+            assert colab.run("6 * 7").result == "42"
+
+        # Ended by somebody: said, not started again behind their back.
+        assert run(lab, "--stop", "gpubox").returncode == 0
+        assert link.process.wait(60) == 1
+    assert "error: Jupyter on gpubox has ended" in link.said
+
+
+@needs_root
+def test_a_jump_host_and_a_port_that_is_taken_on_the_host(lab: Lab) -> None:
+    vault = lab.machines["vault"]
+    unreachable = run(lab, *QUICK, "vault")
+    assert unreachable.returncode == bootstrap.EXIT_NETWORK
+    assert "error: vault can't be reached" in unreachable.stderr
+    other = subprocess.Popen(vault.enter([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "8888"]))
+    try:
+        wait_for(lambda: vault.listens(8888), 30, "another program at the port")
+        with running(lab, "-J", "gate", "--port", "50000", "root@vault") as link:
+            connected = link.event("connected")
+            assert (connected["remote_port"], connected["port"]) == (8889, 50000)
+            assert "port 8888 is taken on vault: Jupyter uses 8889 there" in link.said
+            with lab.laptop.network():
+                for transport in TRANSPORTS:
+                    with connect(connected["url"], transport) as colab:
+                        assert colab.run("import socket; print(socket.gethostname())").stdout == "vault\n"
+            assert link.end() == 0
+        assert "--stop -J gate root@vault" in link.said
+        assert run(lab, "--stop", "-J", "gate", "vault").stdout == "stopped on vault\n"
+    finally:
+        other.kill()
+        other.wait()
+
+
+@needs_root
+def test_desktop_forwards_vnc_to_a_real_server(lab: Lab) -> None:
+    gpubox = lab.machines["gpubox"]
+    server = shutil.which("Xtigervnc")
+    assert server, "install tigervnc-standalone-server"
+    options = [":77", "-rfbport", "5901", "-localhost", "-SecurityTypes", "None", "-geometry", "320x200"]
+    vnc = subprocess.Popen(gpubox.enter([server, *options]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: gpubox.listens(5901), 60, "the VNC server")
+        with running(lab, "--desktop", "gpubox") as link:
+            connected = link.event("connected")
+            assert connected["desktop"] == {"5900": 55900, "5901": 55901}
+            assert "the desktop of gpubox: vncviewer localhost::55901" in link.said
+            assert "nothing listens at VNC port 5900 yet" in link.said
+            with lab.laptop.network(), socket.create_connection(("127.0.0.1", 55901), timeout=30) as rfb:
+                rfb.settimeout(30)
+                assert rfb.recv(12, socket.MSG_WAITALL) == b"RFB 003.008\n"  # RFC 6143, 7.1.1
+            assert link.end() == 0
+        assert not lab.laptop.listens(55901)
+    finally:
+        vnc.kill()
+        vnc.wait()
+
+
+@needs_root
+def test_a_password_is_asked_for_once(lab: Lab, installed: Installed) -> None:
+    install(installed, lab.host("asks", password="open sesame"))
+    argv = lab.laptop.enter([sys.executable, SCRIPT, "-o", "PreferredAuthentications=password", "asks"])
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvp(argv[0], argv)  # noqa: S606
+    shown, typed = b"", False
+    deadline = time.monotonic() + 240
+    try:
+        while b"Ctrl-C closes the tunnel" not in shown:
+            assert time.monotonic() < deadline, shown.decode(errors="replace")
+            if select.select([terminal], [], [], 1)[0]:
+                shown += os.read(terminal, 4096)
+            if b"password:" in shown and not typed:
+                time.sleep(0.3)  # ssh flushes what was typed before it switched the echo off
+                os.write(terminal, b"open sesame\n")
+                typed = True
+        assert shown.count(b"assword:") == 1
+        assert b"open sesame" not in shown
+        os.write(terminal, b"\x03")  # Ctrl-C, as typed: the terminal signals connect.py and ssh alike
+        with contextlib.suppress(OSError):
+            while b"stop it:" not in shown:
+                shown += os.read(terminal, 4096)
+        assert b"still runs" in shown
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        child = 0
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(terminal)
+
+
+@needs_root
+def test_open_opens_colab_without_the_token(lab: Lab, tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$@" >>"{tmp_path}/opened"\n')
+    browser.chmod(0o755)
+    with running(lab, "--open", "gpubox", env=[f"BROWSER={browser}"]) as link:
+        link.event("connected")
+        wait_for((tmp_path / "opened").exists, 30, "the browser")
+        assert (tmp_path / "opened").read_text() == "https://colab.research.google.com/\n"
+        assert link.end() == 0
+
+
+@needs_root
+def test_two_at_once_start_one_jupyter(lab: Lab) -> None:
+    run(lab, "--stop", "gpubox")
+    with running(lab, "gpubox") as one, running(lab, "gpubox") as two:
+        first, second = one.event("connected"), two.event("connected")
+        assert first["pid"] == second["pid"]
+        assert sorted([first["started"], second["started"]]) == [False, True]
+        assert first["port"] != second["port"]
+
+
+@needs_root
+def test_the_users_own_ssh_configuration_is_respected(lab: Lab, tmp_path: Path) -> None:
+    """An alias with what would disturb: the same forward, a command, a shared connection, a chatty login."""
+    config = tmp_path / "config"
+    own = (lab.laptop.home / ".ssh/config").read_text()
+    alias = "Host work\nHostName gpubox\nLocalForward 8888 localhost:1\nRemoteCommand date\nRequestTTY yes\n"
+    config.write_text(
+        alias + f"ControlMaster auto\nControlPath {tmp_path}/c\nForwardX11 yes\nGatewayPorts yes\n" + own
+    )
+    noisy = lab.machines["gpubox"].home / ".bashrc"
+    noisy.write_text("echo welcome\n")
+    try:
+        with running(lab, "-F", str(config), "work") as link:
+            url = link.event("connected")["url"]
+            with lab.laptop.network():
+                with connect(url, "direct") as colab:
+                    assert colab.run("6 * 7").result == "42"
+                with pytest.raises(OSError):  # loopback only, GatewayPorts or not
+                    socket.create_connection((lab.laptop.address, 8888), timeout=5).close()
+            assert link.end() == 0
+    finally:
+        noisy.unlink()
+
+
+# What ssh says is provoked for real; (arguments, exit code, what it must say, hint)
+REFUSALS = {
+    "no such name": (["nowhere.invalid"], 5, "no machine is known by the name nowhere.invalid", "ssh"),
+    "no sshd": (["-p", "2222", "gpubox"], 5, "gpubox is there, but no ssh server listens", "enable --now ssh"),
+    "key not accepted": (
+        ["-o", "PubkeyAuthentication=no", "-o", "BatchMode=yes", "gpubox"],
+        1,
+        "gpubox does not let you in",
+        "-v true",
+    ),
+    "host key unknown": (
+        ["-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", "gpubox"],
+        1,
+        "the host key of gpubox is not known here",
+        "compare and accept it once: ssh",
+    ),
+    "bad option": (["-o", "Nonsense=1", "gpubox"], 2, "ssh does not take these options", "Nonsense=1 gpubox true"),
+    "no such environment": (
+        ["--env", "moon", "gpubox"],
+        1,
+        "no environment moon on gpubox (found cpu",
+        "bootstrap.py",
+    ),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_are_one_sentence_and_a_command(lab: Lab, case: str) -> None:
+    args, code, what, hint = REFUSALS[case]
+    done = run(lab, *args)
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("error: ")
+    assert what in lines[0]
+    assert lines[1].startswith("hint: ")
+    assert hint in lines[1]
+    assert len(lines) == 2
+    assert not list(Path("/tmp").glob(f"colab-*/{os.getpid()}*"))
+
+
+@needs_root
+def test_a_changed_host_key_is_never_accepted(lab: Lab, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
+    key = (tmp_path / "other.pub").read_text().split()
+    (tmp_path / "known").write_text(f"gpubox {key[0]} {key[1]}\n")
+    done = run(lab, "-o", f"UserKnownHostsFile={tmp_path}/known", "gpubox")
+    assert done.returncode == 1
+    assert "gpubox shows another host key than before" in done.stderr
+    assert "ssh-keygen -R gpubox" in done.stderr
+
+
+@needs_root
+def test_where_nothing_is_installed_the_hint_brings_it_there(lab: Lab) -> None:
+    done = run(lab, "empty")
+    assert done.returncode == 1
+    assert "error: no colab-local environment on empty (looked in /" in done.stderr
+    hint = done.stderr.partition("hint: ")[2].strip()
+    assert hint.endswith("python3 colab-local/bootstrap.py'")
+    # The command itself, but with --help at its end: this network has no way out.
+    helped = lab.laptop.run(["bash", "-c", hint[:-1] + " --help'"])
+    assert "Turn this machine into a Google Colab local runtime" in helped.stdout
+
+
+@needs_root
+def test_forbidden_tunnels_and_broken_jupyters_are_named(lab: Lab, installed: Installed) -> None:
+    strict = lab.host("strict", sshd_options="AllowTcpForwarding no")
+    home = install(installed, strict)
+    done = run(lab, "strict")
+    assert done.returncode == 1
+    assert "error: strict forbids tunnels" in done.stderr
+    assert "AllowTcpForwarding yes" in done.stderr
+    assert run(lab, "--stop", "strict").returncode == 0
+
+    receipt = connect_agent.choose(home.resolve(), "cpu")
+    (home / "receipts").unlink()
+    (home / "receipts/cpu-broken").mkdir(parents=True)
+    receipt["jupyter_argv"] = ["sh", "-c", "echo the very reason; exit 3"]
+    (home / "receipts/cpu-broken/receipt.json").write_text(json.dumps(receipt))
+    done = run(lab, "strict")
+    assert done.returncode == 1
+    assert "error: Jupyter ended at once on strict\n  the very reason\n" in done.stderr
+
+
+SHELLS = ("sh", "bash", "dash", "zsh", "fish", "tcsh")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_far_command_means_the_same_to_every_login_shell(shell: str, tmp_path: Path) -> None:
+    program = shutil.which(shell)
+    assert program, f"install {shell}"
+    agent = Path(connect_agent.__file__).read_text()
+    question = {"op": "status", "home": str(tmp_path)}
+    done = subprocess.run(
+        [program, "-c", connect_py.FAR_COMMAND],
+        input=json.dumps(agent) + "\n" + json.dumps(question) + "\n",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )
+    marked = [line for line in done.stdout.splitlines() if line.startswith(connect_agent.MARK)]
+    hello = json.loads(marked[0][len(connect_agent.MARK) :])
+    assert hello["hello"] == socket.gethostname()
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_python_the_host_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "sh").symlink_to(shutil.which("sh") or "/bin/sh")
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")  # what an older Python's exit code is
+    old.chmod(0o755)
+    done = subprocess.run(
+        [str(tmp_path / "sh"), "-c", connect_py.FAR_COMMAND],
+        input="",
+        capture_output=True,
+        text=True,
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 127
+    failure = connect_py.explain(done.stderr.splitlines(), connect_py.Ssh("me@host"))
+    assert failure.what == "host has no Python 3.8 or newer on its PATH"
+
+
+def test_bad_usage_is_refused_before_anything_happens() -> None:
+    for args, words in (
+        (["--port", "0", "host"], "1 to 65535"),
+        (["--port", "eighty", "host"], "1 to 65535"),
+        ([], "required"),
+    ):
+        done = subprocess.run([sys.executable, SCRIPT, *args], capture_output=True, text=True)
+        assert done.returncode == bootstrap.EXIT_USAGE
+        assert words in done.stderr
+    done = subprocess.run([sys.executable, SCRIPT, "--ssh", "/no/such", "host"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no program ssh")
+
+
+def test_a_port_in_use_in_ipv6_alone_is_not_free() -> None:
+    """Browsers try ::1 first; ssh would be content with 127.0.0.1."""
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert not connect_py.is_free(port)
+        assert connect_py.pick_port(port) != port
+
+
+def test_users_options_come_before_ours() -> None:
+    args = connect_py.make_parser().parse_args(
+        ["-F", "c", "-i", "k1", "-i", "k2", "-p", "22", "-J", "j", "-l", "u", "-o", "ConnectTimeout=1", "h"]
+    )
+    options = connect_py.ssh_options(args)
+    assert shlex.join(options) == "-F c -i k1 -i k2 -p 22 -J j -l u -o ConnectTimeout=1"
+    ssh = connect_py.Ssh("h", tuple(options))
+    line = shlex.join(connect_py.master_argv(ssh, "/s"))
+    assert line.index("ConnectTimeout=1") < line.index("ConnectTimeout=20")
+    assert "ExitOnForwardFailure=yes" in line
+    assert re.search(r"ServerAliveInterval=\d+", line)
+    assert shlex.join(connect_py.ssh_options(args, for_node=True)) == "-F c -i k1 -i k2 -o ConnectTimeout=1"
+
+
+def test_pauses_double_up_to_half_a_minute() -> None:
+    waits = connect_py.pauses()
+    assert [next(waits) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
