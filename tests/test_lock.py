@@ -582,6 +582,10 @@ def test_pixi_task_installs_the_python_layer(tmp_path: Path) -> None:
     shown = subprocess.run([prefix / "bin/python", "-c", code], capture_output=True, text=True, check=True).stdout
     pins = lock.read_pins(ENVIRONMENTS)
     assert shown.split() == [pins["notebook"], pins["keras"]]
+    if Marker(lock.platform_marker(["linux-64"])).evaluate():
+        # it has a wheel for glibc 2.31 too, which uv would choose here if the lock let it
+        (wheel,) = prefix.glob("lib/python3*/site-packages/tensorboard_data_server-*.dist-info/WHEEL")
+        assert "Tag: py3-none-any" in wheel.read_text()
     overlay = ENVIRONMENTS / "jupyter/prefix"
     for file in overlay.rglob("*"):
         assert (prefix / file.relative_to(overlay)).exists()
