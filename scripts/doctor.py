@@ -282,8 +282,8 @@ def listeners(table: str) -> Iterator[Tuple[str, int]]:
 
 def markdown_table() -> str:
     """Return the table of symptoms and cures as Markdown."""
-    rows = [f"| {c.symptom} | {c.cause} | {c.cure} | `{code}` |" for code, c in CURES.items()]
-    return "\n".join(["| What you see | Why | Cure | doctor |", "|---|---|---|---|", *rows])
+    rows = [f"| `{code}` | {c.symptom} | {c.cause} | {c.cure} |" for code, c in CURES.items()]
+    return "\n".join(["| doctor | What you see | Why | Cure |", "|---|---|---|---|", *rows])
 
 
 # ---------------------------------------------------------------------------------------------------------

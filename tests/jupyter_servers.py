@@ -32,6 +32,7 @@ SUPPORTED = ("3.11", "3.12", "3.13")
 START_TIMEOUT = 120.0  # seconds
 
 
+@functools.cache
 def pythons() -> dict[str, str]:
     """Return the supported Pythons that this machine has: version -> path of the interpreter."""
     found = {f"{sys.version_info[0]}.{sys.version_info[1]}": sys.executable}
@@ -105,15 +106,18 @@ JUPYTER = ("notebook>=6.5.7,<7", "jupyter_http_over_ws==0.0.8", "ipykernel", "se
 ENABLE = "--NotebookApp.nbserver_extensions={'jupyter_http_over_ws': True}"
 
 
-@functools.cache
 def jupyter_environment(base: Path, python: str, tornado: str, *, overlay: bool = True) -> Path:
-    """Return the prefix of an environment for Colab below `base` with this Python and tornado, made only once.
+    """Return an environment for Colab in the folder `base` with this Python and tornado, made only once.
 
     python: "3.13"; tornado: "6.6", a version without its last part.
     """
     name = f"{python}-tornado-{tornado}-{'mended' if overlay else 'plain'}"
     wanted = [*JUPYTER, f"tornado=={tornado}.*"]
-    return make_environment(base / name, pythons()[python], *wanted, overlay=overlay)
+    made = base / f"{name}.made"
+    if not made.exists():
+        make_environment(base / name, pythons()[python], *wanted, overlay=overlay)
+        made.touch()
+    return base / name
 
 
 # Lines that are the user's business or plain information; everything else in a server's log is noise.
@@ -144,7 +148,18 @@ class Running:
 
     @property
     def log(self) -> str:
+        """What the server has printed so far."""
         return (self.home / "jupyter.log").read_text()
+
+    @property
+    def runtime(self) -> Path:
+        """Where Jupyter describes this user's running servers."""
+        return self.home / ".local" / "share" / "jupyter" / "runtime"
+
+    @property
+    def python(self) -> str:
+        """The interpreter that runs the server."""
+        return str(Path(self.process.args[0]).parent / "python")  # type: ignore[index, arg-type]
 
 
 def free_port() -> int:
@@ -184,7 +199,7 @@ def start(argv: Sequence[str], home: Path, port: int, env: Mapping[str, str] | N
     Waits until the server has written its runtime file and listens; raises RuntimeError with its log if it ends.
     """
     home.mkdir(parents=True, exist_ok=True)
-    runtime = home / ".local" / "share" / "jupyter" / "runtime"
+    runtime = Path((env or {}).get("JUPYTER_RUNTIME_DIR", home / ".local" / "share" / "jupyter" / "runtime"))
     with (home / "jupyter.log").open("wb") as log:
         process = subprocess.Popen(
             argv, env=user_environment(home, env), cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -231,9 +246,11 @@ def serve(
     port: int | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
-    """Start the notebook server of the environment at `prefix`, with Colab's flags unless told otherwise."""
+    """Start the notebook server of the environment at `prefix`; `flags` win over Colab's (colab=False: none)."""
     home.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     base = (colab_flags if colab else plain_flags)(port, home)
-    with start([str(prefix / "bin" / "jupyter-notebook"), *base, *flags], home, port, env) as running:
+    given = {flag.split("=")[0] for flag in flags}
+    argv = [str(prefix / "bin" / "jupyter-notebook"), *(f for f in base if f.split("=")[0] not in given), *flags]
+    with start(argv, home, port, env) as running:
         yield running
