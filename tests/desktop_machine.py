@@ -197,6 +197,12 @@ class DesktopMachine:
                 self.host.run(["mount", "-t", "overlay", "overlay", "-o", options, parent])
             self.host.run(["rm", "-rf", path])
 
+    def sabotage(self, path: str, script: str) -> None:
+        """Put a script in the place of a program, on this machine alone; the real one becomes PATH.real."""
+        self.hide(f"{path}.nothing")  # lays the overlay
+        replace = f"[ -e {path}.real ] || mv {path} {path}.real; cat >{path}; chmod 755 {path}"
+        self.host.run(["sh", "-c", replace], input=script)
+
     def listeners(self) -> set[tuple[str, int]]:
         """Return (address, port) of every listening TCP socket, as this machine's kernel has them now."""
         return parse_listeners(self.host.pid)

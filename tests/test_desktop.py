@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -290,6 +291,20 @@ def test_a_screen_size_that_is_none_is_refused(person: Person, receipt: plan.Rec
         virtual.wish(args, person, receipt)
 
 
+def test_an_empty_password_file_counts_as_none(person: Person, receipt: plan.Receipt) -> None:
+    path = person.home / ".vnc" / "passwd"
+    path.parent.mkdir()
+    for content, good in ((virtual.EMPTY, False), (b"", False), (b"12345678", True), (b"1234567", False)):
+        path.write_bytes(content)
+        path.chmod(0o600)
+        shown = virtual.Password(receipt, None, False).difference()
+        assert (shown is None) == good
+        assert good or "a random password of 8 characters" in (shown or "")
+    path.write_bytes(b"12345678")
+    path.chmod(0o644)
+    assert virtual.Password(receipt, None, False).difference() == "mode 0644 -> 0600"
+
+
 # --- packages -------------------------------------------------------------------------------------------
 
 
@@ -305,6 +320,41 @@ def test_missing_packages_are_one_apt_command_and_nothing_more(monkeypatch: pyte
         refusal.value.hint
     )
     assert refusal.value.code == bootstrap.EXIT_MACHINE
+
+
+def stand_in(folder: Path, name: str, text: str) -> None:
+    """Put a program of that name on PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_install_packages_runs_that_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for apt-get (and sudo), which writes down what it was told and 'installs' the program."""
+    bin_, log = tmp_path / "bin", tmp_path / "log"
+    stand_in(
+        bin_,
+        "apt-get",
+        f'echo "$DEBIAN_FRONTEND $*" >>"{log}"; touch "{bin_}/Xtigervnc"; chmod +x "{bin_}/Xtigervnc"',
+    )
+    stand_in(bin_, "apt-cache", "echo tigervnc-standalone-server:; echo '  Candidate: 1'")
+    stand_in(bin_, "sudo", '[ "$1" = -n ] && shift; exec "$@"')
+    monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
+    monkeypatch.setattr(packages, "NEEDS", {"Xtigervnc": ("tigervnc-standalone-server",)})
+    monkeypatch.setattr(packages, "here", lambda need: (bin_ / need).exists())
+    step = packages.Install(["Xtigervnc"])
+    assert step.difference() is not None
+    step.apply()
+    assert log.read_text() == "noninteractive install -y --no-install-recommends tigervnc-standalone-server\n"
+    assert step.difference() is None
+
+
+def test_every_package_named_here_exists_in_this_distribution() -> None:
+    if not shutil.which("apt-cache") or not packages.candidate("bash"):
+        pytest.skip("no package lists on this machine: apt-get update")
+    known = packages.candidates(name for names in packages.NEEDS.values() for name in names)
+    unknown = [need for need, names in packages.NEEDS.items() if not known & set(names)]
+    assert unknown == []
 
 
 # --- Vino and Wayland -----------------------------------------------------------------------------------
@@ -397,3 +447,45 @@ def test_wayland_is_refused_unless_a_firewall_can_stand_in_front(
 def test_rdp_puts_the_firewall_before_the_service(receipt: plan.Receipt) -> None:
     steps = [type(step).__name__ for step in rdp.plan(receipt, None, False)]
     assert steps.index("Firewall") < steps.index("Rdp")
+
+
+@pytest.fixture
+def gnome(receipt: plan.Receipt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for grdctl 47+ and systemctl, which no release here has; returns the log of what they were told."""
+    bin_, log = tmp_path / "bin", tmp_path / "log"
+    record = f'printf "%s|" "${{0##*/}}" "$@" >>"{log}"; printf "stdin=%s\\n" "$(cat | tr "\\n" ",")" >>"{log}"'
+    stand_in(bin_, "grdctl", f'[ "$1" = --help ] && {{ echo disable-port-negotiation; exit; }}; {record}')
+    stand_in(bin_, "systemctl", record)
+    monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
+    return log
+
+
+def test_rdp_gets_its_password_on_standard_input_only(
+    gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: True)
+    rdp.Rdp(receipt, "s3cret88", False).apply()
+    lines = gnome.read_text().splitlines()
+    name = receipt.person.name
+    assert [line.partition("stdin=")[0] for line in lines] == [
+        f"grdctl|rdp|set-tls-key|{receipt.person.home}/.local/share/colab-local-rdp/rdp.key|",
+        f"grdctl|rdp|set-tls-cert|{receipt.person.home}/.local/share/colab-local-rdp/rdp.crt|",
+        "grdctl|rdp|disable-view-only|",
+        "grdctl|rdp|set-credentials|",
+        "grdctl|rdp|disable-port-negotiation|",
+        "grdctl|rdp|enable|",
+        "systemctl|--user|enable|--now|gnome-remote-desktop.service|",
+    ]
+    assert [line.partition("stdin=")[2] for line in lines] == ["", "", "", f"{name},s3cret88,", "", "", ""]
+    key = receipt.person.home / ".local/share/colab-local-rdp/rdp.key"
+    assert "PRIVATE KEY" in key.read_text() and key.stat().st_mode & 0o777 == 0o600
+    assert "s3cret88" not in receipt.path.read_text()
+
+
+def test_rdp_is_not_touched_when_its_firewall_rule_is_gone(
+    gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: False)
+    with pytest.raises(bootstrap.Failure, match="RDP stays off"):
+        rdp.Rdp(receipt, "s3cret88", False).apply()
+    assert not gnome.exists()

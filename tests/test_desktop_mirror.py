@@ -224,6 +224,20 @@ def test_other_servers_where_there_is_no_vino(lab: Lab, tmp_path: Path, server: 
     )
 
 
+def test_a_mirror_that_is_open_to_the_network_is_found_out_stopped_and_not_started_again(lab: Lab) -> None:
+    machine = DesktopMachine(lab.host("leakybox")).prepare()
+    machine.hide("/usr/libexec/vino-server", "/usr/bin/x0tigervncserver", "/usr/bin/X0tigervnc")
+    leaky = '#!/bin/bash\nfor a; do shift; [ "$a" = -localhost ] || set -- "$@" "$a"; done\n'
+    machine.sabotage("/usr/bin/x11vnc", leaky + 'exec -a x11vnc x11vnc.real "$@"\n')
+    user = machine.user("lea", 4109)
+    screen(user, "openbox", bus=False)
+    done = user.desktop("mirror", "--display", "0", "--vnc-password-file", "-", feed=PASSWORD)
+    assert done.code == 1 and "listens beyond loopback (0.0.0.0:5900" in done.err, done
+    assert "STILL OPEN" not in done.err
+    assert machine.listeners() == {("everywhere", 22)}
+    assert user.run(["sh", "-c", "ls ~/.config/autostart"]) == ""
+
+
 # --- Wayland ----------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,10 @@ UNIT = "vnc-desktop@1.service"
 VNC = f"/home/{USER}/.vnc"
 PASSWORD = "s3cret88"
 
+# At boot systemd empties /tmp file by file, and this machine's may hold a great many.
+EMPTY_TMP = """
+case '{repo}' in /tmp/*) ;; *) mount -t tmpfs -o mode=1777 tmpfs "$1/tmp" ;; esac
+"""
 # In a login session of root: write the firewall rule and its unit, as `--desktop mirror` does before it enables RDP.
 FIREWALL = f"""
 import sys
@@ -36,7 +40,9 @@ print(len(todo), rdp.firewall_is_up())
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     assert not missing_programs(), f"install what ci/apt-packages.txt names: {missing_programs()}"
     assert shutil.which("systemd-nspawn"), "no systemd-nspawn: install systemd-container"
-    prepare = PREPARE.format(user=USER, uid=UID, home="/nonexistent", opened=f"'{REPO}'")
+    prepare = PREPARE.format(user=USER, uid=UID, home="/nonexistent", opened=f"'{REPO}'") + EMPTY_TMP.format(
+        repo=REPO
+    )
     booted = Booted(tmp_path_factory.mktemp("desktop") / "m", prepare, [str(REPO)])
     try:
         wait_for(booted.is_up, 120, f"systemd, see {booted.log}")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from scripts.desktop import virtual
 from tests.desktop_machine import (
+    PYTHON,
     DesktopMachine,
     Done,
     Tunnel,
@@ -376,17 +379,9 @@ def broken(lab: Lab) -> DesktopMachine:
     return DesktopMachine(lab.host("brokenbox")).prepare()
 
 
-def sabotage(machine: DesktopMachine, path: str, script: str) -> None:
-    """Put a script in the place of a program, on this machine alone; the real one becomes PATH.real."""
-    machine.hide(f"{path}.nothing")  # lays the overlay
-    machine.host.run(
-        ["sh", "-c", f"[ -e {path}.real ] || mv {path} {path}.real; cat >{path}; chmod 755 {path}"], input=script
-    )
-
-
 def test_a_desktop_that_dies_is_found_out_stopped_and_its_log_shown(broken: DesktopMachine) -> None:
     user = broken.user("dora", 4020)
-    sabotage(broken, "/usr/bin/openbox", "#!/bin/sh\necho openbox: no theme found >&2\nexit 1\n")
+    broken.sabotage("/usr/bin/openbox", "#!/bin/sh\necho openbox: no theme found >&2\nexit 1\n")
     done = user.desktop("virtual", "--session", "openbox", "--vnc-password-file", "-", feed=PASSWORD)
     assert done.code == 1, done
     assert "did not pass its check, so it was stopped and disabled" in done.err
@@ -416,11 +411,36 @@ exec Xtigervnc.real "$@"
 )
 def test_a_server_that_is_not_safe_is_found_out_and_stopped(broken: DesktopMachine, script: str, words: str) -> None:
     user = broken.users.get("rob") or broken.user("rob", 4021)
-    sabotage(broken, "/usr/bin/Xtigervnc", script)
+    broken.sabotage("/usr/bin/Xtigervnc", script)
     done = user.desktop("virtual", "--session", "openbox", "--vnc-password-file", "-", feed=PASSWORD)
     assert done.code == 1 and words in done.err, done
     assert broken.listeners() == {("everywhere", 22)}
     wait_for(lambda: not user.pids("Xtigervnc"), 10, "the server is gone")
+
+
+def test_ctrl_c_before_the_checks_leaves_nothing_running(box: DesktopMachine) -> None:
+    user = box.user("ivo", 4014)
+    argv = [PYTHON, str(box.repo / "bootstrap.py"), "--desktop", "virtual", "--session", "openbox", "--vnc", "tiger"]
+    child = subprocess.Popen(
+        user.command([*argv, "--vnc-password-file", "-"]), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdin is not None and child.stderr is not None
+    child.stdin.write(PASSWORD.encode() + b"\n")
+    child.stdin.close()
+    wait_for(lambda: bool(user.pids("Xtigervnc :")), 30, "the server")
+    [bootstrap] = user.pids("bootstrap.py")
+    user.run(["kill", "-INT", str(bootstrap)])
+    assert child.wait(30) == 130
+    assert b"interrupted" in child.stderr.read()
+    wait_for(lambda: not user.pids("vnc"), 20, "the end of all processes")
+    assert box.listeners() == {("everywhere", 22)}
+    assert user.desktop("virtual", "--uninstall").code == 0
+
+
+@pytest.mark.parametrize("program", ["tigervncpasswd", "tightvncpasswd"])
+def test_both_servers_write_the_empty_password_as_we_know_it(box: DesktopMachine, program: str) -> None:
+    made = box.users["root"].run(["sh", "-c", f"echo | {program} -f | od -An -tx1"])
+    assert bytes.fromhex(made) == virtual.EMPTY
 
 
 # --- sudo ------------------------------------------------------------------------------------------------

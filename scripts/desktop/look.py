@@ -22,14 +22,14 @@ class Problem(Exception):
 
 def beyond_loopback(ports: Iterable[int]) -> List[str]:
     """Return "address:port" of everything on `ports` that another machine could reach."""
-    return [f"{found.address}:{found.port}" for found in proc.listeners(ports) if not found.on_loopback]
+    return [str(found) for found in proc.listeners(ports) if not found.on_loopback]
 
 
 def x_over_tcp(display: int) -> None:
     """Raise Problem if an X server accepts TCP connections, on whatever address."""
     found = proc.listeners([6000 + display])
     if found:
-        raise Problem(f"X itself listens on TCP ({found[0].address}:{found[0].port})")
+        raise Problem(f"X itself listens on TCP ({found[0]})")
 
 
 def private(ports: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import bootstrap
 
@@ -75,10 +75,20 @@ def _apt(*words: str) -> str:
         return ""
 
 
+def candidates(names: Iterable[str]) -> Set[str]:
+    """Return which of these packages apt could install now."""
+    found, name = set(), ""
+    for line in _apt("apt-cache", "policy", *names).splitlines():
+        if not line.startswith(" "):
+            name = line.rstrip(":")
+        elif line.strip().startswith("Candidate:") and "(none)" not in line:
+            found.add(name)
+    return found
+
+
 def candidate(package: str) -> bool:
     """Say whether apt could install a package now."""
-    lines = _apt("apt-cache", "policy", package).splitlines()
-    return any(line.strip().startswith("Candidate:") and "(none)" not in line for line in lines)
+    return package in candidates([package])
 
 
 def available(need: str) -> bool:

@@ -22,6 +22,9 @@ class Listener:
     port: int
     inode: int
 
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach it."""
