@@ -38,8 +38,10 @@ OURS = (
     "tools/uv-*",
     "logs/bootstrap-*.log",
     "logs/jupyter.log",
+    "logs/jupyter-*.log",
     "logs/service.log",
     "logs/slurm-*.log",
+    "run/connect.lock",
     "run/jupyter*",
     "run/slurm-*",
 )
@@ -138,14 +140,18 @@ def remove_environment(home: Path, entry: Installed) -> None:
 def users_of(folder: Path) -> List[Tuple[int, str]]:
     """Return (pid, name) of the processes of ours that run from a folder, this one excepted."""
     found = []
-    real = str(folder.resolve())
+    real = str(folder.resolve()) + "/"
     if not Path("/proc/self/maps").exists():  # macOS
         done = subprocess.run(["ps", "-axo", "pid=,comm=,args="], capture_output=True, text=True, check=False)
-        rows = [line.split(None, 2) for line in done.stdout.splitlines() if real + "/" in line]
+        rows = [line.split(None, 2) for line in done.stdout.splitlines() if real in line]
         return [(int(row[0]), Path(row[1]).name) for row in rows if int(row[0]) != os.getpid()]
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if int(process.name) != os.getpid() and real + "/" in (process / "maps").read_text(errors="replace"):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            # what it was started as, links like current/cpu resolved, and the libraries that it has loaded
+            programs = [f"{Path(word).parent.resolve()}/" for word in words[:2] if word.startswith("/")]
+            used = any(program.startswith(real) for program in programs)
+            if int(process.name) != os.getpid() and (used or real in (process / "maps").read_text(errors="replace")):
                 found.append((int(process.name), (process / "comm").read_text().strip()))
     return sorted(found)
 
@@ -199,6 +205,17 @@ def outermost(paths: List[Path]) -> List[Path]:
     """Return the paths that lie in none of the others."""
     chosen = set(paths)
     return [path for path in paths if not any(parent in chosen for parent in path.parents)]
+
+
+def remove_home(home: Path, parents: List[Path]) -> None:
+    """Remove the home if nothing but our lock is in it, then those folders above it that an installation made."""
+    if {path.name for path in home.iterdir()} != {".lock"}:
+        return
+    (home / ".lock").unlink()
+    home.rmdir()
+    for parent in sorted(parents, reverse=True):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 def left_over(home: Path) -> List[str]:
@@ -310,6 +327,8 @@ def uninstall(args: Any) -> Dict[str, Any]:
     environments = read_home(home)
     services = [module for module, receipt in SERVICES if (home / "receipts" / receipt).is_file()]
     others = outermost(made(home))
+    noted = {Path(path) for entry in environments for path in entry.receipt.get("made", [])}
+    parents = [path for path in noted if path in home.parents]
     result = {"ok": True, "removed": [], "left": [], "changed": False}  # type: Dict[str, Any]
     if not (environments or services or others):
         bootstrap.say(f"Nothing to do: nothing of colab-local is in {home}")
@@ -332,9 +351,7 @@ def uninstall(args: Any) -> Dict[str, Any]:
             for name in FOLDERS:
                 with contextlib.suppress(OSError):
                     (home / name).rmdir()
-            if {path.name for path in home.iterdir()} == {".lock"}:
-                (home / ".lock").unlink()
-                home.rmdir()
+            remove_home(home, parents)
     left = left_over(home) if home.is_dir() else []
     left = [name for name in left if name != ".lock"]
     bootstrap.say(f"Removed {bootstrap.megabytes(sum(size for _, size in sizes))} from {home}.")
