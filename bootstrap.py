@@ -626,7 +626,11 @@ def run(argv, env=None, input=None, timeout=None, cwd=None):
         err = errors.read().decode("utf-8", "replace")
     log(out + err)
     if child.returncode:
-        raise Failure(mask("{} failed: {}".format(Path(argv[0]).name, telling_line(out, err, child.returncode))))
+        said = mask("{} failed: {}".format(Path(argv[0]).name, telling_line(out, err, child.returncode)))
+        damaged = re.search(
+            r"hash mismatch|checksum|sha256 mismatch|do not match the hashes", out + err, re.IGNORECASE
+        )
+        raise Failure(said, code=EXIT_INTEGRITY if damaged else EXIT_FAILED)
     return out
 
 
@@ -1192,7 +1196,7 @@ class Installation:
         """Install conda or pixi from the checked installer into our own folder; nothing of it stays if that fails."""
         url, path, digest = self.installer()
         where, whole, begun = self.engine_paths()
-        marker = json.dumps({"url": url, "sha256": digest}) + "\n"
+        marker = json.dumps({"engine": self.engine, "url": url, "sha256": digest}) + "\n"
         write_atomically(begun, marker)  # what is there half-made after a power cut is ours to remove
         with contextlib.suppress(FileNotFoundError):
             whole.unlink()
@@ -1589,8 +1593,8 @@ def choose_engine(args, index, subdir, rules):
     """Return the engine that `auto` means on this machine, and what the user should know about it."""
     if args.engine != "auto":
         return args.engine, []
-    if (Path(args.home) / "conda" / ".colab-local.json").exists():
-        return "miniforge", []
+    with contextlib.suppress(OSError, ValueError, KeyError):  # ours from an earlier run stays what it is
+        return str(json.loads((Path(args.home) / "conda" / ".colab-local.json").read_text())["engine"]), []
     if find_conda():
         return "conda", []
     # Miniforge's installer refuses a path with a blank in it; pixi does not mind.

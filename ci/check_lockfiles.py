@@ -273,11 +273,11 @@ def check_python_layer(files: Lockfiles, name: str) -> Problems:
     yield from lock.differences({path: files.text(path)}, {path: need})
 
 
-def check_host_uv(files: Lockfiles) -> Problems:
-    """Yield where host.txt is not the conda layer's uv with its hashes."""
-    version = lock.conda_version(next(iter(files.conda["cpu"].values())), "uv")
+def check_host_tools(files: Lockfiles) -> Problems:
+    """Yield where host.txt is not the conda layer's uv and pip with their hashes."""
+    records = next(iter(files.conda["cpu"].values()))
     platforms = sorted({platform for spec in files.specs.values() for platform in spec.platforms})
-    need = lock.requirements_text(lock.HOST_HEAD, lock.host_uv(version, platforms))
+    need = lock.requirements_text(lock.HOST_HEAD, lock.host_tools(records, platforms))
     yield from lock.differences({"host.txt": files.text("host.txt")}, {"host.txt": need})
 
 
@@ -340,7 +340,7 @@ def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) ->
 
 def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
     """Yield the checks that need the package index."""
-    yield "host.txt is the conda layer's uv", partial(check_host_uv, files)
+    yield "host.txt is the conda layer's uv and pip", partial(check_host_tools, files)
     here = bootstrap.conda_platform(this_machine.system(), this_machine.machine())
     pythons = installed_pythons()
     for name in names:

@@ -806,7 +806,7 @@ def requirements_text(head: Sequence[str], packages: Iterable[Package]) -> str:
     return "\n".join(lines) + "\n"
 
 
-HOST_HEAD = ("uv for the engine without a conda layer, the same version as in it.",)
+HOST_HEAD = ("uv and pip for the engine without a conda layer, the same versions as in it.",)
 PYPI_HEAD = (
     f"Python {', '.join(PYTHONS)}; per platform and Python one wheel, the best for virtual-packages.yml.",
     "uv pip install --no-deps --require-hashes -r pypi.txt",
@@ -971,10 +971,14 @@ def read_pixi_lock(path: Path) -> dict[str, Records]:
         raise Failure(f"{path} can't be read ({problem})", "python scripts/lock.py") from None
 
 
-def host_uv(version: str, platforms: Sequence[str]) -> list[Package]:
-    """Return uv itself, the version of the conda layer, for the engine that has no conda layer."""
+def host_tools(records: Sequence[rattler.RepoDataRecord], platforms: Sequence[str]) -> list[Package]:
+    """Return the conda layer's uv and pip, for the engine that has no conda layer.
+
+    records: one platform's conda layer; uv installs the Python layer, pip is there for `!pip` in a cell.
+    """
     virtual = {platform: {"__glibc": "2.17", "__osx": "11.0"} for platform in platforms}
-    spec = Spec("host", "cpu", (), (f"uv=={version}",), {name: {} for name in platforms}, virtual)
+    wanted = tuple(f"{name}=={conda_version(records, name)}" for name in ("pip", "uv"))
+    spec = Spec("host", "cpu", (), wanted, {name: {} for name in platforms}, virtual)
     return solve_python(spec, [])
 
 
@@ -1157,10 +1161,11 @@ def build(environments: Path, lockfiles: Path, names: Sequence[str], channel: st
         lock = solve(spec, platforms, old.get(name, {}), kept, channel, limits)
         entries[name], conda[name] = index_entry(lock), lock.conda
         files.update(render(lock, environments, pins))
-    uv_version = conda_version(next(iter(next(iter(conda.values())).values())), "uv")
+    one_layer = next(iter(next(iter(conda.values())).values()))
+    uv_version = conda_version(one_layer, "uv")
     series = ".".join(next(iter(entries.values()))["python"].split(".")[:2])
     every_platform = sorted({platform for spec in specs.values() for platform in spec.platforms})
-    files["host.txt"] = requirements_text(HOST_HEAD, host_uv(uv_version, every_platform))
+    files["host.txt"] = requirements_text(HOST_HEAD, host_tools(one_layer, every_platform))
     files["pixi.toml"] = pixi_toml_text(specs, series)
     files["pixi.lock"] = pixi_lock_text(conda)
     files["index.json"] = index_text(environments, files, entries, uv_version)

@@ -367,7 +367,7 @@ def test_a_file_with_another_hash_stops_the_run_and_is_not_kept(trial: Trial, en
 def test_a_package_that_pixi_finds_damaged_stops_the_run(trial: Trial) -> None:
     trial.mirror.fault("/python-", Tamper(), times=10)
     done = trial.run("--engine", "pixi")
-    assert done.code != 0 and "Traceback" not in done.err
+    assert done.code == 4 and "Traceback" not in done.err
     assert any(line.startswith("error: pixi") for line in done.err.splitlines()), done.err
     assert not list(trial.home.glob("envs/*")) and not list(trial.home.glob("current/*"))
 

@@ -252,11 +252,11 @@ def test_uv_refuses_what_is_not_hashed_or_not_there(lab: Lab) -> None:
     assert "six" in unhashed[0] and "hash" in unhashed[0]
 
 
-def test_host_uv_of_another_version_is_found(lab: Lab) -> None:
+def test_a_host_tool_of_another_version_is_found(lab: Lab) -> None:
     """host.txt is the conda layer's uv."""
     change(lab, "host.txt", lambda text: text.replace("uv==0.12.1", "uv==0.12.0"))
     files = check.Lockfiles(lab.environments, lab.lockfiles)
-    assert list(check.check_host_uv(files)) == ["host.txt:", "    uv: 0.12.0 -> 0.12.1"]
+    assert list(check.check_host_tools(files)) == ["host.txt:", "    uv: 0.12.0 -> 0.12.1"]
 
 
 def test_command_line_says_what_is_wrong(lab: Lab) -> None:
