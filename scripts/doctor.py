@@ -62,7 +62,7 @@ class Cure(NamedTuple):
     cure: str
 
 
-_CONNECTING = 'Colab stays at "Connecting" or says "Unable to connect to the runtime"'
+_CONNECTING = "Colab can't connect"
 
 # Every fault that the doctor can name, by its code; the README shows this table (`doctor.py --table`).
 CURES: Dict[str, Cure] = {
