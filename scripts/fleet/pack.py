@@ -27,9 +27,9 @@ PARTS = ("environments", "lockfiles", "scripts", "bootstrap.py")  # in this orde
 
 
 def members(checkout: Path) -> List[Path]:
-    """Return the files of `checkout` that go into the pack, relative to it: no caches, no hidden files, not this folder.
+    """Return the files of `checkout` that go into the pack, relative to it; no caches, no hidden files.
 
-    What only the controller reads (the playbooks) would give every host a new pack for nothing.
+    Nor this folder: what only the controller reads would give every host a new pack for nothing.
     """
     found: List[Path] = []
     for part in PARTS:
@@ -70,7 +70,7 @@ def write(checkout: Path, folder: Path) -> "dict[str, str]":
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = target.with_name(f"{target.name}.{os.getpid()}")
         temporary.write_bytes(gzip.compress(content, mtime=0))
-        os.replace(temporary, target)
+        temporary.replace(target)
     return {"path": str(target), "digest": digest[:12]}
 
 
