@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO, Installed, clean_environment, free_port, supported_python
 
 import bootstrap
+from tests.conftest import REPO, Installed, clean_environment, free_port, supported_python
 
 LOCKFILES = REPO / "lockfiles"
 INDEX = json.loads((LOCKFILES / "index.json").read_text())
@@ -314,7 +314,7 @@ def test_a_dry_run_writes_nothing_and_shows_the_steps_that_a_real_run_takes(tmp_
 
 
 def test_a_disk_that_is_too_small_is_told_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1_500_000_000))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1_500_000_000))
     with pytest.raises(bootstrap.Failure, match=r"found 1\.5 GB, need 2\.4 GB"):
         bootstrap.check_disk(tmp_path / "home" / "of" / "mine", 2_400_000_000)
 

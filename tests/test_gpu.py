@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import HARDWARE, REPO, clean_environment, supported_python
+
+from tests.conftest import HARDWARE, REPO, clean_environment, supported_python
 
 pytestmark = pytest.mark.skipif(
     os.uname().sysname != "Linux" or os.uname().machine != "x86_64", reason=HARDWARE + "Linux on x86_64"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.colab_client import TRANSPORTS, Refused, connect
 from tests.conftest import Installed
 from tests.hosts import Lab, Machine, needs_root, wait_for
