@@ -278,6 +278,7 @@ class Connection:
         self.ssh = ssh
         self.socket_path = str(Path(tempfile.mkdtemp(dir=folder)) / "s")  # short: sockets' names are limited
         self.said: Deque[str] = Deque(maxlen=50)
+        self.job: Optional[str] = None  # the Slurm job that the agent's notes spoke of
         self._messages: queue.Queue[Optional[Json]] = queue.Queue()
         self._process: Optional[subprocess.Popen[str]] = None
 
@@ -358,6 +359,7 @@ class Connection:
             message = self._next_message(timeout)
             if "note" in message:
                 bootstrap.report(message["note"])
+                self.job = message.get("job", self.job)
             elif "ok" in message:
                 return message
 
@@ -459,10 +461,17 @@ class Session:
         self.args, self.folder, self.emit = args, folder, emit
         self.ssh = Ssh(args.destination, tuple(ssh_options(args)), args.ssh)
         self.server: Json = {}
-        self.job: Optional[Json] = None
+        self.asked = False  # for a Jupyter: one may be starting
+        self.job: Optional[str] = None
         self.local = 0
         self.desktop: Dict[int, int] = {}
         self.line: Optional[Connection] = None
+
+    def typed(self, option: str = "") -> str:
+        """Return the command that runs this program for the same host."""
+        slurm = "--slurm " if self.args.slurm else ""
+        ssh = " ".join(shlex.quote(word) for word in [*self.ssh.options, self.ssh.destination])
+        return "python3 scripts/connect.py {}{}{}".format(option, slurm, ssh)
 
     # -- one connection's life
 
@@ -488,21 +497,25 @@ class Session:
             connection = stack.enter_context(Connection(self.ssh, self.folder))
             pid = None
             if self.args.slurm:
-                known = self.job["job"] if self.job else None
-                self.job = self.request(
-                    connection,
-                    "submit",
-                    script=SBATCH.read_text(encoding="utf-8"),
-                    options=shlex.split(self.args.sbatch),
-                    job=known,
-                )
-                pid = self.job["pid"]
-                bootstrap.report("Slurm job {} runs on {}".format(self.job["job"], self.job["node"]))
-                connection = stack.enter_context(Connection(self.node(connection, self.job["node"]), self.folder))
-            before = self.server
+                job = self.submit(connection)
+                pid = job["pid"]
+                bootstrap.report("Slurm job {} runs on {}".format(job["job"], job["node"]))
+                connection = stack.enter_context(Connection(self.node(connection, job["node"]), self.folder))
+            before, self.asked = self.server, True
             self.server = self.request(connection, "serve", port=self.args.remote_port, pid=pid)
             self.tell_about_kernel(before)
             yield connection
+
+    def submit(self, login: Connection) -> Json:
+        """Return the Slurm job that serves Jupyter, submitted if need be, and remember its number from the start."""
+        script = SBATCH.read_text(encoding="utf-8")
+        options = shlex.split(self.args.sbatch)
+        try:
+            job = self.request(login, "submit", script=script, options=options, job=self.job)
+        finally:
+            self.job = login.job or self.job
+        self.job = job["job"]
+        return job
 
     def tell_about_kernel(self, before: Json) -> None:
         """After a reconnect: say whether it is the same Jupyter."""
@@ -527,11 +540,9 @@ class Session:
         while True:
             if connection.event(1.0) == "gone":
                 self.line = None
+                job = " (Slurm job {})".format(self.job) if self.job else ""
                 raise Failure(
-                    "Jupyter on {} has ended".format(server["host"]),
-                    "python3 scripts/connect.py {}   starts it again".format(
-                        typed(self.ssh)[len(self.ssh.program) + 1 :]
-                    ),
+                    "Jupyter on {} has ended{}".format(server["host"], job), self.typed() + "   starts it again"
                 )
 
     def forward_desktop(self, connection: Connection) -> None:
@@ -579,7 +590,7 @@ class Session:
                 "desktop": {str(remote): local for remote, local in self.desktop.items()},
                 **{name: server[name] for name in ("host", "env", "pid", "started", "notebook_dir")},
                 "remote_port": server["port"],
-                "job": self.job and self.job["job"],
+                "job": self.job,
             }
         )
         if self.args.open and not open_browser(COLAB):
@@ -617,20 +628,18 @@ class Session:
 
     def farewell(self) -> None:
         """Say what still runs after Ctrl-C."""
-        stop_it = "python3 scripts/connect.py --stop" + (" --slurm" if self.job else "")
-        stop_it += typed(self.ssh)[len(self.ssh.program) :]
-        if not self.server and not self.job:
+        if not (self.server or self.job or self.asked):
             bootstrap.report("ended; nothing was started")
             return
         if not self.server:
-            assert self.job is not None
-            bootstrap.report("ended; Slurm job {} is still there".format(self.job["job"]))
+            left = "Slurm job {} is still there".format(self.job) if self.job else "Jupyter may be starting there"
+            bootstrap.report("ended; " + left)
         else:
             where = "Jupyter on {} (process {})".format(self.server["host"], self.server["pid"])
             if self.job:
-                where += " in Slurm job {}".format(self.job["job"])
+                where += " in Slurm job {}".format(self.job)
             bootstrap.report("closed the tunnel; {} still runs".format(where))
-        bootstrap.report("stop it: " + stop_it)
+        bootstrap.report("stop it: " + self.typed("--stop "))
 
     def once(self, op: str) -> int:
         """Ask one thing (--stop, --status), show the answer and return the exit code."""

@@ -464,8 +464,8 @@ def submit(request: Json) -> Json:
             environ=clean_environment(COLAB_LOCAL_HOME=str(home), COLAB_LOCAL_ENV=receipt["env"]),
         )
         job = {"job": said.strip().split(";")[0], "state": "", "node": "", "reason": ""}
-        send({"note": "submitted Slurm job {}".format(job["job"])})
-    shown = ""
+        send({"note": "submitted Slurm job {}".format(job["job"]), "job": job["job"]})
+    shown, ran_since = "", 0.0
     record = home / "run" / "slurm-{}.json".format(job["job"])
     log = home / "logs" / "slurm-{}.log".format(job["job"])
     while True:
@@ -475,9 +475,18 @@ def submit(request: Json) -> Json:
             raise Refusal(ended, "job")
         if found["state"] == "RUNNING" and record.exists():
             return dict(found, submitted=submitted, log=str(log), **json.loads(record.read_text(encoding="utf-8")))
+        if found["state"] == "RUNNING":
+            ran_since = ran_since or time.monotonic()
+            if time.monotonic() - ran_since > START_SECONDS:
+                raise Refusal(
+                    "Slurm job {job} runs on {node}, but Jupyter does not start: is {home} there too?".format(
+                        home=home, **found
+                    ),
+                    "job",
+                )
         state = found["state"] + (" ({})".format(found["reason"]) if found["state"] == "PENDING" else "")
         if state != shown:
-            send({"note": "Slurm job {}: {}".format(found["job"], state.lower())})
+            send({"note": "Slurm job {}: {}".format(found["job"], state.lower()), "job": found["job"]})
             shown = state
         time.sleep(1.0)
 

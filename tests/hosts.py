@@ -153,6 +153,11 @@ class Machine:
         """Its address on the first of its networks."""
         return self.addresses[0]
 
+    def address_for(self, other: Machine) -> str:
+        """Return its address on a network that `other` is on too; if there is none, its first."""
+        own = dict(zip(self.networks, self.addresses, strict=True))
+        return next((own[network] for network in other.networks if network in own), self.address)
+
     @property
     def pid(self) -> int:
         """The process that holds the namespaces, as this machine numbers it."""
@@ -373,15 +378,13 @@ class Lab:
     def _introduce(self) -> None:
         """Tell every machine every name and host key, and write the ssh configurations."""
         hosts = [machine for machine in self.machines.values() if machine.has_sshd]
-        names = "127.0.0.1 localhost\n::1 localhost\n" + "".join(
-            f"{address} {machine.name}\n" for machine in self.machines.values() for address in machine.addresses[:1]
-        )
         key = " ".join(self.host_key.with_suffix(".pub").read_text().split()[:2])
         self.known_hosts.write_text("".join(f"{','.join([h.name, *h.addresses])} {key}\n" for h in hosts))
         common = f"IdentityFile {self.user_key}\nIdentitiesOnly yes\nUserKnownHostsFile {self.known_hosts}\n"
         for machine in self.machines.values():
             # Written in place: the files are bind-mounted over /etc, a new file would not be seen.
-            (machine.folder / "etc/hosts").write_text(names)
+            names = "".join(f"{other.address_for(machine)} {other.name}\n" for other in self.machines.values())
+            (machine.folder / "etc/hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{names}")
             (machine.home / ".ssh/config").write_text(f"Host *\nUser root\n{common}")
         self.ssh_config.write_text(
             "".join(
