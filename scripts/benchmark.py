@@ -2,28 +2,36 @@
 
     install     cold installation against `uv pip install` of the same file, second run, peak memory
     train       the 2018 article's CIFAR-10 network, CPU against GPU where there is one
-    transports  a cell's round trip and a 50 MB output: direct, over jupyter_http_over_ws
+    transports  a cell's round trip and a 50 MB output: direct, over jupyter_http_over_ws, both through ssh
     verify      --verify against sha256sum over the same files
 
 Every comparison is made in one run, whole processes, and reported as a ratio: absolute seconds depend on the machine
 and on the link. Nothing is installed outside a temporary folder. Standard library; `train` and `transports` run in an
-environment that bootstrap.py made (--home).
+environment that bootstrap.py made (--home); `transports` starts a Jupyter and an sshd of its own on loopback.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import secrets
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 import bootstrap  # noqa: E402 - found through the line above
+from scripts import transport_benchmark, verify  # noqa: E402
+from scripts.colab_page import parse_url  # noqa: E402
 
 # The article's network (Keras' cifar10_cnn example of 2018): 1,250,858 parameters. Random pictures of the same shape
 # cost the same to train on, and need no download.
@@ -127,6 +135,86 @@ def train(home: Path, env: str, steps: int) -> None:
         print("GPU: TensorFlow sees none here")
 
 
+def free_port() -> int:
+    """Return a TCP port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(ready: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Return as soon as `ready` is true; end the program when it isn't after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"error: {what} did not start within {seconds:.0f} s")
+        time.sleep(0.1)
+
+
+def listens(port: int) -> bool:
+    """Return whether a server listens on this port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextlib.contextmanager
+def running(argv: list[str], **options: Any) -> Iterator[None]:
+    """Run a server while the block lasts."""
+    child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    try:
+        yield
+    finally:
+        child.terminate()
+        child.wait()
+
+
+@contextlib.contextmanager
+def tunnel(folder: Path, port: int) -> Iterator[int]:
+    """Yield a port that leads through ssh, by an sshd of our own on loopback, to `port`."""
+    sshd = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if sshd is None:
+        raise SystemExit("error: there is no sshd to measure with\nhint: sudo apt-get install openssh-server")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # where root's sshd locks itself up; its package makes it at boot
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    there, here = free_port(), free_port()
+    settings = {"ListenAddress": f"127.0.0.1:{there}", "HostKey": folder / "host", "PidFile": "none", "UsePAM": "no"}
+    settings |= {"AuthorizedKeysFile": folder / "user.pub", "StrictModes": "no", "PasswordAuthentication": "no"}
+    (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+    ssh = ["ssh", "-N", "-F", "none", "-i", str(folder / "user"), "-p", str(there), "-o", "StrictHostKeyChecking=no"]
+    ssh += ["-o", f"UserKnownHostsFile={folder}/known_hosts", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]
+    with running([sshd, "-D", "-f", str(folder / "sshd_config")]):
+        wait_until(lambda: listens(there), "sshd")
+        with running([*ssh, "-L", f"{here}:127.0.0.1:{port}", "127.0.0.1"]):
+            wait_until(lambda: listens(here), "the tunnel")
+            yield here
+
+
+def transports(home: Path, env: str) -> None:
+    """Measure both transports to one Jupyter, straight and through ssh, in turns."""
+    with tempfile.TemporaryDirectory(prefix="colab-local-benchmark-") as name:
+        folder, port, token = Path(name), free_port(), secrets.token_hex(24)
+        (folder / "token").touch(mode=0o600)
+        (folder / "token").write_text(token)
+        argv = bootstrap.jupyter_argv(str(home / "current" / env), port, name, os.geteuid() == 0)
+        quiet = bootstrap.child_environment(HOME=name, JUPYTER_TOKEN_FILE=str(folder / "token"))
+        with running(argv, env=quiet, stdout=subprocess.DEVNULL), tunnel(folder, port) as through:
+            wait_until(lambda: listens(port), "Jupyter")
+            runtimes = {
+                label: parse_url(f"http://localhost:{at}/?token={token}")
+                for label, at in (("", port), ("through ssh", through))
+            }
+            measured = transport_benchmark.measure(runtimes)
+    print(transport_benchmark.table(measured))
+    for what, ratio in transport_benchmark.ratios(measured).items():
+        print(f"http_over_ws / direct, {what.replace('_', ' ')}: {ratio:.2f}")
+    for way in ("direct", "http_over_ws"):
+        straight, far = measured[way], measured[f"{way} through ssh"]
+        trip, output = far.round_trip / straight.round_trip, straight.throughput / far.throughput
+        print(f"through ssh / straight, {way}: round trip {trip:.2f}, output {output:.2f}")
+
+
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(
@@ -144,6 +232,11 @@ def main() -> None:
         install(args.rounds)
     elif args.what == "train":
         train(args.home, args.env, args.steps)
+    elif args.what == "transports":
+        transports(args.home, args.env)
+    else:
+        found = verify.measure(str(args.home), args.env, args.rounds)
+        print(", ".join(f"{name} {value}" for name, value in found.items()))
 
 
 if __name__ == "__main__":
