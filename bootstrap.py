@@ -1685,7 +1685,7 @@ exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged 
     sessions = ["auto", "xfce", "lxde", "gnome-flashback", "openbox"]
     desktop.add_argument("--session", choices=sessions, default="auto", help="what runs in it")
     desktop.add_argument("--display", type=int, metavar="N", help="display number (default: the first free one)")
-    desktop.add_argument("--geometry", metavar="WxH", default="1600x900", help="its size (default: 1600x900)")
+    desktop.add_argument("--geometry", metavar="WxH", help="its size (default: 1600x900)")
     desktop.add_argument("--vnc-password-file", metavar="FILE", help="6-8 characters; - reads standard input")
     desktop.add_argument("--reset-vnc-password", action="store_true", help="make a new one")
     desktop.add_argument(

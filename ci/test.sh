@@ -15,10 +15,12 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     for package in "${wanted[@]}"; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
     done
+    export DEBIAN_FRONTEND=noninteractive
+    if [ ${#missing[@]} -gt 0 ] || ! apt-cache show openssh-server >/dev/null 2>&1; then # a test looks names up
+        apt-get update -qq
+    fi
     if [ ${#missing[@]} -gt 0 ]; then
         say "System packages: ${missing[*]}"
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get update -qq
         apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
     fi
 fi
