@@ -229,7 +229,8 @@ def find_sources(choice: Choice, folder: Path, rules: bootstrap.Rules) -> List[S
     """Return all files that have to be fetched, the heaviest first; rules: mirror rules."""
     locked = offline.locked_files(choice.lock, choice.read, choice.env, choice.platform, choice.engine)
     sources = [Source(offline.place(url), bootstrap.rewrite(url, rules), sha256, 0) for url, sha256 in locked]
-    return sorted(sources + find_wheels(choice, folder), key=lambda source: -source.size)
+    sources += find_wheels(choice, folder)
+    return sorted(dict.fromkeys(sources), key=lambda source: -source.size)
 
 
 def credentials(environ: Dict[str, str], texts: Sequence[str]) -> Dict[str, Tuple[str, str]]:
@@ -548,6 +549,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     name = Path(result["output"]).name
     option = "" if args.env == bootstrap.DEFAULT_ENVIRONMENT else f" --env {args.env}"
     print(f"tar -xf {name} && python3 colab-local/bootstrap.py{option} --engine {args.engine} --offline colab-local")
+    if args.engine == "host":
+        print(f"It needs Python {result['python']} there.")
     return bootstrap.EXIT_OK
 
 

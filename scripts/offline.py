@@ -46,6 +46,17 @@ class Offline(NamedTuple):
     engine: str
     python: str
 
+    def choose(self, wanted: str) -> str:
+        """Return the engine for what --engine says; raise Failure when the bundle lacks what that one needs."""
+        fitting = ["host"] if self.engine == "host" else [self.engine, "conda"]
+        if wanted not in ["auto", *fitting]:
+            raise bootstrap.Failure(
+                f"the bundle is for another engine (found {self.engine}, need {wanted})",
+                f"python3 bootstrap.py --engine {self.engine} --offline ...",
+                bootstrap.EXIT_USAGE,
+            )
+        return self.engine if wanted == "auto" else wanted
+
 
 class Member(NamedTuple):
     """A file of a bundle. size: in bytes; open: opens its content for reading."""
@@ -120,13 +131,14 @@ def against_lock(manifest: Dict[str, Any], index: Dict[str, Any], read: Callable
         if have[name] != sha256:
             return f"is not what its lock says: {name}"
     wheels = {sha256: name for name, sha256 in have.items() if name.startswith("wheels/")}
+    locked = set(need.values())
     for entry in locked_wheels(index, read, env, platform, engine, manifest["python"]):
         fitting = entry.sha256 & set(wheels)
         if not fitting:
             return f"is incomplete: it lacks a wheel of {entry.name} {entry.version}"
-        for sha256 in fitting:
-            del wheels[sha256]
-    extra = sorted({*wheels.values(), *(name for name in have if name.startswith("files/"))} - set(need))
+        locked |= fitting
+    files = [name for name in have if name.startswith(("files/", "wheels/"))]
+    extra = sorted(name for name in files if have[name] not in locked)
     return f"holds what its lock does not name: {extra[0]}" if extra else None
 
 
@@ -279,7 +291,7 @@ def unpack(files: Dict[str, Member], need: Dict[str, str], home: Path) -> Path:
     bootstrap.check_disk(home, sum(files[name].size for name in wanted))
     parents = [folder for folder in (home / "cache" / "offline", home / "cache", home) if not folder.exists()]
     folder = home / "cache" / "offline" / str(os.getpid())
-    atexit.register(clean, folder, parents)
+    _unpacked.append((folder, parents))
     remove_stale(folder.parent)
     progress = bootstrap.Progress("Unpacking the bundle", sum(files[name].size for name in wanted))
     try:
@@ -306,9 +318,18 @@ def remove_stale(parent: Path) -> None:
             pass
 
 
-def clean(folder: Path, parents: List[Path]) -> None:
-    """Remove an unpacked bundle, and those folders above it that were made for it and are empty again."""
-    shutil.rmtree(str(folder), ignore_errors=True)
-    for parent in parents:
-        with contextlib.suppress(OSError):
-            parent.rmdir()
+_unpacked: List[Tuple[Path, List[Path]]] = []  # folders, each with those above it that were made for it
+
+
+@atexit.register
+def clean_up() -> None:
+    """Remove what was unpacked, and the folders above it that were made for it and are empty again.
+
+    At the end of the process; before it becomes another program (os.exec), call it by hand.
+    """
+    while _unpacked:
+        folder, parents = _unpacked.pop()
+        shutil.rmtree(str(folder), ignore_errors=True)
+        for parent in parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
