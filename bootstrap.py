@@ -1063,6 +1063,7 @@ class Installation:
         self.args, self.index, self.lock, self.engine, self.rules = args, index, lock, engine, rules
         self.python, self.conda, self.wheels = python, conda, wheels
         self.home = Path(args.home)
+        self.new_folders = [path for path in [self.home] + list(self.home.parents) if not path.exists()]
         self.lockfiles = Path(args.lockfiles)
         self.name = "{}-{}".format(lock.env, lock.digest[:12])
         self.root = self.home / "envs" / self.name
@@ -1266,7 +1267,10 @@ class Installation:
         self.root.mkdir(parents=True)
         for name, digest in sorted(self.index["pixi"].items()):
             text = read_locked(self.lockfiles, name, digest)
-            write_atomically(self.root / name, rewrite_text(text, self.rules))
+            text = rewrite_text(text, self.rules)
+            # Of a package in a file, rattler does not read the platform from the path as it does from a URL.
+            text = re.sub(r"(?m)^- conda: file:.*/([^/]+)/[^/]+$", r"\g<0>\n  subdir: \1", text)
+            write_atomically(self.root / name, text)
         env = child_environment(
             PIXI_HOME=str(self.home / "cache" / "pixi-home"), PIXI_CACHE_DIR=str(self.home / "cache" / "pixi")
         )
@@ -1436,9 +1440,9 @@ class Installation:
 
     def made_outside(self):
         # type: () -> List[Path]
-        """Return the folders of the home, besides the environment, that this kind of run makes."""
+        """Return the folders, besides the environment, that this run makes: in the home, and those it lies in."""
         folders = {"host": ["tools"], "conda": ["cache"], "pixi": ["bin", "cache"]}
-        return [self.home / name for name in folders.get(self.engine, ["conda", "cache"])]
+        return [self.home / name for name in folders.get(self.engine, ["conda", "cache"])] + self.new_folders
 
     def switch(self):
         # type: () -> None
@@ -1731,6 +1735,8 @@ def make_installation(args, index):
         bundle = offline.open_bundle(args.offline, args.home, args.env, subdir)
         rules, wheels = list(bundle.rules) + rules, bundle.wheels
         args.lockfiles = str(bundle.lockfiles)
+        args.engine = bundle.choose(args.engine)
+        index = dict(read_index(bundle.lockfiles), python=[bundle.python])
     engine, notices = choose_engine(args, index, subdir, rules)
     python = conda = None
     layer = "conda"
@@ -1945,6 +1951,10 @@ def dispatch(args):
         say()
         sys.stdout.flush()
         argv = result["jupyter_argv"]
+        if args.offline:
+            from scripts import offline
+
+            offline.clean_up()
         os.execve(argv[0], argv, child_environment())
     return EXIT_OK
 
