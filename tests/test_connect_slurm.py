@@ -128,7 +128,7 @@ def test_jupyter_on_a_compute_node_behind_a_login_node(cluster: Cluster) -> None
     with running(lab, *slurm) as link:
         one = link.event("connected")
         assert one["host"] == "node", cluster.logs()
-        assert "Slurm job {job} runs on node".format(**one) in link.said
+        link.says("Slurm job {job} runs on node".format(**one))
         with lab.laptop.network():
             for transport in TRANSPORTS:
                 with connect(one["url"], transport) as colab:
@@ -144,8 +144,8 @@ def test_jupyter_on_a_compute_node_behind_a_login_node(cluster: Cluster) -> None
             lab.machines["login"].restore()
         link.event("reconnected")
         assert link.end() == 0
-    assert "still runs" in link.said
-    assert "--stop --slurm" in link.said
+    link.says("still runs")
+    link.says("--stop --slurm")
 
     # Attached to, not submitted again; the token is in no list of jobs or arguments.
     assert jobs(cluster).startswith(f"{one['job']} colab-local RUNNING node")
@@ -171,12 +171,12 @@ def test_a_queue_is_waited_in_and_left_by_ctrl_c(cluster: Cluster) -> None:
     wait_for(lambda: "RUNNING" in jobs(cluster), 60, "the job that is in the way")
     try:
         with running(lab, "--slurm", *QUICK, "login") as link:
-            wait_for(lambda: "pending (" in link.said, 60, "the wait in the queue")
+            link.says("pending (", 60)
             assert link.end() == 0
-            assert "ended; Slurm job" in link.said
+            link.says("ended; Slurm job")
         assert "PENDING" in jobs(cluster), "it keeps its place"
         with running(lab, "--slurm", *QUICK, "login") as link:
-            wait_for(lambda: "pending (" in link.said, 60, "the same place in the queue")
+            link.says("pending (", 60)
             assert "submitted" not in link.said
             cluster.slurm("scancel", blocker)
             job = link.event("connected")["job"]

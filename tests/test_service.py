@@ -60,6 +60,7 @@ do :; done
 PREPARE = """
 set -e
 rm -rf "$1"/etc/systemd/system/* "$1"/var/lib/systemd/linger
+ln -sf /dev/null "$1/etc/tmpfiles.d/tmp.conf"  # else it takes a minute to whiten out what is in /tmp
 : >"$1/etc/fstab"; : >"$1/etc/machine-id"
 echo '{user}:x:{uid}:{uid}::/home/{user}:/bin/bash' >>"$1/etc/passwd"
 echo '{user}:x:{uid}:' >>"$1/etc/group"
@@ -173,7 +174,7 @@ def machine(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> I
     prepare = PREPARE.format(user=USER, uid=UID, home=home, opened=f"'{REPO}' '{home}' '{python.parent}'")
     booted = Booted(tmp_path_factory.mktemp("machine") / "m", prepare, [str(REPO), str(home)])
     try:
-        wait_for(booted.is_up, 120, f"systemd, see {booted.log}")
+        wait_for(booted.is_up, 240, f"systemd, see {booted.log}")
         yield booted
     finally:
         booted.close()
@@ -216,28 +217,37 @@ def test_service_survives_crash_logout_and_reboot_and_goes_without_trace(
     # Logged out (each of the runs above was a session of its own), it runs. Killed, it comes back.
     def main_pid() -> int:
         ours = f"/run/user/{UID}"
-        ask = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "env", f"XDG_RUNTIME_DIR={ours}"]
+        as_user = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "env", f"XDG_RUNTIME_DIR={ours}"]
         show = ["systemctl", "--user", "show", "-p", "MainPID", "--value", service.UNIT]
-        return int(machine.run([*ask, *show], check=False).stdout.strip() or 0)
+        return int(machine.run([*as_user, *show], check=False).stdout.strip() or 0)
 
     killed = main_pid()
     assert killed
     machine.run(["kill", "-KILL", str(killed)])
-    wait_for(lambda: main_pid() not in (0, killed) and machine.answers(token), 60, "the restart after kill -9")
+    wait_for(lambda: main_pid() not in (0, killed) and machine.answers(token), 180, "the restart after kill -9")
+
+    # connect.py's agent stops and starts it as the service that it is.
+    agent = "import json; from scripts import connect_agent as a; print(json.dumps(a.{}({{'home': {!r}}})))"
+    ask = ["env", f"PYTHONPATH={REPO}", python, "-B", "-c"]
+    assert json.loads(machine.run([*ask, agent.format("stop", str(home))], user=True).stdout)["stopped"]
+    assert main_pid() == 0
+    assert not machine.answers(token)
+    shown = machine.run([*ask, agent.format("serve", str(home))], user=True)
+    served = json.loads(shown.stdout)
+    assert (served["started"], served["pid"], served["token"]) == (True, main_pid(), token)
 
     # The machine reboots; nobody logs in.
     leader = machine.leader
     machine.run(["systemctl", "reboot"], check=False)
-    wait_for(lambda: machine.leader not in (0, leader) and machine.is_up(), 120, "the reboot")
-    wait_for(lambda: machine.answers(token), 90, "Jupyter after the reboot, with the same token")
+    wait_for(lambda: machine.leader not in (0, leader) and machine.is_up(), 240, "the reboot")
+    wait_for(lambda: machine.answers(token), 180, "Jupyter after the reboot, with the same token")
 
     # Gone, and nothing else with it.
     code = f"from scripts import service; raise SystemExit(service.uninstall({str(home)!r}, dry_run={{}}))"
-    in_repo = ["env", f"PYTHONPATH={REPO}", python, "-B", "-c"]
-    dry = machine.run([*in_repo, code.format(True)], user=True)
+    dry = machine.run([*ask, code.format(True)], user=True)
     assert "would stop" in dry.stdout
     assert machine.answers(token)
-    assert "removed the systemd service" in machine.run([*in_repo, code.format(False)], user=True).stdout
+    assert "removed the systemd service" in machine.run([*ask, code.format(False)], user=True).stdout
     wait_for(lambda: not machine.answers(token), 30, "Jupyter's end")
     jupyters_own = (".ipython", ".jupyter", "/.local", "connect.lock", "/.cache", "/.config/matplotlib", "/.keras")
     after = machine.run(["find", f"/home/{USER}", str(home / "receipts"), str(home / "run")], check=False).stdout

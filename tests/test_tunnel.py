@@ -53,7 +53,9 @@ def jupyter(host: Machine, argv: Sequence[str], port: int, log: Path) -> Iterato
         assert process.poll() is None, log.read_text()
         yield str(described()[0]["token"])
     finally:
-        host.run(["pkill", "-TERM", "-f", f"--port={port}"], check=False)  # its own process table: nobody else's
+        host.run(
+            ["pkill", "-TERM", "-f", "--", f"--port={port}"], check=False
+        )  # its own process table: nobody else's
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
         process.kill()
