@@ -751,7 +751,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             raise Failure("this runs on Linux, macOS and WSL", "in PowerShell: wsl --install", bootstrap.EXIT_MACHINE)
         if args.destination.startswith("-"):
             raise Failure("a host can't be named {}".format(args.destination), code=bootstrap.EXIT_USAGE)
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        # SIGINT too: started from a script's background, Python would have been born deaf to it.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
         short = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108  (mkdtemp; a socket's name is limited)
         with tempfile.TemporaryDirectory(prefix="colab-", dir=short) as folder:

@@ -317,7 +317,7 @@ def test_a_password_is_asked_for_once(lab: Lab, installed: Installed) -> None:
         assert b"open sesame" not in shown
         os.write(terminal, b"\x03")  # Ctrl-C, as typed: the terminal signals connect.py and ssh alike
         with contextlib.suppress(OSError):
-            while b"stop it:" not in shown:
+            while b"stop it:" not in shown and select.select([terminal], [], [], 60)[0]:
                 shown += os.read(terminal, 4096)
         assert b"still runs" in shown
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
