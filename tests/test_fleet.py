@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.conftest import REPO
+from tests.conftest import REPO, supported_python
 from tests.fleet_lab import FLEET, Checkout, Fleet, Play, make_checkout, small_layer, without
 from tests.hosts import needs_root
 
 GOOD = {f"node{number}" for number in range(1, 7)}
+FEW = {"node1", "node2", "node3"}  # enough where the number doesn't matter: an installation costs some seconds
 BROKEN, UNREACHABLE = "node7", "node8"
 PLAYBOOKS = ("deploy.yml", "verify.yml", "rollback.yml", "uninstall.yml")
 
@@ -74,11 +76,30 @@ def running(fleet: Fleet, checkout: Checkout) -> set[str]:
     return found
 
 
-def bring(fleet: Fleet, checkout: Checkout) -> None:
-    """See to it that the hosts that work run this checkout, and that the next plays are about it."""
+def unpack_index(bundle: Path, folder: Path) -> Path:
+    """Lay a bundle's wheels out as an index of packages (PEP 503); return its folder."""
+    with tarfile.open(bundle) as archive:
+        for member in archive:
+            if "/wheels/" in member.name:
+                name = Path(member.name).name
+                project = folder / re.sub(r"[-_.]+", "-", name.split("-")[0]).lower()
+                project.mkdir(parents=True, exist_ok=True)
+                content = archive.extractfile(member)
+                assert content is not None
+                (project / name).write_bytes(content.read())
+    return folder
+
+
+def few(fleet: Fleet, playbook: str, *options: str, check: bool = True) -> Play:
+    """Run a playbook on some hosts that work."""
+    return fleet.play(playbook, "--limit", ",".join(sorted(FEW)), *options, check=check)
+
+
+def bring(fleet: Fleet, checkout: Checkout, hosts: set[str] = FEW) -> None:
+    """See to it that these hosts run a checkout, and that the next plays are about it."""
     fleet.roll_out(checkout)
-    if running(fleet, checkout) != GOOD:
-        good(fleet, "deploy.yml")
+    if not hosts <= running(fleet, checkout):
+        fleet.play("deploy.yml", "--limit", ",".join(sorted(hosts)))
 
 
 def test_playbooks_are_sound(tmp_path: Path) -> None:
@@ -133,27 +154,30 @@ def test_roll_out_finishes_where_it_can_and_names_the_others(fleet: Fleet, versi
 
 @needs_root
 def test_second_run_changes_nothing_and_sends_nothing(fleet: Fleet, versions: Versions) -> None:
-    bring(fleet, versions.old)
+    bring(fleet, versions.old, GOOD)
     bundles = [fleet.work(node) / "bundle.tar" for node in fleet.nodes[:6]]
     before = [path.stat().st_mtime_ns for path in bundles]
     run = good(fleet, "deploy.yml")
     assert run.hosts("ok") == GOOD
     assert not run.hosts("changed"), run.output
     assert [path.stat().st_mtime_ns for path in bundles] == before
-    assert not good(fleet, "deploy.yml", "--check").hosts("changed")
+    assert not fleet.play("deploy.yml", "--check", "--limit", "node1").hosts("changed")
 
 
 @needs_root
-def test_environment_comes_back_from_the_bundle_that_the_host_has(fleet: Fleet, versions: Versions) -> None:
-    """No byte is paid for twice: the bundle is not copied again when it is needed again."""
+def test_bundle_of_another_lock_is_refused_and_a_bundle_that_is_there_not_copied(
+    fleet: Fleet, versions: Versions
+) -> None:
+    """node1 lacks the new version, but is given the old one's bundle, which it has: no byte is paid for twice."""
     bring(fleet, versions.old)
-    bundle = fleet.work(2) / "bundle.tar"
+    fleet.roll_out(versions.new)
+    bundle = fleet.work(1) / "bundle.tar"
     before = bundle.stat().st_mtime_ns
-    shutil.rmtree(fleet.home(2))
-    run = fleet.play("deploy.yml", "--limit", "node2")
-    assert run.hosts("changed") == {"node2"}
+    run = fleet.play("deploy.yml", "--limit", "node1", check=False, colab_local_bundle=str(versions.old.bundle))
+    assert run.hosts("failed") == {"node1"}
+    assert "the bundle was made from other lockfiles" in run.flat
     assert bundle.stat().st_mtime_ns == before
-    assert running(fleet, versions.old) == GOOD
+    assert "node1" in running(fleet, versions.old)
 
 
 @needs_root
@@ -164,7 +188,7 @@ def test_host_with_an_altered_file_is_named(fleet: Fleet, versions: Versions) ->
     altered.unlink()  # not written in place: the file is a link to uv's cache, which all hosts share here
     altered.write_bytes(content + b"# altered\n")
     try:
-        run = good(fleet, "verify.yml", check=False)
+        run = few(fleet, "verify.yml", check=False)
     finally:
         altered.unlink()
         altered.write_bytes(content)
@@ -172,20 +196,38 @@ def test_host_with_an_altered_file_is_named(fleet: Fleet, versions: Versions) ->
     assert run.hosts("failed") == {"node3"}, run.output
     assert "node3 has none:" in run.flat
     assert "notebook/notebookapp.py" in run.flat
-    assert "on 5: node1, node2, node4, node5, node6" in run.flat
+    assert "on 2: node1, node2" in run.flat
+
+
+@needs_root
+def test_serial_roll_out_stops_before_the_next_batch(fleet: Fleet, versions: Versions) -> None:
+    """One host a batch, node2 breaks: node1 has the new version, node3 keeps the old one."""
+    bring(fleet, versions.old)
+    fleet.roll_out(versions.new)
+    lost = fleet.home(2).rename(fleet.home(2).with_name("lost"))
+    fleet.home(2).write_text("not a folder\n")
+    try:
+        run = few(fleet, "deploy.yml", "-e", '{"colab_local_serial": [1, 1, 1]}', check=False)
+    finally:
+        fleet.home(2).unlink()
+        lost.rename(fleet.home(2))
+    assert run.status != 0
+    assert run.hosts("failed") == {"node2"}
+    assert "node3" not in run.hosts("ok"), run.output
+    assert running(fleet, versions.new) & FEW == {"node1"}
+    assert running(fleet, versions.old) >= {"node2", "node3"}
 
 
 @needs_root
 def test_host_with_another_lock_is_named_and_the_difference_explained(fleet: Fleet, versions: Versions) -> None:
-    """node4 is whole, but of another lock: nothing is wrong with it but that it differs from the others."""
-    bring(fleet, versions.old)
-    fleet.roll_out(versions.new)
-    fleet.play("deploy.yml", "--limit", "node4")
-    run = fleet.play("verify.yml", "--limit", "node1,node2,node4", check=False)
+    """node1 is whole, but of another lock: nothing is wrong with it but that it differs from the others."""
+    bring(fleet, versions.old, {"node2", "node3"})
+    bring(fleet, versions.new, {"node1"})
+    run = few(fleet, "verify.yml", check=False)
     assert run.status != 0
-    assert run.hosts("failed") == {"node4"}, run.output
-    assert "node4 differs: colab-local cpu" in run.flat
-    assert "on 2: node1, node2" in run.flat
+    assert run.hosts("failed") == {"node1"}, run.output
+    assert "node1 differs: colab-local cpu" in run.flat
+    assert "on 2: node2, node3" in run.flat
     _, _, hint = run.flat.partition("hint: python3 scripts/compare.py ")
     records = hint.split()[:2]
     compare = subprocess.run(
@@ -193,101 +235,87 @@ def test_host_with_another_lock_is_named_and_the_difference_explained(fleet: Fle
     )
     assert compare.returncode == 7, compare.stderr
     assert "tqdm" in compare.stdout
-    # With a fingerprint that is expected, it decides, not the majority.
+    # Where a fingerprint is expected, it decides, not the majority.
     expected = json.loads(Path(records[1]).read_text())["fingerprint"]
-    run = fleet.play("verify.yml", "--limit", "node1,node2,node4", check=False, colab_local_expected=expected)
-    assert run.hosts("failed") == {"node1", "node2"}, run.output
+    run = few(fleet, "verify.yml", "-e", json.dumps({"colab_local_expected": expected}), check=False)
+    assert run.hosts("failed") == {"node2", "node3"}, run.output
 
 
 @needs_root
-def test_bundle_of_another_lock_is_refused_before_anything_is_installed(fleet: Fleet, versions: Versions) -> None:
-    bring(fleet, versions.old)
-    fleet.roll_out(versions.new)
-    run = fleet.play("deploy.yml", "--limit", "node1", check=False, colab_local_bundle=str(versions.old.bundle))
-    assert run.hosts("failed") == {"node1"}
-    assert "the bundle was made from other lockfiles" in run.flat
-    assert "node1" in running(fleet, versions.old)
-
-
-@needs_root
-def test_serial_roll_out_stops_before_the_next_batch_and_goes_on_later(fleet: Fleet, versions: Versions) -> None:
-    """Batches node1-2, node3-4, node5-6: node3 breaks, so node5 and node6 keep what they have."""
-    bring(fleet, versions.old)
-    fleet.roll_out(versions.new)
-    lost = fleet.home(3).rename(fleet.home(3).with_name("lost"))
-    fleet.home(3).write_text("not a folder\n")
-    try:
-        run = good(fleet, "deploy.yml", "-e", '{"colab_local_serial": [2, 2, 2]}', check=False)
-    finally:
-        fleet.home(3).unlink()
-        lost.rename(fleet.home(3))
-    assert run.status != 0
-    assert run.hosts("failed") == {"node3"}
-    assert not run.hosts("ok") & {"node5", "node6"}, run.output
-    assert running(fleet, versions.new) >= {"node1", "node2"}
-    assert running(fleet, versions.old) == {"node3", "node5", "node6"} | ({"node4"} & running(fleet, versions.old))
-    rest = good(fleet, "deploy.yml", "-e", '{"colab_local_serial": [2, "100%"]}')
-    assert rest.hosts("changed") >= {"node3", "node5", "node6"}
-    assert not rest.hosts("changed") & {"node1", "node2"}
-    assert running(fleet, versions.new) == GOOD
+def test_serial_roll_out_goes_on_with_those_that_lack_it(fleet: Fleet, versions: Versions) -> None:
+    bring(fleet, versions.old, {"node2", "node3"})
+    bring(fleet, versions.new, {"node1"})
+    run = few(fleet, "deploy.yml", "-e", '{"colab_local_serial": [1, "100%"]}')
+    assert run.hosts("changed") == {"node2", "node3"}
+    assert running(fleet, versions.new) >= FEW
 
 
 @needs_root
 def test_rollback_returns_to_the_version_before_and_only_once(fleet: Fleet, versions: Versions) -> None:
-    bring(fleet, versions.old)
+    if not running(fleet, versions.new) >= FEW:
+        bring(fleet, versions.old)
     bring(fleet, versions.new)
-    assert good(fleet, "rollback.yml", "--check").hosts("changed") == GOOD
-    assert running(fleet, versions.new) == GOOD
-    assert good(fleet, "rollback.yml").hosts("changed") == GOOD
-    assert running(fleet, versions.old) == GOOD
-    assert not good(fleet, "rollback.yml").hosts("changed")
-    assert running(fleet, versions.old) == GOOD
+    assert fleet.play("rollback.yml", "--check", "--limit", "node1").hosts("changed") == {"node1"}
+    assert running(fleet, versions.new) >= FEW
+    assert few(fleet, "rollback.yml").hosts("changed") == FEW
+    assert running(fleet, versions.old) >= FEW
+    assert not few(fleet, "rollback.yml").hosts("changed")
+    assert running(fleet, versions.old) >= FEW
 
 
 @needs_root
-def test_packages_by_url_and_from_an_index_with_a_password(fleet: Fleet, versions: Versions, tmp_path: Path) -> None:
-    """node5 fetches the bundle from a web server, once; node6 has an index, whose password stays hidden."""
-    bring(fleet, versions.old)
-    for number in (5, 6):
-        shutil.rmtree(fleet.home(number))
-        shutil.rmtree(fleet.work(number))
+def test_bundle_by_url_is_fetched_once_and_checked(fleet: Fleet, versions: Versions, tmp_path: Path) -> None:
+    """A wrong hash, then a wrong lock, then the right one of both: two downloads, one installation."""
+    for folder in (fleet.home(5), fleet.work(5)):
+        shutil.rmtree(folder, ignore_errors=True)
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "cpu.tar").hardlink_to(versions.old.bundle)
-    by_url = {
-        "colab_local_bundle": "",
-        "colab_local_bundle_url": fleet.serve(shared) + "cpu.tar",
-        "colab_local_bundle_sha256": hashlib.sha256(versions.old.bundle.read_bytes()).hexdigest(),
-    }
-    fleet.play("deploy.yml", "--limit", "node5", **by_url)
-    assert not fleet.play("deploy.yml", "--limit", "node5", **by_url).hosts("changed")
-    shutil.rmtree(fleet.home(5))
-    fleet.play("deploy.yml", "--limit", "node5", **by_url)
-    assert (tmp_path / "shared.log").read_text().count("GET /cpu.tar") == 1
-    wrong = fleet.play(
-        "verify.yml", "--limit", "node5", check=False, **{**by_url, "colab_local_expected": "colab-local cpu other"}
-    )
-    assert wrong.hosts("failed") == {"node5"}
+    url = fleet.serve(shared) + "cpu.tar"
 
-    index = tmp_path / "index"
-    with tarfile.open(versions.old.bundle) as archive:
-        for member in archive:
-            if "/wheels/" in member.name:
-                name = Path(member.name).name
-                folder = index / re.sub(r"[-_.]+", "-", name.split("-")[0]).lower()
-                folder.mkdir(parents=True, exist_ok=True)
-                content = archive.extractfile(member)
-                assert content is not None
-                (folder / name).write_bytes(content.read())
-    environment = {**fleet.environment, "PIP_TRUSTED_HOST": fleet.lab.laptop.address}
-    environment.pop("UV_CACHE_DIR")
+    def deploy(sha256: str, keep: bool = True) -> Play:
+        return fleet.play(
+            *("deploy.yml", "--limit", "node5"),
+            check=False,
+            colab_local_bundle="",
+            colab_local_bundle_url=url,
+            colab_local_bundle_sha256=sha256,
+            colab_local_keep_bundle=keep,
+        )
+
+    def downloads() -> int:
+        return (tmp_path / "shared.log").read_text().count("GET /cpu.tar")
+
+    sha256 = hashlib.sha256(versions.old.bundle.read_bytes()).hexdigest()
+    fleet.roll_out(versions.new)
+    assert deploy("0" * 64).hosts("failed") == {"node5"}
+    assert downloads() == 1
+    refused = deploy(sha256)
+    assert "the bundle was made from other lockfiles" in refused.flat
+    assert downloads() == 2
+    assert not fleet.home(5).exists()
+    fleet.roll_out(versions.old)
+    assert not deploy(sha256, keep=False).hosts("failed")
+    assert "node5" in running(fleet, versions.old)
+    assert downloads() == 2
+    assert not (fleet.work(5) / "bundle.tar").exists()
+
+
+@needs_root
+def test_index_with_a_password_is_used_and_the_password_not_shown(
+    fleet: Fleet, versions: Versions, tmp_path: Path
+) -> None:
+    fleet.roll_out(versions.old)
+    for folder in (fleet.home(6), fleet.work(6)):
+        shutil.rmtree(folder, ignore_errors=True)
+    index = unpack_index(versions.old.bundle, tmp_path / "index")
     run = fleet.play(
         *("deploy.yml", "--limit", "node6", "-vvv"),
         colab_local_bundle="",
         colab_local_index_url=fleet.serve(index, login="reader:s3cret-word"),
-        colab_local_environment=environment,
+        colab_local_environment={"PIP_TRUSTED_HOST": fleet.lab.laptop.address},
     )
-    assert run.hosts("changed") == {"node6"}
+    assert "node6" in running(fleet, versions.old)
     assert "s3cret-word" not in run.output
     config = fleet.work(6) / "pip.conf"
     assert "s3cret-word" in config.read_text()
@@ -295,17 +323,46 @@ def test_packages_by_url_and_from_an_index_with_a_password(fleet: Fleet, version
     logs = list(fleet.home(6).glob("logs/*"))
     assert logs
     assert all("s3cret-word" not in log.read_text() for log in logs)
-    assert running(fleet, versions.old) == GOOD
-    assert good(fleet, "verify.yml").hosts("ok") == GOOD
 
 
 @needs_root
 def test_uninstall_leaves_the_homes_as_they_were(fleet: Fleet, versions: Versions) -> None:
     bring(fleet, versions.old)
-    run = good(fleet, "uninstall.yml", "--check")
-    assert run.hosts("changed") == GOOD
-    good(fleet, "uninstall.yml")
-    for node in fleet.nodes[:6]:
-        assert not fleet.home(node).exists()
-        assert not fleet.work(node).exists()
-    assert not good(fleet, "uninstall.yml").hosts("changed")
+    assert fleet.play("uninstall.yml", "--check", "--limit", "node1").hosts("changed") == {"node1"}
+    assert running(fleet, versions.old) >= FEW
+    few(fleet, "uninstall.yml")
+    for number in (1, 2, 3):
+        assert not fleet.home(number).exists()
+        assert not fleet.work(number).exists()
+    assert not few(fleet, "uninstall.yml").hosts("changed")
+
+
+@needs_root
+def test_cloud_machine_installs_at_its_first_boot(fleet: Fleet, versions: Versions, tmp_path: Path) -> None:
+    """The script in the user-data, run as cloud-init runs it. First the URL brings another file."""
+    node, home = fleet.node(4), fleet.home(4)
+    shutil.rmtree(home, ignore_errors=True)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "cpu.tar").write_bytes(b"another file")
+    sha256 = hashlib.sha256(versions.old.bundle.read_bytes()).hexdigest()
+    argv = [sys.executable, str(FLEET / "cloud_init.py"), "--bundle-url", fleet.serve(shared) + "cpu.tar"]
+    argv += ["--bundle-sha256", sha256, "--set", f"UV_CACHE_DIR={fleet.environment['UV_CACHE_DIR']}"]
+    argv += ["--", "--engine", "host"]
+    made = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    script = tmp_path / "install"
+    script.write_text(yaml.safe_load(made.stdout)["write_files"][0]["content"])
+    (tmp_path / "python3").symlink_to(supported_python())  # the bundle's wheels are for this one
+    boot = ["env", f"PATH={tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin", "sh", str(script)]
+
+    refused = node.run(boot, check=False)
+    assert refused.returncode == 4
+    assert "error: the URL of the bundle brings another file" in refused.stderr
+    assert not home.exists()
+    (shared / "cpu.tar").unlink()
+    (shared / "cpu.tar").hardlink_to(versions.old.bundle)
+    assert "jupyter-notebook --no-browser" in node.run(boot, timeout=300).stdout
+    assert "node4" in running(fleet, versions.old)
+    again = node.run(boot)
+    assert "Nothing to do" in again.stdout
+    assert (tmp_path / "shared.log").read_text().count("GET /cpu.tar") == 2  # the other file, then this one

@@ -1,4 +1,4 @@
-"""A web server for the lab's network, of files, with a password if wanted.
+"""A web server of files: for the lab's network, with a password if wanted, or for a test on loopback.
 
 python tests/web.py FOLDER ADDRESS PORT [USER:PASSWORD]
 """
@@ -6,9 +6,13 @@ python tests/web.py FOLDER ADDRESS PORT [USER:PASSWORD]
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.server
 import sys
+import threading
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -25,6 +29,19 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             return
         super().do_GET()
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve a folder on loopback while the block runs; give the URL."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def main(folder: str, address: str, port: str, login: str = "") -> None:

@@ -190,10 +190,10 @@ What comes after -- goes to bootstrap.py. Check the result: cloud-init schema --
 def check_url(url: str, schemes: Sequence[str]) -> str:
     """Return the URL; raise Failure if it is none, or holds a password."""
     parts = urlsplit(url)
-    if parts.scheme not in schemes or not (parts.netloc or parts.scheme == "file") or re.search(r"[\s\"\\]", url):
-        raise Failure(f"not a URL of {', '.join(schemes)} (found {url!r})")
     if parts.password:
         raise Failure("a password in a URL can be read by every user of the machine (found one in user-data)")
+    if parts.scheme not in schemes or not parts.netloc or re.search(r"[\s\"\\]", url):
+        raise Failure(f"not a URL of {', '.join(schemes)} (found {url!r})")
     return url
 
 
