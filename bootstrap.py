@@ -1941,12 +1941,12 @@ def dispatch(args):
     result = install(args)
     if args.json:
         print(json.dumps(dict(result, ok=True), indent=1))
-    if args.dry_run:
-        return EXIT_OK
     if args.service:
         from scripts import service
 
         return int(service.command(args))
+    if args.dry_run:
+        return EXIT_OK
     if args.launch:
         say()
         sys.stdout.flush()

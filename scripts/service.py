@@ -261,8 +261,8 @@ def ensure_linger() -> Tuple[bool, bool]:
 # Installing and removing
 
 
-def find_manager(instead: str = "") -> Manager:
-    """Return this machine's service manager; Failure if there is none.
+def choose_manager(instead: str = "") -> Manager:
+    """Return the kind of service manager that this machine has, and change nothing; Failure if there is none.
 
     instead: the command that the hint gives then.
     """
@@ -271,7 +271,17 @@ def find_manager(instead: str = "") -> Manager:
     hint = "start it by hand: " + instead if instead else ""
     if not (shutil.which("systemctl") and Path("/run/systemd/system").is_dir()):
         raise Failure("--service needs systemd, and it does not run this machine", hint)
-    manager = Systemd()
+    return Systemd()
+
+
+def find_manager(instead: str = "") -> Manager:
+    """Return this machine's service manager, ready for this user; Failure if there is none.
+
+    instead: the command that the hint gives then.
+    """
+    manager = choose_manager(instead)
+    if isinstance(manager, Launchd):
+        return manager
     show = ["systemctl", "--user", "show-environment"]
     if not _succeeds(show):  # no login session started this user's manager: lingering does
         ensure_linger()
@@ -348,9 +358,13 @@ def await_answer(manager: Manager, home: Path, env: str, port: int) -> Dict[str,
 def command(args: argparse.Namespace) -> int:
     """Make, or bring up to date, the service for bootstrap.py's options and return the exit code.
 
-    args: home, env, port and notebook_dir are used. Raises Failure where there is no service manager.
+    args: home, env, port, notebook_dir and dry_run are used. Raises Failure where there is no service manager.
     """
     home = Path(args.home).resolve()
+    if args.dry_run:
+        manager = choose_manager("python3 bootstrap.py --launch")
+        bootstrap.say("Would keep Jupyter running as a {} service: {}".format(manager.kind, manager.path))
+        return bootstrap.EXIT_OK
     if bootstrap.current_receipt(str(home), args.env) is None:
         raise Failure(
             "there is no environment {} in {}".format(args.env, home), "python3 bootstrap.py --env " + args.env

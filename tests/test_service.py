@@ -283,7 +283,7 @@ def prepared_home(tmp_path: Path) -> Path:
 
 
 def options(home: Path) -> argparse.Namespace:
-    return argparse.Namespace(home=str(home), env="cpu", port=free_port(), notebook_dir=str(home))
+    return argparse.Namespace(home=str(home), env="cpu", port=free_port(), notebook_dir=str(home), dry_run=False)
 
 
 def test_without_a_service_manager_it_says_so_and_gives_the_command(
@@ -397,3 +397,14 @@ def test_a_port_in_use_is_an_error_before_anything_is_written(tmp_path: Path, ma
     assert failure.value.code == bootstrap.EXIT_MACHINE
     assert "--port" in failure.value.hint
     assert not (tmp_path / "user").exists()
+
+
+def test_a_dry_run_names_the_service_and_makes_nothing(
+    mac: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = options(prepared_home(tmp_path))
+    args.dry_run = True
+    before = sorted(tmp_path.rglob("*"))
+    assert service.command(args) == bootstrap.EXIT_OK
+    assert str(service.Launchd().path) in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
