@@ -248,6 +248,15 @@ def locked_names(text):
     return dict(re.findall(r"(?m)^([A-Za-z0-9_.-]+)==([^\s;\\]+)", text))
 
 
+def locked_entry(text, name):
+    # type: (str, str) -> str
+    """Return the lines of one package, with its hashes, in a requirements file whose lines are pinned with ==."""
+    found = re.search(r"(?m)^{}==(.*\\\n)*.*$".format(re.escape(name)), text)
+    if not found:
+        raise Failure("{} is not in the lock".format(name), "git checkout -- lockfiles", EXIT_INTEGRITY)
+    return found.group() + "\n"
+
+
 def jupyter_argv(prefix, port=DEFAULT_PORT, notebook_dir=None, as_root=False):
     # type: (str, int, Optional[str], bool) -> List[str]
     """Return the command that serves Colab's two transports on loopback.
@@ -1291,7 +1300,7 @@ class Installation:
         temporary = folder.with_name(folder.name + ".part")
         remove_tree(temporary)
         requirements = self.home / "cache" / "host.txt"
-        write_atomically(requirements, self.lock.host)
+        write_atomically(requirements, locked_entry(self.lock.host, "uv"))
         hashed = ["--no-deps", "--require-hashes", "-r", requirements, "--target", temporary]
         offline = ["--no-index", "--find-links", self.wheels] if self.wheels else []
         try:

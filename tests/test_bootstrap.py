@@ -352,6 +352,15 @@ def test_a_lockfile_without_a_hash_is_refused() -> None:
         bootstrap.parse_explicit("@EXPLICIT\nhttps://conda.anaconda.org/conda-forge/noarch/a-1-0.conda\n")
 
 
+def test_one_package_is_taken_out_of_the_lock_with_its_hashes() -> None:
+    text = (LOCKFILES / INDEX["uv"]["file"]).read_text()
+    entry = bootstrap.locked_entry(text, "uv")
+    assert bootstrap.locked_names(entry) == {"uv": INDEX["uv"]["version"]}
+    assert entry.count("--hash=sha256:") == len(INDEX["environments"]["cpu"]["platforms"]) and entry in text
+    with pytest.raises(bootstrap.Failure, match="conda is not in the lock"):
+        bootstrap.locked_entry(text, "conda")
+
+
 def test_secrets_are_masked_wherever_text_is_shown() -> None:
     assert bootstrap.mask("get https://me:secret@host/x?token=abc&y=1") == "get https://***@host/x?token=***&y=1"
 
