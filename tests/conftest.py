@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 
+# A shell that starts the tests in the background has SIGINT ignored, and so would every program that they start:
+# with a handler here they begin with Ctrl-C as a terminal gives it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HARDWARE = "needs hardware: "  # how a skip says that no package could have helped
 
