@@ -908,7 +908,8 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
         "# The conda layer is in pixi.lock. The Python layer is the task `install`: a pixi.lock would have to name a",
         "# package index, and where yours is stays your own setting. In this folder:",
         "#",
-        "#     pixi run --frozen -e cpu install     then     pixi run --frozen -e cpu jupyter",
+        "#     pixi run --frozen -e cpu jupyter     installs what is missing and starts Jupyter for Colab",
+        "#     pixi run --frozen -e cpu install     installs the Python layer alone, for any `pixi run`",
         "",
         "[workspace]",
         'name = "colab-local"',
@@ -930,10 +931,10 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
             f"cp -R ../environments/jupyter/prefix/etc {prefix}/",
             f"cp -R ../environments/jupyter/site-packages/* {site}/",
         ]
-        jupyter = " ".join(bootstrap.jupyter_argv(prefix, notebook_dir="."))
+        jupyter = " ".join(bootstrap.jupyter_argv(prefix, notebook_dir='"$HOME"'))
         lines += ["", f"[feature.{name}.tasks]"]
         lines.append(f"install = {json.dumps(' && '.join(install))}")
-        lines.append(f"jupyter = {json.dumps(jupyter)}")
+        lines.append(f'jupyter = {{ cmd = {json.dumps(jupyter)}, depends-on = ["install"] }}')
     return "\n".join(lines) + "\n"
 
 
