@@ -888,13 +888,17 @@ def machine_needs(spec: Spec, platform: str) -> dict[str, Any]:
     return {name: value for name, value in sorted(needs.items()) if value}
 
 
+def conda_sizes(records: Iterable[rattler.RepoDataRecord]) -> dict[str, int]:
+    """Return the bytes of a conda layer, to download and on the disk."""
+    size = sum(record.size or 0 for record in records)
+    return {"conda_download": size, "conda_installed": size * CONDA_GROWTH}
+
+
 def sizes(lock: Lock, platform: str) -> dict[str, int]:
     """Return the bytes of both layers on a platform, to download and on the disk."""
-    conda = sum(record.size or 0 for record in lock.conda[platform])
     wheels = lock.wheels(platform)
     return {
-        "conda_download": conda,
-        "conda_installed": conda * CONDA_GROWTH,
+        **conda_sizes(lock.conda[platform]),
         "pypi_download": sum(wheel.size for wheel in wheels),
         "pypi_installed": sum(lock.about[wheel.sha256].installed for wheel in wheels),
     }
