@@ -1202,12 +1202,11 @@ class Installation:
             return [switch]
         title = "Create the environment with {}".format(ENGINE_WORDS[self.engine])
         create = Step("create", title, str(self.prefix), getattr(self, "create_with_" + self.engine))
-        count = len(locked_names(self.lock.pypi))
         steps = self.download_steps() + [
             create,
             Step(
                 "packages",
-                "Install {} locked Python packages".format(count),
+                "Install the locked Python packages",
                 str(self.prefix),
                 self.install_packages,
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -425,6 +426,34 @@ def test_a_port_in_use_is_told_with_a_free_one(tmp_path: Path) -> None:
     assert not home.exists()
 
 
+def test_several_files_are_downloaded_at_once(tmp_path: Path) -> None:
+    """The server answers each only when all have been asked for."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    together = threading.Barrier(bootstrap.PARALLEL_DOWNLOADS, timeout=60)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            together.wait()
+            self.send_response(200)
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    digest = hashlib.sha256(b"x").hexdigest()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        files = [(f"{url}{n}", tmp_path / str(n), digest) for n in range(bootstrap.PARALLEL_DOWNLOADS)]
+        bootstrap.download_all(files)
+        server.shutdown()
+    assert all(path.read_bytes() == b"x" for _, path, _ in files)
+
+
 def test_urls_are_rewritten_by_the_longest_rule() -> None:
     rules = bootstrap.parse_rules(
         ["https://conda.anaconda.org/=http://mirror/all/", "https://conda.anaconda.org/conda-forge/=file:///cf/"]
@@ -534,8 +563,21 @@ def test_a_second_run_does_nothing_and_says_how_to_start(installed: Installed, t
 
 def test_every_printed_command_is_one_line_that_can_be_pasted(installed: Installed, tmp_path: Path) -> None:
     env = clean_environment(tmp_path) | {"SSH_CONNECTION": "192.0.2.9 50000 192.0.2.7 2222"}
-    done = bootstrap_run(["--prefix", str(installed.home), "--port", "8899"], env=env)
+    notebooks = tmp_path / 'my "$(books)" & it\'s `'
+    notebooks.mkdir()
+    arguments = ["--prefix", str(installed.home), "--port", "8899", "--notebook-dir", str(notebooks)]
+    done = bootstrap_run(arguments, env=env)
     lines = done.stdout.splitlines()
+    (jupyter,) = [line for line in lines if "jupyter-notebook" in line]
+    for shell in ("bash", "sh", "zsh", "fish"):
+        if shutil.which(shell):
+            read = subprocess.run(
+                [shell, "-c", f"printf '%s\\n' {jupyter}"], capture_output=True, text=True, check=True
+            )
+            as_root = os.geteuid() == 0
+            assert read.stdout.splitlines() == bootstrap.jupyter_argv(
+                str(installed.prefix), 8899, str(notebooks), as_root
+            ), shell
     assert all(line.isascii() and not line.endswith("\\") for line in lines)
     ssh = next(line for line in lines if line.startswith("ssh "))
     assert "-L 8899:localhost:8899 -p 2222 " in ssh and ssh.endswith("@192.0.2.7")

@@ -260,10 +260,12 @@ def check_downloads_once(trial: Trial, engine: str) -> None:
 def test_miniforge_makes_the_whole_environment_and_touches_nothing_else(tmp_path: Path, mirror: Mirror) -> None:
     trial = Trial(tmp_path, mirror, pypi=WHOLE, python=oldest_python())
     before = snapshot(trial.user)
-    done = trial.run("--engine", "miniforge")
+    done = trial.run("--engine", "miniforge", environ={"PYTHONDONTWRITEBYTECODE": "1"})
     assert done.code == 0, done.err
     check_prefix(trial, trial.prefix)
     check_downloads_once(trial, "miniforge")
+    for package in ("tensorflow", "keras", "ipykernel", "notebook"):  # warm, whatever the shell says
+        assert list(trial.prefix.glob(f"lib/python3*/site-packages/{package}/__pycache__/__init__.*.pyc")), package
     (receipt,) = trial.receipts()
     assert (receipt["engine"], receipt["layer"], receipt["env"]) == ("miniforge", "conda", "cpu")
     assert receipt["python"] == mirror.world.python
