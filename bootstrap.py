@@ -472,6 +472,7 @@ def dist_record(files):
 # ---------------------------------------------------------------------------------------------------------
 # Effects: screen, log, files, children, downloads
 
+_children = set()  # type: Set[Any] # programs that run() waits for, in whichever thread
 _log = None  # type: Optional[Any]
 _log_path = ""
 
@@ -672,6 +673,7 @@ def run(argv, env=None, input=None, timeout=None, cwd=None):
         except OSError as problem:
             raise Failure("can't run {} ({})".format(argv[0], problem.strerror))
         Waiting.output = errors
+        _children.add(child)
         try:
             out, _ = child.communicate(input, timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -685,6 +687,7 @@ def run(argv, env=None, input=None, timeout=None, cwd=None):
             raise
         finally:
             Waiting.output = None
+            _children.discard(child)
         errors.seek(0)
         err = errors.read().decode("utf-8", "replace")
     log(out + err)
@@ -1476,8 +1479,15 @@ class Installation:
         expect = ["--expect-gpu"] if self.lock.accelerator == "gpu" and not self.args.no_gpu_check else []
         with ThreadPoolExecutor(2) as pool:
             serving = pool.submit(run, [python, program, "serve"], env, None, 300)
-            found = json.loads(run([python, program, "compute"] + expect + names, env, None, 900).splitlines()[-1])
-            serving.result()
+            try:
+                found = json.loads(
+                    run([python, program, "compute"] + expect + names, env, None, 900).splitlines()[-1]
+                )
+                serving.result()
+            except BaseException:  # Ctrl-C, or one of them has failed: the other is not waited for
+                for child in list(_children):
+                    child.terminate()
+                raise
         self.notices += found["notices"]
         log(json.dumps(found))
 

@@ -506,7 +506,7 @@ def test_killed_while_the_installer_unpacks_the_next_run_installs_it_anew(trial:
     check_prefix(trial, trial.prefix)
 
 
-@pytest.mark.parametrize("stage", ["download", "create"])
+@pytest.mark.parametrize("stage", ["download", "create", "try"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_soon_and_leaves_no_half_environment(
     trial: Trial, conda: Path, stage: str, number: signal.Signals
@@ -518,6 +518,11 @@ def test_ctrl_c_ends_soon_and_leaves_no_half_environment(
         trial.mirror.fault(uv.name, Slow(rate=50_000))  # minutes, if it waited
         child = trial.start("--engine", "conda")
         next_part(trial, uv.name)
+    elif stage == "try":
+        child = trial.start("--engine", "conda")
+        wait_for(
+            lambda: "Warm up" in trial.words().partition("Warm up")[2], "the step itself, after its announcement"
+        )
     else:
         (conda.parent.parent / "hold").touch()
         child = trial.start("--engine", "conda")
