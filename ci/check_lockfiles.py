@@ -287,8 +287,7 @@ def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> P
 
 def check_python_layer(files: Lockfiles, name: str) -> Problems:
     """Yield where pypi.txt is not what uv gives under the specs, hosted Colab's versions and the locked ones."""
-    exceptions = lock.read_yaml(files.environments / "colab-exceptions.yml")
-    pins = lock.constraints(lock.read_pins(files.environments), exceptions)
+    pins = lock.constraints(lock.read_pins(files.environments), lock.read_exceptions(files.environments))
     try:
         packages = lock.solve_python(files.specs[name], [*pins, *files.requirements(name)])
     except Failure as failure:

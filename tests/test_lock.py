@@ -270,6 +270,12 @@ def test_bad_input_is_one_error_line(lab: Lab, arguments: list[str], code: int, 
             "a platform without virtual packages (found linux-riscv64)",
         ),
         ("colab-pins.txt", "six==", "six=", "colab-pins.txt, line 5: need name==version (found 'six=1.16.0')"),
+        ("gpu.yml", "channels:", "canals:", "gpu.yml/channels is missing or malformed"),
+        ("gpu.yml", "- pip:", "- pop:", "conda specs and one list of requirements under pip:"),
+        ("platforms.yml", "accelerator: gpu", "accelerator: tpu", "platforms.yml/gpu/accelerator is missing or malf"),
+        ("colab-exceptions.yml", "reason: a test", "cause: a test", "colab-exceptions.yml/six/reason is missing"),
+        ("virtual-packages.yml", "subdirs:", "folders:", "virtual-packages.yml/subdirs is missing or malformed"),
+        ("installers.json", "{", "[", "installers.json is no YAML"),
     ],
 )
 def test_specs_that_cannot_be_locked(lab: Lab, file: str, old: str, new: str, says: str) -> None:
@@ -282,6 +288,17 @@ def test_specs_that_cannot_be_locked(lab: Lab, file: str, old: str, new: str, sa
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and says in errors[0] and "Traceback" not in done.stderr
     assert lab.tree() == before
+
+
+def test_a_damaged_lock_is_solved_anew_in_full_and_refused_in_part(made: Lab, lab: Lab) -> None:
+    """What is there is needed only where something is to stay as it is."""
+    for name in ("index.json", "pixi.lock"):
+        content = (lab.lockfiles / name).read_bytes()
+        (lab.lockfiles / name).write_bytes(content[: len(content) // 2] + b"\xff")
+        done = lab.lock("gpu")
+        assert done.returncode != 0 and name in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 2 and done.stderr.startswith("error: "), done.stderr
+        assert lab.lock().returncode == 0 and lab.tree() == made.tree()
 
 
 def test_a_package_without_sha256_is_refused(lab: Lab) -> None:
@@ -510,7 +527,7 @@ def test_specs_are_ordinary_files_of_their_kind(tmp_path: Path) -> None:
 def test_pins_are_our_own_list_of_what_we_lock() -> None:
     """Every pin occurs in a lock, with that version but for the exceptions, each of which has its reason."""
     pins = lock.read_pins(ENVIRONMENTS)
-    exceptions = lock.read_yaml(ENVIRONMENTS / "colab-exceptions.yml")
+    exceptions = lock.read_exceptions(ENVIRONMENTS)
     assert set(exceptions) <= set(pins) and all(entry["reason"] for entry in exceptions.values())
     locked: dict[str, set[str]] = {}
     for name in lock.read_specs(ENVIRONMENTS):
@@ -551,7 +568,7 @@ def test_newest_machines_choose_the_locked_wheels_too() -> None:
     uv's own answer for the least machine is in ci/check_lockfiles.py; this is about the others.
     """
     newest = {"__glibc": "2.60", "__osx": "30.0"}
-    pins = lock.constraints(lock.read_pins(ENVIRONMENTS), lock.read_yaml(ENVIRONMENTS / "colab-exceptions.yml"))
+    pins = lock.constraints(lock.read_pins(ENVIRONMENTS), lock.read_exceptions(ENVIRONMENTS))
     checked = 0
     for name, spec in lock.read_specs(ENVIRONMENTS).items():
         locked = lock.locked_requirements(LOCKFILES / name / "pypi.txt")
