@@ -361,7 +361,7 @@ def machine_refusal(host, environment, platforms):
     environment: its name; platforms: {conda platform: {"requires": {...}}} from lockfiles/index.json.
     """
     if host.system == "Windows":
-        return Failure("native Windows is not supported (Linux or macOS needed)", "wsl --install", EXIT_MACHINE)
+        return Failure("native Windows is not supported (need Linux: WSL2 has it)", "wsl --install", EXIT_MACHINE)
     if host.libc == "musl":
         return Failure(
             "musl libc is not supported: TensorFlow's builds need glibc (Debian, Ubuntu, Fedora and RHEL have it)",

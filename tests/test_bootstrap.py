@@ -60,11 +60,37 @@ def test_which_machines_are_refused(host: bootstrap.Host, env: str, refused_for:
         assert refusal.code == bootstrap.EXIT_MACHINE
 
 
-def test_windows_users_are_pointed_at_wsl() -> None:
-    refusal = bootstrap.machine_refusal(
-        recorded("Windows", "AMD64"), "cpu", INDEX["environments"]["cpu"]["platforms"]
+@pytest.mark.parametrize(
+    ("system", "machine", "said"),
+    [
+        (
+            "Windows",
+            "AMD64",
+            ["error: native Windows is not supported (need Linux: WSL2 has it)", "hint: wsl --install"],
+        ),
+        (
+            "Darwin",
+            "x86_64",
+            ["error: macOS on Intel is not supported: TensorFlow ended its builds for it with 2.16"],
+        ),
+    ],
+)
+def test_a_foreign_system_is_refused_by_the_program_itself(
+    system: str, machine: str, said: list[str], tmp_path: Path
+) -> None:
+    """Where Python lacks what other systems have (locks, user numbers, signals), the refusal comes all the same."""
+    code = (
+        "import os, platform, signal, sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['fcntl'] = None;"
+        "del os.geteuid, os.getuid, os.confstr, signal.SIGHUP; sys.modules['pwd'] = None;"
+        f"platform.system = lambda: {system!r}; platform.machine = lambda: {machine!r};"
+        "import bootstrap; sys.exit(bootstrap.main())"
     )
-    assert refusal is not None and "wsl" in refusal.hint
+    argv = [sys.executable, "-c", code, str(REPO), "--prefix", str(tmp_path / "home")]
+    done = subprocess.run(argv, env=clean_environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == bootstrap.EXIT_MACHINE
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(said) and all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
