@@ -307,10 +307,12 @@ def test_anaconda_through_a_proxy_and_a_bad_line(tmp_path: Path, mirror: Mirror)
     # a name that only the proxy can resolve
     rules = [word for a, b in mirror.rules("http://mirror.invalid") for word in ("--mirror", f"{a}={b}")]
     argv = [word for word in trial.argv("--engine", "anaconda") if word not in mirror.options] + rules
-    done = trial.run(argv=argv)
+    misleading = dict.fromkeys(("PYTHONPATH", "CONDA_PREFIX", "CONDARC", "VIRTUAL_ENV", "PIP_TARGET"), "/trap")
+    done = trial.run(argv=argv, environ=misleading)
     assert done.code == 0, done.err
     (receipt,) = trial.receipts()
     assert receipt["engine"] == "anaconda"
+    assert "/trap" not in (trial.home / "conda" / "installed-with.txt").read_text()
     check_prefix(trial, trial.prefix)
     assert [(r.status, r.first) for r in mirror.gets("Anaconda3")] == [(200, 0), (206, 1_234_567)]
     assert [(r.status, r.first) for r in mirror.gets(python.name)] == [(503, 0), (200, 0), (206, 3_000_000)]
