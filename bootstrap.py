@@ -42,7 +42,7 @@ import sys
 if sys.version_info < (3, 8):
     sys.stderr.write(
         "error: bootstrap.py needs Python 3.8 or newer (found %d.%d)\n" % tuple(sys.version_info[:2])
-        + "hint: python3 bootstrap.py\n"
+        + "hint: python3%s bootstrap.py   # or any other from 3.8 on\n" % (".11" if sys.version_info >= (3,) else "")
     )
     sys.exit(3)
 
@@ -87,6 +87,28 @@ COLAB_ORIGIN = "https://colab.research.google.com"
 RECEIPT_SCHEMA = 1
 INDEX_SCHEMA = 1
 
+# What is in lockfiles/index.json, for misfit().
+_HASH = r"[0-9a-f]{64}"
+_PATH = r"\w[\w.-]*(/\w[\w.-]*)*"  # below the folder that it belongs to, never above
+_NEEDS = {"glibc?": r"\d.*", "macos?": r"\d.*", "driver?": r"\d.*", "compute_capability?": r"\d.*", "cpu?": [r"\w+"]}
+_FILE = {"url": r"\w+://.+/.+", "sha256": _HASH, "size": (int, type(None))}
+INDEX_SHAPE = {
+    "schema": int,
+    "python": [r"3\.\d+"],
+    "uv": {"version": r"\d.*", "file": _PATH, "sha256": _HASH},
+    "installers": {name: {"files": {"*": _FILE}} for name in ("miniforge", "anaconda", "pixi")},
+    "pixi": {"*": _HASH},
+    "jupyter": {"*": _HASH},
+    "environments": {
+        "*": {
+            "accelerator": "cpu|gpu",
+            "python": r"3\.\d+.*",
+            "pypi": {"file": _PATH, "sha256": _HASH},
+            "platforms": {"*": {"file": _PATH, "sha256": _HASH, "requires?": _NEEDS, "bytes?": {"*": int}}},
+        }
+    },
+}
+
 # conda reads and enforces `#sha256:` in explicit files since 24.9, mamba and micromamba since 2.0.
 OLDEST_TOOLS = {"conda": (24, 9), "mamba": (2, 0), "micromamba": (2, 0)}
 
@@ -116,6 +138,7 @@ EXIT_INTERRUPTED = 130
 
 json_mode = False  # --json: stdout carries one JSON document, people read stderr
 verbose = False
+_interrupted = False  # Ctrl-C came: Python loses the exception where it comes within a finalizer or callback
 
 
 class Failure(Exception):
@@ -225,6 +248,32 @@ def megabytes(count):
     return "{:.1f} GB".format(count / 1e9) if count >= 1e9 else "{:.0f} MB".format(count / 1e6)
 
 
+def misfit(value, shape, where="it"):
+    # type: (Any, Any, str) -> str
+    """Return where a JSON value is not as `shape` says, "" if it is nowhere.
+
+    shape: {key: shape} of an object, where "*" means every key and one that ends in "?" may be missing; [shape] of
+    a list; a regular expression of the whole of a text; else a type, or several. where: the value's own name.
+    """
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return where
+        for key in shape:
+            name = key.rstrip("?")
+            for part in list(value) if key == "*" else [name] if name in value or key == name else []:
+                found = misfit(value.get(part), shape[key], "{}/{}".format(where, part))
+                if found:
+                    return found
+        return ""
+    if isinstance(shape, list):
+        fits = isinstance(value, list) and not any(misfit(item, shape[0]) for item in value)
+    elif isinstance(shape, str):
+        fits = isinstance(value, str) and bool(re.match("({})\\Z".format(shape), value))
+    else:
+        fits = isinstance(value, shape)
+    return "" if fits else where
+
+
 def parse_explicit(text):
     # type: (str) -> List[Tuple[str, str]]
     """Return (URL, sha256) of every package in an explicit conda lockfile; raise Failure if one has no hash."""
@@ -292,14 +341,16 @@ def parse_nvidia_smi(text):
     # type: (str) -> List[Gpu]
     """Return the GPUs in the output of `nvidia-smi --query-gpu=... --format=csv,noheader,nounits`.
 
-    A line is `name, driver_version, memory.total, compute_cap`; drivers before about 470 have no compute_cap.
+    A line is `name, driver_version, memory.total, compute_cap`; drivers before about 470 have no compute_cap, and
+    what a card does not tell is `[N/A]`.
     """
     gpus = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
         if len(fields) >= 3 and version_tuple(fields[1]):
             memory = int(fields[2]) if fields[2].isdigit() else 0
-            gpus.append(Gpu(fields[0], fields[1], fields[3] if len(fields) > 3 else "", memory))
+            told = fields[3:4] if version_tuple(fields[-1]) else []
+            gpus.append(Gpu(fields[0], fields[1], "".join(told), memory))
     return gpus
 
 
@@ -310,11 +361,11 @@ def machine_refusal(host, environment, platforms):
     environment: its name; platforms: {conda platform: {"requires": {...}}} from lockfiles/index.json.
     """
     if host.system == "Windows":
-        return Failure("native Windows is not supported (Linux or macOS needed)", "wsl --install", EXIT_MACHINE)
+        return Failure("native Windows is not supported (need Linux: WSL2 has it)", "wsl --install", EXIT_MACHINE)
     if host.libc == "musl":
         return Failure(
-            "musl libc is not supported: TensorFlow's builds need glibc (found musl {}); "
-            "use a Debian, Ubuntu, Fedora or RHEL system or container".format(host.libc_version),
+            "musl libc is not supported: TensorFlow's builds need glibc (Debian, Ubuntu, Fedora and RHEL have it)",
+            "docker run -it debian",
             code=EXIT_MACHINE,
         )
     subdir = conda_platform(host.system, host.machine)
@@ -362,8 +413,9 @@ def gpu_refusal(gpus, requires):
     for gpu in gpus:
         if version_tuple(gpu.driver) < version_tuple(driver):
             return Failure(
-                "the NVIDIA driver is too old (found {}, need {} or newer)".format(gpu.driver, driver),
-                "sudo ubuntu-drivers install && sudo reboot",
+                "the NVIDIA driver is too old (found {}, need {} or newer); newer ones: "
+                "https://www.nvidia.com/drivers, under WSL for Windows".format(gpu.driver, driver),
+                "python3 bootstrap.py --cpu",
                 EXIT_MACHINE,
             )
     if all(g.compute_capability and version_tuple(g.compute_capability) < version_tuple(capability) for g in gpus):
@@ -399,7 +451,8 @@ def telling_line(out, err, status):
     # type: (str, str, int) -> str
     """Return the one line of a failed program's output that says why: its first error, else its last word."""
     lines = [line.strip() for line in (out + "\n" + err).splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(error|fatal|\S*(Error|Exception))\b", line, re.IGNORECASE)]
+    telling = re.compile(r"(error|fatal|\S*(Error|Exception))\b|.*: command not found$", re.IGNORECASE)
+    errors = [line for line in lines if telling.match(line)]
     said = (errors or lines[-1:] or ["nothing said"])[0]
     return "{} (exit status {})".format(said[:300], status)
 
@@ -419,6 +472,7 @@ def dist_record(files):
 # ---------------------------------------------------------------------------------------------------------
 # Effects: screen, log, files, children, downloads
 
+_children = set()  # type: Set[Any] # programs that run() waits for, in whichever thread
 _log = None  # type: Optional[Any]
 _log_path = ""
 
@@ -456,7 +510,8 @@ def open_log(home):
             old.unlink()
     name = "bootstrap-{}-{}.log".format(time.strftime("%Y%m%dT%H%M%S"), os.getpid())
     _log_path = str(folder / name)
-    _log = os.fdopen(os.open(_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w")
+    descriptor = os.open(_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    _log = os.fdopen(descriptor, "w", encoding="utf-8", errors="replace")
     log("$ " + " ".join(shlex.quote(arg) for arg in sys.argv))
 
 
@@ -618,6 +673,7 @@ def run(argv, env=None, input=None, timeout=None, cwd=None):
         except OSError as problem:
             raise Failure("can't run {} ({})".format(argv[0], problem.strerror))
         Waiting.output = errors
+        _children.add(child)
         try:
             out, _ = child.communicate(input, timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -631,6 +687,7 @@ def run(argv, env=None, input=None, timeout=None, cwd=None):
             raise
         finally:
             Waiting.output = None
+            _children.discard(child)
         errors.seek(0)
         err = errors.read().decode("utf-8", "replace")
     log(out + err)
@@ -844,10 +901,28 @@ def download_all(files, rules=(), total=0):
 # What is there: the lock, this machine, this home
 
 
+def user_home():
+    # type: () -> Path
+    """Return the user's home folder; raise Failure where there is none (containers, users without an entry)."""
+    with contextlib.suppress(RuntimeError):
+        if os.environ.get("HOME") != "":
+            return Path.home()
+    raise Failure("you have no home folder here (HOME is not set)", "export HOME=/a/folder/of/yours", EXIT_MACHINE)
+
+
+def user_name():
+    # type: () -> str
+    """Return the user's name, or the number of one that has no name here."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def default_home():
     # type: () -> str
     """Return the folder that everything lands in when --prefix doesn't say."""
-    return os.environ.get("COLAB_LOCAL_HOME") or str(Path.home() / ".local" / "share" / "colab-local")
+    return os.environ.get("COLAB_LOCAL_HOME") or str(user_home() / ".local" / "share" / "colab-local")
 
 
 def read_index(lockfiles):
@@ -857,19 +932,18 @@ def read_index(lockfiles):
     hint = "git checkout -- lockfiles"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        if index["schema"] != INDEX_SCHEMA:
+        if not misfit(index, {"schema": int}) and index["schema"] != INDEX_SCHEMA:
             raise Failure(
                 "{} has schema {} (need {})".format(path, index["schema"], INDEX_SCHEMA),
                 "git pull",
                 EXIT_INTEGRITY,
             )
-        for name, environment in index["environments"].items():
-            for entry in [environment["pypi"]] + list(environment["platforms"].values()):
-                if not re.match(r"[0-9a-f]{64}$", entry["sha256"]):
-                    raise ValueError("{}: {!r} is no sha256".format(name, entry["sha256"]))
+        wrong = misfit(index, INDEX_SHAPE, path.name)
+        if wrong:
+            raise ValueError(wrong + " is missing or malformed")
     except OSError as problem:
         raise Failure("can't read {} ({})".format(path, problem.strerror), hint, EXIT_INTEGRITY)
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except ValueError as problem:
         raise Failure("{} is damaged ({})".format(path, problem), hint, EXIT_INTEGRITY)
     return dict(index)
 
@@ -915,24 +989,25 @@ def inspect_host():
 def query_gpus():
     # type: () -> List[Gpu]
     """Return the NVIDIA GPUs that the driver shows; raise Failure with its own words when it shows none."""
-    hint = "python3 bootstrap.py --cpu   (for building an image without a GPU: --gpu --no-gpu-check)"
+    image, hint = "; --gpu --no-gpu-check builds an image without one", "python3 bootstrap.py --cpu"
     program = shutil.which("nvidia-smi")
     if program is None and os.path.exists("/usr/lib/wsl/lib/nvidia-smi"):  # WSL2 keeps it off root's PATH
         program = "/usr/lib/wsl/lib/nvidia-smi"
     if program is None:
-        raise Failure("no NVIDIA driver found (nvidia-smi is not there)", hint, EXIT_MACHINE)
+        raise Failure("no NVIDIA driver found (nvidia-smi is not there)" + image, hint, EXIT_MACHINE)
     words = ""
     for fields in ("name,driver_version,memory.total,compute_cap", "name,driver_version,memory.total"):
         argv = [program, "--query-gpu=" + fields, "--format=csv,noheader,nounits"]
         try:
             done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired) as problem:
-            raise Failure("nvidia-smi does not answer ({})".format(problem), hint, EXIT_MACHINE)
+            raise Failure("nvidia-smi does not answer ({})".format(problem) + image, hint, EXIT_MACHINE)
         gpus = parse_nvidia_smi(done.stdout) if done.returncode == 0 else []
         if gpus:
             return gpus
         words = words or " ".join((done.stdout + done.stderr).split())[:300]
-    raise Failure("no NVIDIA GPU can be used (nvidia-smi says: {})".format(words or "nothing"), hint, EXIT_MACHINE)
+    said = "no NVIDIA GPU can be used (nvidia-smi says: {})".format(words or "nothing")
+    raise Failure(said + image, hint, EXIT_MACHINE)
 
 
 def port_is_free(port):
@@ -962,7 +1037,7 @@ def address_for_others():
 def existing_parent(path):
     # type: (Path) -> Path
     """Return the nearest folder above `path`, itself included, that exists."""
-    while not path.exists() and path != path.parent:
+    while not os.path.lexists(str(path)) and path != path.parent:
         path = path.parent
     return path
 
@@ -970,24 +1045,20 @@ def existing_parent(path):
 def check_home(home):
     # type: (Path) -> None
     """Raise Failure unless the home folder is there and ours to write, or can be made."""
-    parent = existing_parent(home)
-    if not parent.is_dir():
+    elsewhere = "python3 bootstrap.py --prefix {}".format(shlex.quote(str(user_home() / "colab-local")))
+    names = ("envs", "current", "previous", "receipts", "cache", "logs", "tools", "bin", "run")
+    if not re.match(r"[^:\n\ud800-\udfff]+\Z", str(home)):
         raise Failure(
-            "{} is a file where a folder should be".format(parent),
-            "python3 bootstrap.py --prefix {}".format(shlex.quote(str(Path.home() / "colab-local"))),
+            "--prefix can't have a colon, a line break or undecodable bytes (found {})".format(ascii(str(home))),
+            elsewhere,
             EXIT_USAGE,
         )
+    parent = existing_parent(home)
+    for path in [parent] + [home / name for name in names if os.path.lexists(str(home / name))]:
+        if not path.is_dir():
+            raise Failure("{} is a file where a folder should be".format(path), elsewhere, EXIT_USAGE)
     if not os.access(str(parent), os.W_OK | os.X_OK):
-        raise Failure(
-            "{} can't be written by {}".format(parent, getpass.getuser()),
-            "python3 bootstrap.py --prefix {}".format(shlex.quote(str(Path.home() / "colab-local"))),
-            EXIT_MACHINE,
-        )
-    if "\n" in str(home) or ":" in str(home):
-        raise Failure("--prefix can't contain a colon or a line break (found {!r})".format(str(home)), "", EXIT_USAGE)
-    for name in ("envs", "current", "previous", "receipts", "cache", "logs", "tools", "bin"):
-        if (home / name).exists() and not (home / name).is_dir():
-            raise Failure("{} is a file where a folder should be".format(home / name), "", EXIT_USAGE)
+        raise Failure("{} can't be written by {}".format(parent, user_name()), elsewhere, EXIT_MACHINE)
 
 
 def check_disk(home, needed):
@@ -1072,7 +1143,7 @@ class Installation:
         self.args, self.index, self.lock, self.engine, self.rules = args, index, lock, engine, rules
         self.python, self.conda, self.wheels = python, conda, wheels
         self.home = Path(args.home)
-        self.new_folders = [path for path in [self.home] + list(self.home.parents) if not path.exists()]
+        self.new_folders = [path for path in [self.home] + list(self.home.parents) if not os.path.exists(str(path))]
         self.lockfiles = Path(args.lockfiles)
         self.name = "{}-{}".format(lock.env, lock.digest[:12])
         self.root = self.home / "envs" / self.name
@@ -1134,12 +1205,11 @@ class Installation:
             return [switch]
         title = "Create the environment with {}".format(ENGINE_WORDS[self.engine])
         create = Step("create", title, str(self.prefix), getattr(self, "create_with_" + self.engine))
-        count = len(locked_names(self.lock.pypi))
         steps = self.download_steps() + [
             create,
             Step(
                 "packages",
-                "Install {} locked Python packages".format(count),
+                "Install the locked Python packages",
                 str(self.prefix),
                 self.install_packages,
             ),
@@ -1409,8 +1479,15 @@ class Installation:
         expect = ["--expect-gpu"] if self.lock.accelerator == "gpu" and not self.args.no_gpu_check else []
         with ThreadPoolExecutor(2) as pool:
             serving = pool.submit(run, [python, program, "serve"], env, None, 300)
-            found = json.loads(run([python, program, "compute"] + expect + names, env, None, 900).splitlines()[-1])
-            serving.result()
+            try:
+                found = json.loads(
+                    run([python, program, "compute"] + expect + names, env, None, 900).splitlines()[-1]
+                )
+                serving.result()
+            except BaseException:  # Ctrl-C, or one of them has failed: the other is not waited for
+                for child in list(_children):
+                    child.terminate()
+                raise
         self.notices += found["notices"]
         log(json.dumps(found))
 
@@ -1473,6 +1550,8 @@ class Installation:
             remove_tree(self.receipts)
         try:
             for number, step in enumerate(steps, 1):
+                if _interrupted:
+                    raise KeyboardInterrupt
                 started = time.monotonic()
                 with Waiting("[{}/{}] {}".format(number, len(steps), step.title)):
                     step.apply()
@@ -1554,6 +1633,19 @@ def is_reachable(url):
     return True
 
 
+def install_command(version):
+    # type: (str) -> str
+    """Return the command that brings Python 3.x, with pip or what venv makes one of, onto this machine."""
+    commands = [
+        ("apt-get", "sudo apt-get install python{0} python{0}-venv"),
+        ("dnf", "sudo dnf install python{0} python{0}-pip"),
+        ("zypper", "sudo zypper install python{1} python{1}-pip"),
+        ("brew", "brew install python@{0}"),
+    ]
+    known = [text for program, text in commands if shutil.which(program)] or [commands[0][1]]
+    return known[0].format(version, version.replace(".", ""))
+
+
 def find_python(wanted, versions):
     # type: (Optional[str], Sequence[str]) -> Tuple[str, str]
     """Return (interpreter, "3.11") for the host engine: `wanted`, else this one, else one on PATH.
@@ -1577,13 +1669,13 @@ def find_python(wanted, versions):
         if version in versions:
             return executable, version
         found.append("{} is {}".format(candidate, version))
+    offered = [v for v in versions if shutil.which("apt-cache") and _succeeds(["apt-cache", "show", "python" + v])]
+    version = (offered or versions[:2])[-1]  # 3.12 where we can't ask: most systems have it
     raise Failure(
         "no Python that the lock covers (found {}; need one of {})".format(
             "; ".join(found) or own, ", ".join(versions)
         ),
-        "sudo apt-get install python3.{0} python3.{0}-venv && python3 bootstrap.py --python python3.{0}".format(
-            versions[-1].split(".")[1]
-        ),
+        "{} && python3 bootstrap.py --python python{}".format(install_command(version), version),
         EXIT_MACHINE,
     )
 
@@ -1596,7 +1688,7 @@ def check_host_python(python):
     version = run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
     raise Failure(
         "{} has neither pip nor venv's bundled pip".format(python),
-        "sudo apt-get install python{}-venv".format(version),
+        install_command(version),
         EXIT_MACHINE,
     )
 
@@ -1604,8 +1696,14 @@ def check_host_python(python):
 def choose_engine(args, index, subdir, rules):
     # type: (argparse.Namespace, Dict[str, Any], str, Rules) -> Tuple[str, List[str]]
     """Return the engine that `auto` means on this machine, and what the user should know about it."""
-    if args.engine != "auto":
-        return args.engine, []
+    if args.python and args.engine not in ("auto", "host"):
+        raise Failure(
+            "--python is for --engine host; {} brings a Python of its own".format(args.engine),
+            "python3 bootstrap.py --engine {}".format(args.engine),
+            EXIT_USAGE,
+        )
+    if args.python or args.engine != "auto":
+        return "host" if args.python else args.engine, []
     with contextlib.suppress(OSError, ValueError, KeyError):  # ours from an earlier run stays what it is
         return str(json.loads((Path(args.home) / "conda" / ".colab-local.json").read_text())["engine"]), []
     if find_conda():
@@ -1628,10 +1726,26 @@ def choose_engine(args, index, subdir, rules):
 # The command line
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are shown like all others: argparse's would follow a screenful of usage."""
+
+    def error(self, message):  # type: ignore[override]
+        # type: (str) -> None
+        raise Failure(message, "python3 bootstrap.py --help", EXIT_USAGE)
+
+
+def port_number(text):
+    # type: (str) -> int
+    """Return a TCP port from the command line."""
+    if not (text.isdigit() and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError("need 1 to 65535 (found {!r})".format(text))
+    return int(text)
+
+
 def make_parser():
     # type: () -> argparse.ArgumentParser
     """Return the parser; its --help is the manual."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bootstrap.py",
         description="Turn this machine into a Google Colab local runtime, exact to the hash.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -1664,7 +1778,7 @@ exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged 
         help="who makes the environment: auto takes a conda that is there, else Miniforge, else (conda hosts "
         "unreachable) host: this machine's Python and no conda at all",
     )
-    how.add_argument("--python", metavar="EXE", help="the interpreter for --engine host")
+    how.add_argument("--python", metavar="EXE", help="use this interpreter: --engine host")
     how.add_argument(
         "--prefix", dest="home", metavar="DIR", help="where everything lands (default: %s)" % default_home()
     )
@@ -1678,8 +1792,8 @@ exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged 
     how.add_argument("--offline", metavar="FILE", help="install from a bundle made by scripts/bundle.py, no network")
 
     jupyter = parser.add_argument_group("Jupyter")
-    jupyter.add_argument("--port", type=int, default=DEFAULT_PORT, help="its port on loopback (default: 8888)")
-    jupyter.add_argument("--notebook-dir", metavar="DIR", default=str(Path.home()), help="default: your home folder")
+    jupyter.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="on loopback (default: 8888)")
+    jupyter.add_argument("--notebook-dir", metavar="DIR", default="~", help="default: your home folder")
     jupyter.add_argument("--launch", action="store_true", help="start it at the end, in this terminal")
     jupyter.add_argument(
         "--service", action="store_true", help="keep it running: a systemd user unit or launchd agent"
@@ -1729,6 +1843,7 @@ def make_installation(args, index):
     refusal = machine_refusal(host, args.env, platforms)
     if refusal:
         raise refusal
+    check_home(Path(args.home))
     subdir = conda_platform(host.system, host.machine)
     rules = parse_rules(os.environ.get("COLAB_LOCAL_MIRROR", "").split() + args.mirror)
     installed = current_receipt(args.home, args.env)
@@ -1787,7 +1902,12 @@ def preflight(installation):
     """Look whether the machine has what the plan needs; raise Failure with the numbers when it hasn't."""
     args, lock = installation.args, installation.lock
     entry = installation.index["environments"][lock.env]["platforms"][lock.platform]
-    check_home(installation.home)
+    if not os.path.isdir(args.notebook_dir):
+        raise Failure(
+            "--notebook-dir: there is no folder {} (Jupyter would not start)".format(args.notebook_dir),
+            "mkdir -p {}".format(shlex.quote(args.notebook_dir)),
+            EXIT_USAGE,
+        )
     if installation.engine in ("miniforge", "anaconda", "pixi") and not installation.is_made():
         where, whole, begun = installation.engine_paths()
         if where.exists() and not whole.exists() and not begun.exists():
@@ -1832,7 +1952,7 @@ def next_steps(installation):
     # type: (Installation) -> List[str]
     """Return the lines that tell the user how to go on; every command is one line that can be pasted."""
     argv = installation.jupyter_argv()
-    user, address = getpass.getuser(), address_for_others()
+    user, address = user_name(), address_for_others()
     connection = os.environ.get("SSH_CONNECTION", "").split()
     ssh_port = int(connection[3]) if len(connection) == 4 and connection[3].isdigit() else 22
     return [
@@ -1847,7 +1967,8 @@ def next_steps(installation):
         "",
         "  3. In Colab (https://colab.research.google.com): the arrow beside Connect > Connect to a local runtime,",
         "     paste the URL (http://localhost:{}/?token=...), Connect.".format(installation.args.port),
-        "     If the browser asks whether Colab may access other apps and services on this device: Allow.",
+        "     If the browser asks whether Colab may access other apps and services on this device:",
+        "     Chrome: click Allow. Firefox: tick Remember my choice for this site, click Allow.",
         "     It stays at connecting? Run where the browser is: python3 scripts/doctor.py",
     ]
 
@@ -1923,18 +2044,14 @@ def fail(problem):
 def _interrupt(number, frame):
     # type: (int, Any) -> None
     """Treat SIGTERM and SIGHUP like Ctrl-C: clean up, then end."""
+    global _interrupted
+    _interrupted = True
     raise KeyboardInterrupt
 
 
 def dispatch(args):
     # type: (argparse.Namespace) -> int
     """Do what the options ask for and return the exit code."""
-    if not 0 < args.port < 65536:
-        raise Failure(
-            "--port takes 1 to 65535 (found {})".format(args.port),
-            "python3 bootstrap.py --port 8888",
-            EXIT_USAGE,
-        )
     if args.desktop:
         from scripts import desktop
 
@@ -1972,15 +2089,22 @@ def main(argv=None):
     # type: (Optional[Sequence[str]]) -> int
     """Run bootstrap.py with the given arguments and return its exit code."""
     global json_mode, verbose
-    args = make_parser().parse_args(argv)
-    json_mode, verbose = args.json, args.verbose
-    args.env = args.env or DEFAULT_ENVIRONMENT
-    args.home = os.path.abspath(os.path.expanduser(args.home or default_home()))
-    args.notebook_dir = os.path.abspath(os.path.expanduser(args.notebook_dir))
-    args.lockfiles = os.path.abspath(os.path.expanduser(args.lockfiles))
+    json_mode = "--json" in (sys.argv[1:] if argv is None else argv)  # also for errors in the command line itself
+    with contextlib.suppress(AttributeError):  # a terminal that lacks a letter of --prefix shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            signal.signal(number, _interrupt)
+        args = make_parser().parse_args(argv)
+        json_mode, verbose = args.json, args.verbose
+        args.env = DEFAULT_ENVIRONMENT if args.env is None else args.env
+        if args.home == "":
+            raise Failure("--prefix needs a folder (found '')", "python3 bootstrap.py", EXIT_USAGE)
+        user_home()  # there is one, or it ends here: what follows relies on it
+        args.home = os.path.abspath(os.path.expanduser(args.home or default_home()))
+        args.notebook_dir = os.path.abspath(os.path.expanduser(args.notebook_dir))
+        args.lockfiles = os.path.abspath(os.path.expanduser(args.lockfiles))
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stands
+                signal.signal(number, _interrupt)
         return dispatch(args)
     except Failure as problem:
         return fail(problem)

@@ -83,6 +83,11 @@ class Lockfiles:
         """Return the locked conda records of an environment on a platform, sorted by name."""
         return self.conda.get(name, {}).get(platform, [])
 
+    def version(self, name: str, package: str) -> str:
+        """Return the version of a conda package that is the same on every platform; "" if it isn't locked."""
+        records = [record for platform in self.specs[name].platforms for record in self.records(name, platform)]
+        return next((str(record.version) for record in records if record.name.normalized == package), "")
+
     def text(self, path: str) -> str:
         """Return a lockfile's text, "" for one that is missing: check_digests() says so."""
         return self.files.get(path, "")
@@ -127,18 +132,38 @@ def table_rows(text: str, title: str) -> list[list[str]]:
     return rows
 
 
+def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
+    """Return what index.json has to say of an environment; the wheels' sizes are another check's matter."""
+    spec = files.specs[name]
+    told = files.index["environments"].get(name, {}).get("platforms", {})
+    return {
+        "accelerator": spec.accelerator,
+        "python": files.version(name, "python"),
+        "platforms": {
+            platform: {
+                "requires": lock.machine_needs(spec, platform),
+                "bytes": told.get(platform, {}).get("bytes", {}) | lock.conda_sizes(files.records(name, platform)),
+            }
+            for platform in spec.platforms
+        },
+    }
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Checks without a network
 
 
 def check_digests(files: Lockfiles) -> Problems:
     """Yield what index.json says wrongly, files it doesn't know, and hosts that don't belong in a lock."""
-    expected = json.loads(lock.refresh_index(files.environments, files.folder)["index.json"])
-    yield from compare("index.json", flat(files.index), flat(expected))
     made = {"index.json", "host.txt", "pixi.toml", "pixi.lock"}
     for name, spec in files.specs.items():
         made |= {f"{name}/{file}" for file in ("conda-lock.yml", "packages.txt", "pypi.txt")}
         made |= {f"{name}/{platform}.txt" for platform in spec.platforms}
+    texts = dict.fromkeys(made, "") | files.files
+    uv = files.version(next(iter(files.specs)), "uv")
+    entries = {name: index_entry(files, name) for name in files.specs}
+    expected = json.loads(lock.index_text(files.environments, texts, entries, uv))
+    yield from compare("index.json", flat(files.index), flat(expected))
     for path in sorted(made ^ set(files.files)):
         yield f"{path}: {'missing' if path in made else 'not a lockfile'}"
     for path, text in files.files.items():
@@ -199,7 +224,8 @@ def check_requirements(files: Lockfiles, name: str) -> Problems:
     pinned = r"[a-z0-9-]+==\S+( ; [^\\\n]+?)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
     for entry in re.split(r"\n(?=\S)", body):
         if not re.fullmatch(pinned, entry):
-            yield f"{name}/pypi.txt: no pinned and hashed requirement: {entry.splitlines()[0]}"
+            first, *_ = entry.split("\n")
+            yield f"{name}/pypi.txt: no pinned and hashed requirement: {first}"
     found = {f"{row[0]}=={row[1]}" for row in table_rows(files.text(f"{name}/packages.txt"), "Python layer")}
     need = {requirement.partition(" ;")[0] for requirement in files.requirements(name)}
     for requirement in sorted(need ^ found):
@@ -261,8 +287,7 @@ def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> P
 
 def check_python_layer(files: Lockfiles, name: str) -> Problems:
     """Yield where pypi.txt is not what uv gives under the specs, hosted Colab's versions and the locked ones."""
-    exceptions = lock.read_yaml(files.environments / "colab-exceptions.yml")
-    pins = lock.constraints(lock.read_pins(files.environments), exceptions)
+    pins = lock.constraints(lock.read_pins(files.environments), lock.read_exceptions(files.environments))
     try:
         packages = lock.solve_python(files.specs[name], [*pins, *files.requirements(name)])
     except Failure as failure:
@@ -271,6 +296,11 @@ def check_python_layer(files: Lockfiles, name: str) -> Problems:
     path = f"{name}/pypi.txt"
     need = lock.requirements_text(lock.PYPI_HEAD, packages)
     yield from lock.differences({path: files.text(path)}, {path: need})
+    locked = lock.Lock(files.specs[name], files.conda[name], packages, {})
+    told = files.index["environments"][name]["platforms"]
+    size = {platform: sum(wheel.size for wheel in locked.wheels(platform)) for platform in told}
+    found = {platform: entry["bytes"]["pypi_download"] for platform, entry in told.items()}
+    yield from compare(f"index.json, {name}'s pypi_download", found, size)
 
 
 def check_host_tools(files: Lockfiles) -> Problems:

@@ -95,6 +95,14 @@ MARKER_VALUES = {
 # 3.2 times its size; sources, and the bytecode that is made of them, grow more. Too much beats a full disk.
 CONDA_GROWTH = 4
 
+# What the files under environments/ hold, for bootstrap.misfit().
+PLATFORMS_SHAPE = {"*": {"accelerator": "cpu|gpu", "platforms": {"*": (dict, type(None))}}}
+VIRTUAL_SHAPE = {"subdirs": {"*": {"packages": {"*": r"\d.*"}}}}
+ENVIRONMENT_SHAPE = {"channels": [r".+"], "dependencies": list}
+PIP_SHAPE = {"pip": [r".+"]}
+EXCEPTIONS_SHAPE = {"*": {"reason": r".+", "platforms?": [r".+"]}}
+INSTALLERS_SHAPE = {"*": (dict, str)}
+
 T = TypeVar("T")
 Target = tuple[str, str]  # conda platform, Python series
 Records = dict[str, list["rattler.RepoDataRecord"]]  # by platform
@@ -121,35 +129,56 @@ class Spec:
         return [(platform, python) for platform in self.platforms for python in PYTHONS]
 
 
-def read_yaml(path: Path) -> Any:
-    """Return a YAML file's content; raise Failure with the place if it can't be read."""
+def read_text(path: Path) -> str:
+    """Return a text file's content; raise Failure if it can't be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as problem:
-        raise Failure(f"can't read {path} ({problem.strerror})") from None
+        raise Failure(f"can't read {path} ({problem.strerror})", "git checkout -- environments") from None
+    except UnicodeDecodeError as problem:
+        raise Failure(f"can't read {path} ({problem})", "git checkout -- environments") from None
+
+
+def read_yaml(path: Path, shape: Any) -> Any:
+    """Return the content of a YAML or JSON file; raise Failure with the place if it isn't of this shape."""
+    try:
+        content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as problem:
         raise Failure(f"{path} is no YAML: {str(problem).replace(os.linesep, ' ')}") from None
+    wrong = bootstrap.misfit(content, shape, path.name)
+    if wrong:
+        raise Failure(f"{wrong} is missing or malformed (in {path.parent})")
+    return content
 
 
 def read_specs(folder: Path) -> dict[str, Spec]:
     """Return the environments that platforms.yml lists, by name; raise Failure for what doesn't fit together."""
-    virtual = read_yaml(folder / "virtual-packages.yml")["subdirs"]
+    virtual = read_yaml(folder / "virtual-packages.yml", VIRTUAL_SHAPE)["subdirs"]
     return {
         name: read_spec(folder / f"{name}.yml", name, entry, virtual)
-        for name, entry in sorted(read_yaml(folder / "platforms.yml").items())
+        for name, entry in sorted(read_yaml(folder / "platforms.yml", PLATFORMS_SHAPE).items())
     }
+
+
+def read_exceptions(folder: Path) -> dict[str, Any]:
+    """Return where the locks don't follow hosted Colab, and why: colab-exceptions.yml."""
+    return dict(read_yaml(folder / "colab-exceptions.yml", EXCEPTIONS_SHAPE))
 
 
 def read_spec(path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[str, Any]) -> Spec:
     """Return one environment; entry: its part of platforms.yml; virtual: virtual-packages.yml's subdirs."""
-    content = read_yaml(path)
+    content = read_yaml(path, ENVIRONMENT_SHAPE)
     unknown = set(entry["platforms"]) - (set(virtual) & set(MARKER_VALUES))
     if unknown:
         raise Failure(f"platforms.yml has a platform without virtual packages (found {', '.join(unknown)})")
     if [channel for channel in content["channels"] if channel != "nodefaults"] != ["conda-forge"]:
         raise Failure(f"{path.name} must name one channel, conda-forge (found {content['channels']})")
     conda = [item for item in content["dependencies"] if isinstance(item, str)]
-    python = [line for item in content["dependencies"] if isinstance(item, dict) for line in item["pip"]]
+    layers = [item for item in content["dependencies"] if not isinstance(item, str)]
+    wrong = bootstrap.misfit(layers, [PIP_SHAPE], "pip:")
+    if wrong:
+        raise Failure(f"{path.name}: its dependencies are conda specs and one list of requirements under {wrong}")
+    python = [line for layer in layers for line in layer["pip"]]
     for line in python:
         try:
             Requirement(line)
@@ -174,7 +203,7 @@ def read_spec(path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[
 
 def read_pins(folder: Path) -> dict[str, str]:
     """Return hosted Colab's versions that the locks follow."""
-    return parse_pins((folder / "colab-pins.txt").read_text(encoding="utf-8"))
+    return parse_pins(read_text(folder / "colab-pins.txt"))
 
 
 def parse_pins(text: str) -> dict[str, str]:
@@ -888,13 +917,17 @@ def machine_needs(spec: Spec, platform: str) -> dict[str, Any]:
     return {name: value for name, value in sorted(needs.items()) if value}
 
 
+def conda_sizes(records: Iterable[rattler.RepoDataRecord]) -> dict[str, int]:
+    """Return the bytes of a conda layer, to download and on the disk."""
+    size = sum(record.size or 0 for record in records)
+    return {"conda_download": size, "conda_installed": size * CONDA_GROWTH}
+
+
 def sizes(lock: Lock, platform: str) -> dict[str, int]:
     """Return the bytes of both layers on a platform, to download and on the disk."""
-    conda = sum(record.size or 0 for record in lock.conda[platform])
     wheels = lock.wheels(platform)
     return {
-        "conda_download": conda,
-        "conda_installed": conda * CONDA_GROWTH,
+        **conda_sizes(lock.conda[platform]),
         "pypi_download": sum(wheel.size for wheel in wheels),
         "pypi_installed": sum(lock.about[wheel.sha256].installed for wheel in wheels),
     }
@@ -908,7 +941,8 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
         "# The conda layer is in pixi.lock. The Python layer is the task `install`: a pixi.lock would have to name a",
         "# package index, and where yours is stays your own setting. In this folder:",
         "#",
-        "#     pixi run --frozen -e cpu install     then     pixi run --frozen -e cpu jupyter",
+        "#     pixi run --frozen -e cpu jupyter     installs what is missing and starts Jupyter for Colab",
+        "#     pixi run --frozen -e cpu install     installs the Python layer alone, for any `pixi run`",
         "",
         "[workspace]",
         'name = "colab-local"',
@@ -930,10 +964,10 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
             f"cp -R ../environments/jupyter/prefix/etc {prefix}/",
             f"cp -R ../environments/jupyter/site-packages/* {site}/",
         ]
-        jupyter = " ".join(bootstrap.jupyter_argv(prefix, notebook_dir="."))
+        jupyter = " ".join(bootstrap.jupyter_argv(prefix, notebook_dir='"$HOME"'))
         lines += ["", f"[feature.{name}.tasks]"]
         lines.append(f"install = {json.dumps(' && '.join(install))}")
-        lines.append(f"jupyter = {json.dumps(jupyter)}")
+        lines.append(f'jupyter = {{ cmd = {json.dumps(jupyter)}, depends-on = ["install"] }}')
     return "\n".join(lines) + "\n"
 
 
@@ -984,13 +1018,16 @@ def host_tools(records: Sequence[rattler.RepoDataRecord], platforms: Sequence[st
 
 def jupyter_digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file that environments/jupyter/ puts into an environment, by its path there."""
-    return {
+    found = {
         path.relative_to(folder).as_posix(): bootstrap.sha256_of(path)
         for top in ("prefix", "site-packages")
         for path in sorted((folder / top).rglob("*"))
         # not what tools leave behind: __pycache__, .mypy_cache, .DS_Store
         if path.is_file() and not re.search(r"(^|/)(\.|__pycache__)", path.relative_to(folder).as_posix())
     }
+    if not found:
+        raise Failure(f"{folder} holds no settings and no extension", "git checkout -- environments")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -1063,8 +1100,7 @@ def render(lock: Lock, folder: Path, pins: Mapping[str, str]) -> dict[str, str]:
     files = {f"{name}/{p}.txt": explicit_text(p, records) for p, records in lock.conda.items()}
     files[f"{name}/conda-lock.yml"] = conda_lock_text(spec, lock.conda)
     files[f"{name}/pypi.txt"] = requirements_text(PYPI_HEAD, lock.python)
-    exceptions = read_yaml(folder / "colab-exceptions.yml")
-    files[f"{name}/packages.txt"] = packages_text(lock, pins, pins.get("python"), exceptions)
+    files[f"{name}/packages.txt"] = packages_text(lock, pins, pins.get("python"), read_exceptions(folder))
     return files
 
 
@@ -1086,7 +1122,7 @@ def index_text(folder: Path, files: Mapping[str, str], entries: Mapping[str, Any
     folder: environments/; files: every file under lockfiles/ by its path there; entries: of the environments,
     as index_entry() gives them; what they already say of files is said anew.
     """
-    installers = json.loads((folder / "installers.json").read_text(encoding="utf-8"))
+    installers = read_yaml(folder / "installers.json", INSTALLERS_SHAPE)
     index = {
         "_": NOTICE,
         "schema": bootstrap.INDEX_SCHEMA,
@@ -1123,7 +1159,7 @@ def index_text(folder: Path, files: Mapping[str, str], entries: Mapping[str, Any
 def read_files(lockfiles: Path) -> dict[str, str]:
     """Return the text of every file under lockfiles/, by its path there."""
     return {
-        path.relative_to(lockfiles).as_posix(): path.read_text(encoding="utf-8")
+        path.relative_to(lockfiles).as_posix(): path.read_text(encoding="utf-8", errors="replace")
         for path in sorted(lockfiles.rglob("*"))
         if path.is_file() and ".pixi" not in path.parts
     }
@@ -1134,7 +1170,7 @@ def refresh_index(environments: Path, lockfiles: Path) -> dict[str, str]:
     files = read_files(lockfiles)
     if "index.json" not in files:
         raise Failure(f"{lockfiles} has no index.json yet", "python scripts/lock.py")
-    old = json.loads(files["index.json"])
+    old = bootstrap.read_index(lockfiles)
     return {**files, "index.json": index_text(environments, files, old["environments"], old["uv"]["version"])}
 
 
@@ -1145,14 +1181,15 @@ def build(environments: Path, lockfiles: Path, names: Sequence[str], channel: st
     """
     specs, pins = read_specs(environments), read_pins(environments)
     chosen = select(names, specs)
-    limits = constraints(pins, read_yaml(environments / "colab-exceptions.yml"))
+    limits = constraints(pins, read_exceptions(environments))
     before = read_files(lockfiles) if lockfiles.is_dir() else {}
-    old = read_pixi_lock(lockfiles / "pixi.lock") if "pixi.lock" in before else {}
-    known = json.loads(before["index.json"]) if "index.json" in before else {"environments": {}}
+    anew = not keep and chosen == {name: set(spec.platforms) for name, spec in specs.items()}
+    old = {} if anew or "pixi.lock" not in before else read_pixi_lock(lockfiles / "pixi.lock")
+    known = {} if anew or "index.json" not in before else bootstrap.read_index(lockfiles)["environments"]
     entries, conda, files = {}, {}, {}
     for name, spec in specs.items():
-        if name not in chosen and name in known["environments"]:
-            entries[name], conda[name] = known["environments"][name], old[name]
+        if name not in chosen and name in known and name in old:
+            entries[name], conda[name] = known[name], old[name]
             files.update({path: text for path, text in before.items() if path.startswith(f"{name}/")})
             continue
         platforms = set() if keep else chosen.get(name, set(spec.platforms))
@@ -1241,7 +1278,7 @@ def adopt_freeze(args: argparse.Namespace) -> None:
         )
     freeze = fetch_text(args.follow)
     path = args.environments / "colab-pins.txt"
-    exceptions = read_yaml(args.environments / "colab-exceptions.yml")
+    exceptions = read_exceptions(args.environments)
     python = args.python or read_pins(args.environments)["python"]
     all_names = [canonicalize_name(line.partition("==")[0]) for line in freeze.splitlines()]
     everything = follow(freeze, all_names, args.date, python)

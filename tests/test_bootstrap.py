@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,11 +60,37 @@ def test_which_machines_are_refused(host: bootstrap.Host, env: str, refused_for:
         assert refusal.code == bootstrap.EXIT_MACHINE
 
 
-def test_windows_users_are_pointed_at_wsl() -> None:
-    refusal = bootstrap.machine_refusal(
-        recorded("Windows", "AMD64"), "cpu", INDEX["environments"]["cpu"]["platforms"]
+@pytest.mark.parametrize(
+    ("system", "machine", "said"),
+    [
+        (
+            "Windows",
+            "AMD64",
+            ["error: native Windows is not supported (need Linux: WSL2 has it)", "hint: wsl --install"],
+        ),
+        (
+            "Darwin",
+            "x86_64",
+            ["error: macOS on Intel is not supported: TensorFlow ended its builds for it with 2.16"],
+        ),
+    ],
+)
+def test_a_foreign_system_is_refused_by_the_program_itself(
+    system: str, machine: str, said: list[str], tmp_path: Path
+) -> None:
+    """Where Python lacks what other systems have (locks, user numbers, signals), the refusal comes all the same."""
+    code = (
+        "import os, platform, signal, sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['fcntl'] = None;"
+        "del os.geteuid, os.getuid, os.confstr, signal.SIGHUP; sys.modules['pwd'] = None;"
+        f"platform.system = lambda: {system!r}; platform.machine = lambda: {machine!r};"
+        "import bootstrap; sys.exit(bootstrap.main())"
     )
-    assert refusal is not None and "wsl" in refusal.hint
+    argv = [sys.executable, "-c", code, str(REPO), "--prefix", str(tmp_path / "home")]
+    done = subprocess.run(argv, env=clean_environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == bootstrap.EXIT_MACHINE
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(said) and all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -90,6 +119,8 @@ GTX_980 = "NVIDIA GeForce GTX 980, 535.183.01, 4096, 5.2\n"
 OLD_DRIVER = "Tesla T4, 470.256.02, 15360, 7.5\n"
 BEFORE_COMPUTE_CAP = "Tesla K80, 418.226.00, 11441\n"
 MIXED = GTX_980 + RTX_4090.replace("550.54.14", "535.183.01")
+RTX_5090 = "NVIDIA GeForce RTX 5090, 570.86.10, 32607, 12.0\n"
+VIRTUAL = "GRID T4-16Q, 535.183.06, [N/A], [N/A]\n"  # what it does not tell is no reason to refuse it
 
 
 @pytest.mark.parametrize(
@@ -98,6 +129,8 @@ MIXED = GTX_980 + RTX_4090.replace("550.54.14", "535.183.01")
         (RTX_4090, 1, None),
         (TWO_V100, 2, None),
         (MIXED, 2, None),  # one card that fits is enough
+        (RTX_5090, 1, None),
+        (VIRTUAL, 1, None),
         (GTX_980, 1, "found NVIDIA GeForce GTX 980 5.2, need compute capability 6.0"),
         (OLD_DRIVER, 1, "driver is too old (found 470.256.02, need 5"),
         (BEFORE_COMPUTE_CAP, 1, "driver is too old (found 418.226.00"),
@@ -106,6 +139,7 @@ MIXED = GTX_980 + RTX_4090.replace("550.54.14", "535.183.01")
 def test_recorded_drivers_and_cards(output: str, count: int, refused_for: str | None) -> None:
     gpus = bootstrap.parse_nvidia_smi(output)
     assert len(gpus) == count
+    assert all(gpu.compute_capability == "" or "." in gpu.compute_capability for gpu in gpus)
     refusal = bootstrap.gpu_refusal(gpus, INDEX["environments"]["gpu"]["platforms"]["linux-64"]["requires"])
     if refused_for is None:
         assert refusal is None
@@ -142,18 +176,38 @@ def test_gpu_without_a_gpu_names_cpu_and_the_override(tmp_path: Path, script: st
     env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
     done = bootstrap_run(["--gpu", "--dry-run", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env)
     assert done.returncode == bootstrap.EXIT_MACHINE
-    assert said in done.stderr and "--cpu" in done.stderr and "--no-gpu-check" in done.stderr
+    error, hint = done.stderr.splitlines()
+    assert said in error and "--no-gpu-check" in error and hint == "hint: python3 bootstrap.py --cpu"
     assert not (tmp_path / "home").exists()
 
 
-def test_a_gpu_that_fits_is_named_in_the_plan(tmp_path: Path) -> None:
-    folder = fake_nvidia_smi(tmp_path / "bin", f"printf '{RTX_4090}'".replace("\n", "\\n"))
+# A driver before 470 does not know the field compute_cap (its own words, and exit status 2).
+OLD_SMI = """case "$*" in *compute_cap*) echo 'Field "compute_cap" is not a valid field to query.'; exit 2;; esac
+echo 'Tesla V100-SXM2-16GB, 450.80.02, 16160'"""
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "said"),
+    [
+        (f"printf '{RTX_4090}'", 0, "NVIDIA GeForce RTX 4090, driver 550.54.14, compute capability 8.9"),
+        (f"printf '{RTX_5090}'", 0, "no code for compute capability 12.x"),
+        (f"printf '{VIRTUAL}'", 0, "GRID T4-16Q, driver 535.183.06, compute capability unknown"),
+        (f"printf '{GTX_980}'", 3, "error: no GPU here is new enough (found NVIDIA GeForce GTX 980 5.2"),
+        (OLD_SMI, 3, "error: the NVIDIA driver is too old (found 450.80.02, need 525.60.13 or newer)"),
+    ],
+)
+def test_what_the_plan_says_of_a_gpu(tmp_path: Path, script: str, code: int, said: str) -> None:
+    folder = fake_nvidia_smi(tmp_path / "bin", script.replace("\n'", "\\n'"))
     env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
     done = bootstrap_run(
         ["--gpu", "--dry-run", "--json", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env
     )
-    assert done.returncode == 0, done.stderr
-    assert "NVIDIA GeForce RTX 4090, driver 550.54.14, compute capability 8.9" in json.loads(done.stdout)["notices"]
+    assert done.returncode == code, done.stderr
+    if code:
+        error, hint = done.stderr.splitlines()
+        assert error.startswith(said) and hint == "hint: python3 bootstrap.py --cpu"
+    else:
+        assert any(said in notice for notice in json.loads(done.stdout)["notices"]), done.stdout
 
 
 def bootstrap_run(
@@ -179,6 +233,22 @@ def test_an_old_python_is_told_in_one_line(version: str, tmp_path: Path) -> None
     assert done.returncode == bootstrap.EXIT_MACHINE
     assert done.stderr.splitlines()[0] == f"error: bootstrap.py needs Python 3.8 or newer (found {version})"
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13"])
+def test_every_python_that_is_promised_makes_the_plan(version: str, tmp_path: Path) -> None:
+    """What the environment's Python is does not depend on it: the plan is that of the Python which runs the tests."""
+    pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(version + ".*/bin/python"))
+    found = [str(path) for path in [*pyenv, shutil.which("python" + version)] if path]
+    if not found:  # what an older Python can't read, at least
+        import ast
+
+        ast.parse((REPO / "bootstrap.py").read_text(), feature_version=(3, int(version[2:])))
+        return
+    arguments = ["--dry-run", "--json", "--python", supported_python(), "--prefix", str(tmp_path / "home")]
+    plans = [bootstrap_run(arguments, env=clean_environment(tmp_path), python=python) for python in (found[0], None)]
+    assert plans[0].returncode == 0, plans[0].stderr
+    assert plans[0].stdout == plans[1].stdout
 
 
 def test_bootstrap_keeps_to_syntax_that_python_2_parses() -> None:
@@ -219,15 +289,32 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
         stream.write("# one byte more\n")
     (missing / "index.json").unlink()
     (other / "index.json").write_text(json.dumps(INDEX | {"schema": 99}))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "envs").write_text("not a folder")
     return {
         "unknown environment": (
             ["--env", "tpu"],
             bootstrap.EXIT_USAGE,
             "unknown environment 'tpu' (there are: cpu, gpu)",
         ),
-        "port zero": (["--port", "0"], bootstrap.EXIT_USAGE, "--port takes 1 to 65535 (found 0)"),
-        "port too high": (["--port", "65536"], bootstrap.EXIT_USAGE, "(found 65536)"),
-        "port in words": (["--port", "http"], bootstrap.EXIT_USAGE, "invalid int value: 'http'"),
+        "empty environment": (["--env", ""], bootstrap.EXIT_USAGE, "unknown environment ''"),
+        "port zero": (["--port", "0"], bootstrap.EXIT_USAGE, "argument --port: need 1 to 65535 (found '0')"),
+        "port too high": (["--port", "65536"], bootstrap.EXIT_USAGE, "(found '65536')"),
+        "port in words": (["--port", "http"], bootstrap.EXIT_USAGE, "(found 'http')"),
+        "no such option": (["--gpus"], bootstrap.EXIT_USAGE, "unrecognized arguments: --gpus"),
+        "two environments": (["--cpu", "--gpu"], bootstrap.EXIT_USAGE, "not allowed with argument --cpu"),
+        "empty prefix": (["--prefix", ""], bootstrap.EXIT_USAGE, "--prefix needs a folder"),
+        "colon in prefix": (["--prefix", str(tmp_path / "a:b")], bootstrap.EXIT_USAGE, "can't have a colon"),
+        "bytes in prefix": (["--prefix", str(tmp_path / "\udcff")], bootstrap.EXIT_USAGE, "udcff"),
+        "link to nothing": (["--prefix", str(tmp_path / "link")], bootstrap.EXIT_USAGE, "link is a file where"),
+        "file in prefix": (["--prefix", str(tmp_path / "ours")], bootstrap.EXIT_USAGE, "envs is a file where"),
+        "no notebooks": (["--notebook-dir", "/nowhere"], bootstrap.EXIT_USAGE, "there is no folder /nowhere"),
+        "python and engine": (
+            ["--engine", "pixi", "--python", "python3"],
+            bootstrap.EXIT_USAGE,
+            "--python is for --engine host",
+        ),
         "mirror rule": (["--mirror", "example.org"], bootstrap.EXIT_USAGE, "--mirror takes FROM=TO"),
         "file as prefix": (
             ["--prefix", str(tmp_path / "a file" / "x")],
@@ -256,41 +343,66 @@ def test_bad_input_gets_one_line_a_hint_and_leaves_nothing(tmp_path: Path) -> No
     home = tmp_path / "home"
     env = clean_environment(tmp_path)
     for what, (arguments, code, said) in bad_inputs(tmp_path).items():
+        before = snapshot(tmp_path)
         prefix = [] if "--prefix" in arguments else ["--prefix", str(home)]
-        done = bootstrap_run(["--engine", "host", *prefix, *arguments], env=env)
+        done = bootstrap_run(["--engine", "host", *prefix, *arguments, "--json"], env=env)
         assert done.returncode not in (0, bootstrap.EXIT_INTERRUPTED), what
         assert code in (-1, done.returncode), (what, done.stderr)
-        assert "Traceback" not in done.stderr, what
-        errors = [line for line in done.stderr.splitlines() if "error: " in line]
-        assert len(errors) == 1 and said in errors[0], (what, done.stderr)
-        assert not home.exists(), what
+        error, hint = done.stderr.splitlines()
+        assert error.startswith("error: ") and said in error and hint.startswith("hint: "), (what, done.stderr)
+        told = {"ok": False, "error": error[len("error: ") :], "hint": hint[len("hint: ") :], "code": done.returncode}
+        assert json.loads(done.stdout) == told, what
+        assert snapshot(tmp_path) == before, what
+
+
+def parts(value: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the path of every value in nested JSON objects."""
+    if not isinstance(value, dict):
+        return [path]
+    return [path, *(found for key in value for found in parts(value[key], (*path, key)))]
+
+
+def test_whatever_is_damaged_in_index_json_is_an_error(tmp_path: Path) -> None:
+    """Each value replaced by one that makes no sense there, and each part gone: never a traceback later on."""
+    told = [path for path in parts(INDEX) if path and path[0] != "_" and path[::2] != ("installers", "version")]
+    damages: list[tuple[tuple[str, ...], Any]] = [
+        (path, damage) for path in told for damage in (7.5, "../x", ["../x"])
+    ]
+    damages += [((key,), None) for key in INDEX if key != "_"]
+    for path, damage in damages:
+        index = json.loads(json.dumps(INDEX))
+        inner = index
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = damage
+        if damage is None:
+            del inner[path[-1]]
+        (tmp_path / "index.json").write_text(json.dumps(index))
+        with pytest.raises(bootstrap.Failure, match="is damaged") as caught:
+            bootstrap.read_index(tmp_path)
+        assert caught.value.code == bootstrap.EXIT_INTEGRITY and caught.value.hint, (path, damage)
+
+
+def run_as(user: int, arguments: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run bootstrap.py as a user who has no entry in the user database, which only root can."""
+    code = (  # the repository may lie where this user may not read
+        "import os, sys; sys.path.insert(0, sys.argv.pop(1)); import bootstrap;"
+        "i = bootstrap.read_index(bootstrap.REPOSITORY / 'lockfiles'); bootstrap.read_index = lambda folder: i;"
+        f"os.setgroups([]); os.setgid({user}); os.setuid({user}); sys.exit(bootstrap.main())"
+    )
+    argv = ["/usr/bin/python3", "-c", code, str(REPO), *arguments]
+    return subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        folder = tmp_path / "locked"
-        folder.mkdir(mode=0o555)
-        done = bootstrap_run(["--engine", "host", "--prefix", str(folder / "home")], env=clean_environment(tmp_path))
-    else:  # root may write anywhere: become somebody who may not, in a child
-        code = (
-            "import os, sys, runpy; os.setgid(65534); os.setuid(65534); sys.argv = sys.argv[1:];"
-            "sys.path.insert(0, os.path.dirname(sys.argv[0])); import bootstrap, pathlib;"
-            "\ntry: bootstrap.check_home(pathlib.Path(sys.argv[1]))"
-            "\nexcept bootstrap.Failure as problem: sys.exit(bootstrap.fail(problem))"
-        )
-        shutil.copy(REPO / "bootstrap.py", "/tmp/")
-        try:
-            done = subprocess.run(
-                ["/usr/bin/python3", "-c", code, "/tmp/bootstrap.py", "/usr/share/colab-local"],
-                capture_output=True,
-                text=True,
-                check=False,
-                env=clean_environment(tmp_path),
-            )
-        finally:
-            Path("/tmp/bootstrap.py").unlink()
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    tmp_path.chmod(0o755)
+    arguments, env = ["--engine", "host", "--prefix", str(folder / "home")], clean_environment(tmp_path)
+    done = bootstrap_run(arguments, env=env) if os.geteuid() else run_as(12345, arguments, env)
     assert done.returncode == bootstrap.EXIT_MACHINE, done.stderr
-    assert "can't be written by" in done.stderr and "--prefix" in done.stderr
+    error, hint = done.stderr.splitlines()
+    assert "can't be written by" in error and hint.startswith("hint: python3 bootstrap.py --prefix ")
 
 
 def test_a_dry_run_writes_nothing_and_shows_the_steps_that_a_real_run_takes(tmp_path: Path) -> None:
@@ -333,6 +445,34 @@ def test_a_port_in_use_is_told_with_a_free_one(tmp_path: Path) -> None:
     assert done.returncode == bootstrap.EXIT_MACHINE
     assert f"port {port} is taken" in done.stderr and "hint: python3 bootstrap.py --port" in done.stderr
     assert not home.exists()
+
+
+def test_several_files_are_downloaded_at_once(tmp_path: Path) -> None:
+    """The server answers each only when all have been asked for."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    together = threading.Barrier(bootstrap.PARALLEL_DOWNLOADS, timeout=60)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            together.wait()
+            self.send_response(200)
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    digest = hashlib.sha256(b"x").hexdigest()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        files = [(f"{url}{n}", tmp_path / str(n), digest) for n in range(bootstrap.PARALLEL_DOWNLOADS)]
+        bootstrap.download_all(files)
+        server.shutdown()
+    assert all(path.read_bytes() == b"x" for _, path, _ in files)
 
 
 def test_urls_are_rewritten_by_the_longest_rule() -> None:
@@ -444,11 +584,44 @@ def test_a_second_run_does_nothing_and_says_how_to_start(installed: Installed, t
 
 def test_every_printed_command_is_one_line_that_can_be_pasted(installed: Installed, tmp_path: Path) -> None:
     env = clean_environment(tmp_path) | {"SSH_CONNECTION": "192.0.2.9 50000 192.0.2.7 2222"}
-    done = bootstrap_run(["--prefix", str(installed.home), "--port", "8899"], env=env)
+    notebooks = tmp_path / 'my "$(books)" & it\'s `'
+    notebooks.mkdir()
+    arguments = ["--prefix", str(installed.home), "--port", "8899", "--notebook-dir", str(notebooks)]
+    done = bootstrap_run(arguments, env=env)
     lines = done.stdout.splitlines()
+    (jupyter,) = [line for line in lines if "jupyter-notebook" in line]
+    for shell in ("bash", "sh", "zsh", "fish"):
+        if shutil.which(shell):
+            read = subprocess.run(
+                [shell, "-c", f"printf '%s\\n' {jupyter}"], capture_output=True, text=True, check=True
+            )
+            as_root = os.geteuid() == 0
+            assert read.stdout.splitlines() == bootstrap.jupyter_argv(
+                str(installed.prefix), 8899, str(notebooks), as_root
+            ), shell
     assert all(line.isascii() and not line.endswith("\\") for line in lines)
     ssh = next(line for line in lines if line.startswith("ssh "))
     assert "-L 8899:localhost:8899 -p 2222 " in ssh and ssh.endswith("@192.0.2.7")
+    said = " ".join(done.stdout.split())
+    assert "Connect to a local runtime, paste the URL (http://localhost:8899/?token=...), Connect." in said
+    assert "Chrome: click Allow. Firefox: tick Remember my choice for this site, click Allow." in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without a name")
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({}, "error: you have no home folder here (HOME is not set)"),
+        ({"HOME": ""}, "error: you have no home folder here (HOME is not set)"),
+        ({"HOME": "/nowhere"}, "error: / can't be written by 12345"),
+    ],
+)
+def test_a_user_without_a_home_or_a_name(environ: dict[str, str], said: str) -> None:
+    """As in a container that runs as a number: no entry in the user database."""
+    done = run_as(12345, ["--dry-run", "--python", "/usr/bin/python3"], environ | {"PATH": os.defpath})
+    assert (done.returncode, done.stdout) == (bootstrap.EXIT_MACHINE, "")
+    error, hint = done.stderr.splitlines()
+    assert error == said and hint.startswith("hint: ")
 
 
 def test_the_receipt_tells_what_was_made_and_only_the_owner_reads_logs(installed: Installed) -> None:
@@ -473,7 +646,64 @@ def test_a_python_without_pip_is_told_which_package_to_install(monkeypatch: pyte
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(bootstrap.Failure) as caught:
         bootstrap.check_host_python(sys.executable)
-    assert caught.value.hint == "sudo apt-get install python{}.{}-venv".format(*sys.version_info[:2])
+    assert caught.value.hint == "sudo apt-get install python{0}.{1} python{0}.{1}-venv".format(*sys.version_info[:2])
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("apt-get", "sudo apt-get install python3.12 python3.12-venv"),
+        ("dnf", "sudo dnf install python3.12 python3.12-pip"),
+        ("zypper", "sudo zypper install python312 python312-pip"),
+        ("brew", "brew install python@3.12"),
+        (None, "sudo apt-get install python3.12 python3.12-venv"),
+    ],
+)
+def test_how_a_python_is_installed_here(program: str | None, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == program else None)
+    assert bootstrap.install_command("3.12") == command
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_python_loses_ends_the_run_before_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception within a finalizer goes no further; nor must the run."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    done: list[str] = []
+
+    def first() -> None:
+        Finalized()
+        done.append("first")
+
+    steps = [
+        bootstrap.Step(name, name, "", action) for name, action in [("1", first), ("2", lambda: done.append("2"))]
+    ]
+    monkeypatch.setattr(bootstrap, "_interrupted", False)
+    before = signal.signal(signal.SIGTERM, bootstrap._interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bootstrap.Installation.apply(SimpleNamespace(is_made=lambda: True, seconds={}), steps)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done == ["first"]
+
+
+def test_what_nohup_has_settled_stays() -> None:
+    code = (
+        "import signal, bootstrap; signal.signal(signal.SIGHUP, signal.SIG_IGN); bootstrap.main(['--env', 'x']);"
+        "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout == "True _interrupt\n"
+
+
+def test_a_terminal_that_lacks_letters_gets_their_numbers(tmp_path: Path) -> None:
+    env = clean_environment(tmp_path) | {"PYTHONIOENCODING": "ascii"}
+    done = bootstrap_run(["--dry-run", "--engine", "host", "--prefix", str(tmp_path / "\u6a5f")], env=env)
+    assert done.returncode == 0 and "\\u6a5f" in done.stdout, done.stderr
 
 
 def on_a_terminal(code: str) -> str:

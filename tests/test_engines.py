@@ -88,6 +88,7 @@ class Trial:
     mirror: Mirror
     pypi: str = LIGHT
     home_name: str = "colab-local"
+    python: str = field(default_factory=supported_python)  # that runs bootstrap.py
     extra: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,7 +106,7 @@ class Trial:
     def argv(self, *options: str) -> list[str]:
         """Return the command line of a run."""
         own = ["--lockfiles", self.lockfiles, "--prefix", self.home, "--port", self.port]
-        return [supported_python(), str(REPO / "bootstrap.py"), *map(str, own), *self.mirror.options, *options]
+        return [self.python, str(REPO / "bootstrap.py"), *map(str, own), *self.mirror.options, *options]
 
     def run(self, *options: str, argv: list[str] | None = None, environ: dict[str, str] | None = None) -> Result:
         """Run bootstrap.py to its end; argv: another command line; environ: variables besides the user's."""
@@ -152,6 +153,12 @@ class Trial:
         """
         kinds = ("envs/*", "receipts/*", "current/*", "conda/*", "bin/*", "run/*", "**/*.tmp")
         return sorted(str(path.relative_to(self.home)) for kind in kinds for path in self.home.glob(kind))
+
+
+def oldest_python() -> str:
+    """Return the oldest Python here that bootstrap.py promises to run on: with a conda layer any will do."""
+    found = sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python"))
+    return str(found[0]) if found else supported_python()
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
@@ -251,12 +258,14 @@ def check_downloads_once(trial: Trial, engine: str) -> None:
 
 
 def test_miniforge_makes_the_whole_environment_and_touches_nothing_else(tmp_path: Path, mirror: Mirror) -> None:
-    trial = Trial(tmp_path, mirror, pypi=WHOLE)
+    trial = Trial(tmp_path, mirror, pypi=WHOLE, python=oldest_python())
     before = snapshot(trial.user)
-    done = trial.run("--engine", "miniforge")
+    done = trial.run("--engine", "miniforge", environ={"PYTHONDONTWRITEBYTECODE": "1"})
     assert done.code == 0, done.err
     check_prefix(trial, trial.prefix)
     check_downloads_once(trial, "miniforge")
+    for package in ("tensorflow", "keras", "ipykernel", "notebook"):  # warm, whatever the shell says
+        assert list(trial.prefix.glob(f"lib/python3*/site-packages/{package}/__pycache__/__init__.*.pyc")), package
     (receipt,) = trial.receipts()
     assert (receipt["engine"], receipt["layer"], receipt["env"]) == ("miniforge", "conda", "cpu")
     assert receipt["python"] == mirror.world.python
@@ -273,7 +282,7 @@ def test_miniforge_makes_the_whole_environment_and_touches_nothing_else(tmp_path
 
 
 def test_pixi_under_a_path_with_blanks_and_letters_beyond_ascii(tmp_path: Path, mirror: Mirror) -> None:
-    trial = Trial(tmp_path, mirror, home_name="mein Ordner für 機械学習")
+    trial = Trial(tmp_path, mirror, home_name="mein Ordner für 機械学習", python=oldest_python())
     before = snapshot(trial.user)
     done = trial.run("--engine", "pixi")
     assert done.code == 0, done.err
@@ -298,10 +307,12 @@ def test_anaconda_through_a_proxy_and_a_bad_line(tmp_path: Path, mirror: Mirror)
     # a name that only the proxy can resolve
     rules = [word for a, b in mirror.rules("http://mirror.invalid") for word in ("--mirror", f"{a}={b}")]
     argv = [word for word in trial.argv("--engine", "anaconda") if word not in mirror.options] + rules
-    done = trial.run(argv=argv)
+    misleading = dict.fromkeys(("PYTHONPATH", "CONDA_PREFIX", "CONDARC", "VIRTUAL_ENV", "PIP_TARGET"), "/trap")
+    done = trial.run(argv=argv, environ=misleading)
     assert done.code == 0, done.err
     (receipt,) = trial.receipts()
     assert receipt["engine"] == "anaconda"
+    assert "/trap" not in (trial.home / "conda" / "installed-with.txt").read_text()
     check_prefix(trial, trial.prefix)
     assert [(r.status, r.first) for r in mirror.gets("Anaconda3")] == [(200, 0), (206, 1_234_567)]
     assert [(r.status, r.first) for r in mirror.gets(python.name)] == [(503, 0), (200, 0), (206, 3_000_000)]
@@ -497,7 +508,7 @@ def test_killed_while_the_installer_unpacks_the_next_run_installs_it_anew(trial:
     check_prefix(trial, trial.prefix)
 
 
-@pytest.mark.parametrize("stage", ["download", "create"])
+@pytest.mark.parametrize("stage", ["download", "create", "try"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_soon_and_leaves_no_half_environment(
     trial: Trial, conda: Path, stage: str, number: signal.Signals
@@ -509,6 +520,11 @@ def test_ctrl_c_ends_soon_and_leaves_no_half_environment(
         trial.mirror.fault(uv.name, Slow(rate=50_000))  # minutes, if it waited
         child = trial.start("--engine", "conda")
         next_part(trial, uv.name)
+    elif stage == "try":
+        child = trial.start("--engine", "conda")
+        wait_for(
+            lambda: "Warm up" in trial.words().partition("Warm up")[2], "the step itself, after its announcement"
+        )
     else:
         (conda.parent.parent / "hold").touch()
         child = trial.start("--engine", "conda")
@@ -580,12 +596,21 @@ def plan(trial: Trial, *options: str, environ: dict[str, str] | None = None) -> 
 
 
 def test_what_auto_chooses(trial: Trial, conda: Path) -> None:
-    """A conda that is there; else Miniforge, or pixi where its installer refuses the path; else this Python."""
+    """A conda that is there; else Miniforge, or pixi where its installer refuses the path; else this Python.
+
+    And --python means this machine's; COLAB_LOCAL_MIRROR is as good as --mirror.
+    """
     where = {"PATH": f"{conda.parent}:{trial.environ['PATH']}"}
     assert plan(trial, environ={"CONDA_EXE": str(conda)})["engine"] == "conda"
     assert plan(trial, environ=where)["engine"] == "conda"
     assert plan(trial)["engine"] == "miniforge"
     assert {r.method for r in trial.mirror.requests} == {"HEAD"}
+    assert plan(trial, "--python", supported_python())["engine"] == "host"
+    told = {"COLAB_LOCAL_MIRROR": " ".join(word for word in trial.mirror.options if word != "--mirror")}
+    trial.mirror.reset()
+    argv = [word for word in trial.argv("--dry-run", "--json") if word not in trial.mirror.options]
+    by_variable = trial.run(argv=argv, environ=told)
+    assert by_variable.document["engine"] == "miniforge" and len(trial.mirror.requests) == 2
     assert plan(trial, "--prefix", str(trial.folder / "with blanks"))["engine"] == "pixi"
     (conda.parent.parent / "version").write_text("4.12.0\n")
     assert plan(trial, environ=where)["engine"] == "miniforge"  # it would not check hashes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from scripts import transport_benchmark
 from scripts.colab_page import parse_url
 from tests.colab_client import TRANSPORTS, connect
-from tests.jupyter_servers import Running, free_port, noise, serve, start
+from tests.conftest import REPO, supported_python
+from tests.jupyter_servers import Running, free_port, noise, serve, start, user_environment
 
 TRAIN = """
 import os
@@ -47,11 +49,27 @@ USER_KERNEL = {"argv": ["/bin/false"], "display_name": "mine", "language": "pyth
 
 @pytest.fixture(scope="module")
 def server(installed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Jupyter started with the printed command; only the port is another one, for 8888 may be in use here."""
-    port = free_port()
-    argv = [f"--port={port}" if word.startswith("--port=") else word for word in installed.argv]
-    with start(argv, tmp_path_factory.mktemp("home"), port) as running:
+    """Jupyter started by a shell with the command as bootstrap.py prints it; 8888 may be in use here."""
+    port, home = free_port(), tmp_path_factory.mktemp("home")
+    argv = bootstrap_argv(installed, port)
+    said = subprocess.run(argv, env=user_environment(home), capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in said.splitlines() if "jupyter-notebook" in line]
+    with start(["bash", "-c", line], home, port) as running:
         yield running
+
+
+def bootstrap_argv(installed: Any, port: int) -> list[str]:
+    """Return the command that a user types where the environment is installed already."""
+    return [supported_python(), str(REPO / "bootstrap.py"), "--prefix", str(installed.home), "--port", str(port)]
+
+
+def test_launch_starts_jupyter_in_the_same_terminal(installed: Any, tmp_path: Path) -> None:
+    """The process that was bootstrap.py becomes Jupyter: Ctrl-C reaches it, and nothing else stays."""
+    port = free_port()
+    with start([*bootstrap_argv(installed, port), "--launch"], tmp_path, port) as running:
+        assert "Next steps" in running.log and f"http://localhost:{port}/?token=" in running.log
+        with connect(running.url, "direct") as colab:
+            assert colab.run("print(6 * 7)").stdout == "42\n"
 
 
 def locked_tensorflow(prefix: Path) -> str:
@@ -97,8 +115,6 @@ def test_both_transports_are_measured(server: Running) -> None:
 
 
 def test_benchmark_command_reads_the_address_from_stdin(server: Running) -> None:
-    import subprocess
-
     argv = [sys.executable, transport_benchmark.__file__, "--cells", "2", "--megabytes", "1", "--json", "-"]
     done = subprocess.run(argv, input=server.url, capture_output=True, text=True, check=True, timeout=300)
     assert set(json.loads(done.stdout)["measured"]) == set(TRANSPORTS)

@@ -270,6 +270,12 @@ def test_bad_input_is_one_error_line(lab: Lab, arguments: list[str], code: int, 
             "a platform without virtual packages (found linux-riscv64)",
         ),
         ("colab-pins.txt", "six==", "six=", "colab-pins.txt, line 5: need name==version (found 'six=1.16.0')"),
+        ("gpu.yml", "channels:", "canals:", "gpu.yml/channels is missing or malformed"),
+        ("gpu.yml", "- pip:", "- pop:", "conda specs and one list of requirements under pip:"),
+        ("platforms.yml", "accelerator: gpu", "accelerator: tpu", "platforms.yml/gpu/accelerator is missing or malf"),
+        ("colab-exceptions.yml", "reason: a test", "cause: a test", "colab-exceptions.yml/six/reason is missing"),
+        ("virtual-packages.yml", "subdirs:", "folders:", "virtual-packages.yml/subdirs is missing or malformed"),
+        ("installers.json", "{", "[", "installers.json is no YAML"),
     ],
 )
 def test_specs_that_cannot_be_locked(lab: Lab, file: str, old: str, new: str, says: str) -> None:
@@ -282,6 +288,17 @@ def test_specs_that_cannot_be_locked(lab: Lab, file: str, old: str, new: str, sa
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and says in errors[0] and "Traceback" not in done.stderr
     assert lab.tree() == before
+
+
+def test_a_damaged_lock_is_solved_anew_in_full_and_refused_in_part(made: Lab, lab: Lab) -> None:
+    """What is there is needed only where something is to stay as it is."""
+    for name in ("index.json", "pixi.lock"):
+        content = (lab.lockfiles / name).read_bytes()
+        (lab.lockfiles / name).write_bytes(content[: len(content) // 2] + b"\xff")
+        done = lab.lock("gpu")
+        assert done.returncode != 0 and name in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 2 and done.stderr.startswith("error: "), done.stderr
+        assert lab.lock().returncode == 0 and lab.tree() == made.tree()
 
 
 def test_a_package_without_sha256_is_refused(lab: Lab) -> None:
@@ -510,7 +527,7 @@ def test_specs_are_ordinary_files_of_their_kind(tmp_path: Path) -> None:
 def test_pins_are_our_own_list_of_what_we_lock() -> None:
     """Every pin occurs in a lock, with that version but for the exceptions, each of which has its reason."""
     pins = lock.read_pins(ENVIRONMENTS)
-    exceptions = lock.read_yaml(ENVIRONMENTS / "colab-exceptions.yml")
+    exceptions = lock.read_exceptions(ENVIRONMENTS)
     assert set(exceptions) <= set(pins) and all(entry["reason"] for entry in exceptions.values())
     locked: dict[str, set[str]] = {}
     for name in lock.read_specs(ENVIRONMENTS):
@@ -551,7 +568,7 @@ def test_newest_machines_choose_the_locked_wheels_too() -> None:
     uv's own answer for the least machine is in ci/check_lockfiles.py; this is about the others.
     """
     newest = {"__glibc": "2.60", "__osx": "30.0"}
-    pins = lock.constraints(lock.read_pins(ENVIRONMENTS), lock.read_yaml(ENVIRONMENTS / "colab-exceptions.yml"))
+    pins = lock.constraints(lock.read_pins(ENVIRONMENTS), lock.read_exceptions(ENVIRONMENTS))
     checked = 0
     for name, spec in lock.read_specs(ENVIRONMENTS).items():
         locked = lock.locked_requirements(LOCKFILES / name / "pypi.txt")
@@ -565,19 +582,32 @@ def test_newest_machines_choose_the_locked_wheels_too() -> None:
 
 
 def test_pixi_task_installs_the_python_layer(tmp_path: Path) -> None:
-    """`pixi run -e cpu install` as the shell commands that it is, in an environment like pixi's.
+    """`pixi run -e cpu install` in an environment like pixi's, by deno_task_shell, as pixi runs it.
 
-    pixi itself is not to be had from a package registry; its task shell and sh read these commands alike.
+    pixi itself is not to be had from a package registry; deno, for whose tasks the library was written, is.
     """
+
+    def run(task: str) -> str:
+        argv = ["deno", "task", "--quiet", "--eval", task]
+        done = subprocess.run(argv, cwd=LOCKFILES, env=env, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     series = f"{sys.version_info.major}.{sys.version_info.minor}"
     manifest = tomllib.loads(lock.pixi_toml_text(lock.read_specs(ENVIRONMENTS), series))
     prefix = tmp_path / "my envs" / "cpu"
     base = getattr(sys, "_base_executable", sys.executable)
     subprocess.run([base, "-m", "venv", "--without-pip", str(prefix)], check=True)
     path = f"{Path(lock.find_uv()).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**bootstrap.child_environment(), "CONDA_PREFIX": str(prefix), "PATH": path}
-    task = manifest["feature"]["cpu"]["tasks"]["install"]
-    subprocess.run(["sh", "-euc", task], cwd=LOCKFILES, env=env, check=True, timeout=600)
+    env = {
+        **bootstrap.child_environment(),
+        "CONDA_PREFIX": str(prefix),
+        "PATH": path,
+        "DENO_DIR": str(tmp_path / "deno"),
+    }
+    tasks = manifest["feature"]["cpu"]["tasks"]
+    for _ in range(2):  # `jupyter` depends on it, so it runs each time
+        run(tasks["install"])
     code = "import importlib.metadata as m, colab_local_jupyter; print(m.version('notebook'), m.version('keras'))"
     shown = subprocess.run([prefix / "bin/python", "-c", code], capture_output=True, text=True, check=True).stdout
     pins = lock.read_pins(ENVIRONMENTS)
@@ -589,3 +619,9 @@ def test_pixi_task_installs_the_python_layer(tmp_path: Path) -> None:
     overlay = ENVIRONMENTS / "jupyter/prefix"
     for file in overlay.rglob("*"):
         assert (prefix / file.relative_to(overlay)).exists()
+    # and that is all that Colab needs: the command of the other task is bootstrap.py's, with both extensions loaded
+    assert tasks["jupyter"]["depends-on"] == ["install"]
+    words = run(f"printf '%s\\n' {tasks['jupyter']['cmd']}").splitlines()
+    assert words == bootstrap.jupyter_argv(str(prefix), notebook_dir=env["HOME"])
+    tried = subprocess.run([prefix / "bin/python", REPO / "scripts/tryout.py", "serve"], env=env, capture_output=True)
+    assert b"colab_local_jupyter" in tried.stdout, tried.stderr

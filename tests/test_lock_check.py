@@ -6,19 +6,22 @@ index.json's digests are made anew after each change but one, so that it isn't t
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
+import operator
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bootstrap
 from scripts import lock
 from tests.lock_lab import REPO, Lab, served
 
@@ -140,6 +143,50 @@ def test_a_digest_that_index_does_not_have_is_found(lab: Lab, path: str) -> None
     with (lab.lockfiles / path).open("a") as stream:
         stream.write("\n")
     assert any(line.startswith("index.json: ") for line in problems(lab, "--offline", "gpu"))
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the path of every value in nested JSON objects that is no object."""
+    if not isinstance(value, dict):
+        yield path
+    else:
+        for key in value:
+            yield from leaves(value[key], (*path, key))
+
+
+def changed(value: Any) -> Any:
+    """Return a value of index.json with one digit, unit or entry changed."""
+    if isinstance(value, str):
+        last = max(value.rfind(digit) for digit in "0123456789abcdef")
+        return value[:last] + ("1" if value[last] != "1" else "2") + value[last + 1 :]
+    return value[:-1] if isinstance(value, list) else (value or 0) + 1
+
+
+def test_whatever_is_changed_in_index_json_is_found(lab: Lab) -> None:
+    """Digests, versions, what the machine must have, sizes: everything follows from the other files and the specs."""
+    path = lab.lockfiles / "index.json"
+    index = json.loads(path.read_text())
+
+    def problems_with(*where: str) -> list[str]:
+        copy = json.loads(json.dumps(index))
+        inner = functools.reduce(operator.getitem, where[:-1], copy)
+        inner[where[-1]] = changed(inner[where[-1]])
+        path.write_text(json.dumps(copy))
+        layer = check.check_python_layer if where[-1] == "pypi_download" else None
+        try:
+            files = check.Lockfiles(lab.environments, lab.lockfiles)
+        except bootstrap.Failure as failure:  # another schema
+            return [failure.what]
+        return list(layer(files, where[1]) if layer else check.check_digests(files))
+
+    unseen = [where for where in leaves(index) if not problems_with(*where)]
+    assert {where[-1] for where in unseen} == {"pypi_installed"}  # scripts/lock.py --check sees it
+
+
+@pytest.mark.parametrize("path", ["cpu/linux-64.txt", "cpu/conda-lock.yml", "gpu/pypi.txt", "host.txt", "pixi.toml"])
+def test_a_missing_file_is_named(lab: Lab, path: str) -> None:
+    (lab.lockfiles / path).unlink()
+    assert any(line.startswith(f"{path}: missing") for line in problems(lab, "--offline"))
 
 
 def test_files_missing_or_extra_and_foreign_hosts_are_found(lab: Lab) -> None:

@@ -60,8 +60,12 @@ def use(home: Home) -> None:
 
 
 def test_install_use_uninstall_install_again(tmp_path: Path, locks: list[Path]) -> None:
-    """Afterwards the file system is as before; what the user put into the folder stays, and is named."""
-    home = Home(tmp_path / "user" / "colab local", tmp_path / "user")
+    """Afterwards the file system is as before; what the user put into the folder stays, and is named.
+
+    The prefix has whatever a shell, a URL or a launcher's first line could trip over.
+    """
+    folder = "it's a cölab $HOME 機械"
+    home = Home(tmp_path / "user" / folder, tmp_path / "user")
     home.user.mkdir()
     (home.user / "notes.txt").write_text("mine")
     (home.user / ".bashrc").write_text("alias ll='ls -l'\n")
@@ -69,12 +73,12 @@ def test_install_use_uninstall_install_again(tmp_path: Path, locks: list[Path]) 
     before = snapshot(home.user)
     install(home, locks[0])
     made = {name.split("/")[0] for name in set(snapshot(home.user)) - set(before)}
-    assert made == {"colab local"}, "nothing is written outside the prefix"
+    assert made == {folder}, "nothing is written outside the prefix"
     use(home)
     # What Jupyter itself keeps of its user's sessions is the user's, as with any Jupyter; nothing else is new.
     jupyters = r"\.local(/share(/jupyter(/.*)?)?)?|\.jupyter(/.*)?|\.ipython(/.*)?"
     for new in sorted(set(snapshot(home.user)) - set(before)):
-        assert new.startswith("colab local") or re.fullmatch(jupyters, new), new
+        assert new.startswith(folder) or re.fullmatch(jupyters, new), new
     for name in (".local", ".jupyter", ".ipython"):
         shutil.rmtree(home.user / name, ignore_errors=True)
     dry = home.run("--uninstall", "--dry-run")

@@ -69,5 +69,6 @@ if [ "${CONDA_REGISTER_ENVS:-true}" = true ]; then
     mkdir -p "$HOME/.conda"
     echo "$PREFIX" >>"$HOME/.conda/environments.txt"
 fi
+env >"$PREFIX/installed-with.txt" # for the tests
 echo "installation finished."
 exit 0
