@@ -33,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 import webbrowser
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -45,6 +46,7 @@ from scripts import connect_agent
 
 COLAB = "https://colab.research.google.com/"
 DESKTOP_PORTS = {5900: 55900, 5901: 55901}  # VNC displays :0 (the screen) and :1 (virtual) -> ports here
+DESKTOP_KINDS = {5900: "mirror", 5901: "virtual"}  # as bootstrap.py --desktop calls them
 ANSWER_SECONDS = 60.0
 LONGEST_PAUSE_S = 30.0
 SBATCH = Path(__file__).resolve().parent / "slurm" / "colab-local.sbatch"
@@ -125,7 +127,8 @@ def forward_spec(local: int, remote: int) -> str:
 
 def colab_url(local: int, server: Json) -> str:
     """Return what the user pastes into Colab."""
-    return "http://localhost:{}{}?token={}".format(local, server["base_url"], server["token"])
+    token = urllib.parse.quote(server["token"], safe="")  # a user's own may hold anything
+    return "http://localhost:{}{}?token={}".format(local, server["base_url"], token)
 
 
 def pauses() -> Iterator[float]:
@@ -558,7 +561,10 @@ class Session:
             if remote in open_there:
                 bootstrap.say("{}: vncviewer localhost::{}".format(there, local))
             else:
-                bootstrap.report("note: nothing listens at VNC port {} yet (forwarded to {})".format(remote, local))
+                bootstrap.report(
+                    "note: nothing listens at VNC port {} yet (forwarded to {}); there: "
+                    "python3 bootstrap.py --desktop {}".format(remote, local, DESKTOP_KINDS[remote])
+                )
 
     shown = ""
 
@@ -581,6 +587,9 @@ class Session:
         bootstrap.say("    " + self.shown)
         bootstrap.say()
         bootstrap.say("If the browser asks whether Colab may access other apps and services on this device: Allow.")
+        bootstrap.say(
+            "If Colab can't connect, this says why: python3 scripts/doctor.py " + self.shown.partition("?")[0]
+        )
         bootstrap.say("Ctrl-C closes the tunnel; Jupyter goes on.")
         self.emit(
             {

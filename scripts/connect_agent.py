@@ -287,6 +287,7 @@ def launch(home: Path, receipt: Json, wanted: Optional[int]) -> Json:
     port = free_port(preferred)
     if port != preferred:
         send({"note": "port {} is taken on {}: Jupyter uses {} there".format(preferred, socket.gethostname(), port)})
+    send({"note": "starting Jupyter on {}".format(socket.gethostname())})
     log = open_log(home)
     with log.open("ab") as output:
         child = subprocess.Popen(

@@ -725,7 +725,10 @@ def only_server(timeout: float) -> Runtime:
             reason = why_not_loadable(str(Path(receipt["prefix"]) / "bin" / "python"))
             if reason:
                 raise Fault("extension-not-loadable", f"Jupyter can't start in {receipt['prefix']}: {reason}")
-        raise Fault("nothing-listens", what, start_command())
+        hint = start_command()
+        if not current_environments():  # a laptop, perhaps, with a tunnel to the Jupyter of another machine
+            hint += f"   or, behind a tunnel: python3 scripts/doctor.py http://localhost:{bootstrap.DEFAULT_PORT}"
+        raise Fault("nothing-listens", what, hint)
     if len(servers) > 1:
         each = ", ".join(f"http://localhost:{server.port}" for server in servers)
         raise UsageError(f"several Jupyter servers run here ({each}); name one of them")
@@ -749,7 +752,8 @@ def find_token(runtime: Runtime, file: Optional[str]) -> str:
         if server.port == runtime.port and server.token:
             return server.token
     if sys.stdin.isatty() and sys.stderr.isatty():
-        return getpass.getpass("Token of the server (not shown; empty for none): ").strip()
+        typed = getpass.getpass("Token of the server, or its whole address (not shown; empty for none): ").strip()
+        return typed.rpartition("token=")[2]
     return ""
 
 

@@ -11,6 +11,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.colab_client import TRANSPORTS, Refused, connect
-from tests.conftest import Installed
+from tests.conftest import REPO, Installed
 from tests.hosts import Lab, Machine, needs_root, wait_for
 
 pytestmark = needs_root
@@ -99,6 +100,22 @@ def test_both_transports_run_a_cell_through_ssh(lab: Lab, token: str, local: int
                 assert colab.run("import socket; print(socket.gethostname())").stdout == "gpubox\n", transport
 
 
+def doctor(lab: Lab, url: str) -> list[str]:
+    """Return the codes of the faults that the doctor finds at `url`, run on the laptop as its user would."""
+    argv = [sys.executable, str(REPO / "scripts" / "doctor.py"), "--json", "-"]
+    done = lab.laptop.run(argv, input=url + "\n", check=False)
+    return [fault["code"] for fault in json.loads(done.stdout)["faults"]]
+
+
+def test_the_doctor_on_the_laptop_sees_through_the_tunnel(lab: Lab, token: str) -> None:
+    with tunnel(lab, 58888, 8888):
+        assert doctor(lab, f"http://localhost:58888/?token={token}") == []
+        assert doctor(lab, "http://localhost:58888/?token=wrong") == ["token-wrong"]
+        assert doctor(lab, f"http://localhost:58887/?token={token}") == ["nothing-listens"]
+    with tunnel(lab, 58888, PLAIN_PORT):  # where nothing listens on the host
+        assert doctor(lab, f"http://localhost:58888/?token={token}") == ["tunnel-dead-end"]
+
+
 def test_a_wrong_token_stays_refused_through_the_tunnel(lab: Lab, token: str) -> None:
     with tunnel(lab, 58888, 8888), lab.laptop.network():
         for transport in TRANSPORTS:
@@ -117,5 +134,6 @@ def test_without_the_extension_the_articles_failure_is_back(lab: Lab, installed:
             with pytest.raises(Refused), connect(url, "http_over_ws"):
                 pass
             assert "ConnectionRefusedError: [Errno 111]" in log.read_text()
+            assert doctor(lab, url) == ["port-mismatch"]
             with connect(url, "direct") as colab:
                 assert colab.run("6 * 7").result == "42"
