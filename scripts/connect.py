@@ -224,12 +224,13 @@ def install_command(ssh: Ssh, env: Optional[str]) -> str:
     )
 
 
-def refusal(message: Json, ssh: Ssh, env: Optional[str]) -> Failure:
-    """Return the failure that the agent's answer stands for."""
+def refusal(message: Json, ssh: Ssh, env: Optional[str], stop: str) -> Failure:
+    """Return the failure that the agent's answer stands for. stop: the command that stops Jupyter there."""
     hints = {
         "absent": install_command(ssh, env),
         "env": install_command(ssh, env),
         "start": typed(ssh, " 'tail -n 40 {}/logs/jupyter-*.log'".format("~/.local/share/colab-local")),
+        "silent": stop + "   ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
         "job": typed(ssh, " squeue --me"),
     }
@@ -482,7 +483,7 @@ class Session:
         """Ask the agent; a refusal becomes a Failure with its hint."""
         answer = connection.ask(op, timeout, home=self.args.home, env=self.args.env, **more)
         if not answer["ok"]:
-            raise refusal(answer, connection.ssh, self.args.env)
+            raise refusal(answer, connection.ssh, self.args.env, self.typed("--stop "))
         return answer
 
     def node(self, login: Connection, name: str) -> Ssh:

@@ -105,7 +105,7 @@ CURES: Dict[str, Cure] = {
     "token-missing": Cure(
         _CONNECTING + "; Jupyter logs 403",
         "The address was pasted without `?token=...`",
-        "Paste the whole address; `jupyter notebook list` in the environment shows it",
+        "Paste the whole address, as Jupyter or `connect.py` printed it; `jupyter notebook list` shows it too",
     ),
     "token-wrong": Cure(
         _CONNECTING + "; Jupyter logs 403",
@@ -510,7 +510,7 @@ class Examination:
             if reason:
                 return Fault("extension-not-loadable", f"Jupyter can't start in {receipt['prefix']}: {reason}")
         what = f"nothing listens on {self.runtime.netloc} ({error.strerror or error})"
-        return Fault("nothing-listens", what, start_command())
+        return Fault("nothing-listens", what, start_command() if current_environments() else "")
 
     @staticmethod
     def _list_command(server: Server) -> str:

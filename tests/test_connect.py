@@ -227,6 +227,29 @@ def test_a_cut_line_comes_back_with_the_kernels_variables(lab: Lab, transport: s
 
 
 @needs_root
+def test_a_jupyter_that_hangs_is_waited_for_and_never_doubled(lab: Lab) -> None:
+    """As on a machine that swaps: its kernels hold the user's variables, a second Jupyter would hide them."""
+    gpubox = lab.machines["gpubox"]
+    with running(lab, "gpubox") as link:
+        pid = link.event("connected")["pid"]
+        assert link.end() == 0
+    gpubox.run(["kill", "-STOP", str(pid)])
+    silent = f"Jupyter on gpubox (process {pid}, port 8888) runs and does not answer"
+    status = run(lab, "--status", "gpubox")
+    assert (status.returncode, status.stdout) == (1, "")
+    assert f"error: {silent}\nhint: python3 scripts/connect.py --stop gpubox" in status.stderr
+    with running(lab, "gpubox") as link:
+        link.says(f"{silent}: waiting")
+        gpubox.run(["kill", "-CONT", str(pid)])
+        connected = link.event("connected")
+        assert (connected["pid"], connected["started"]) == (pid, False)
+        assert link.end() == 0
+    gpubox.run(["kill", "-STOP", str(pid)])
+    assert run(lab, "--stop", "gpubox").stdout == "stopped on gpubox\n"
+    assert not gpubox.listens(8888)
+
+
+@needs_root
 def test_a_rebooted_host_gets_a_new_jupyter_and_the_user_is_told(lab: Lab) -> None:
     gpubox = lab.machines["gpubox"]
     with running(lab, *QUICK, "gpubox") as link:
