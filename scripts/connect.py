@@ -228,6 +228,7 @@ def refusal(message: Json, ssh: Ssh, env: Optional[str], stop: str) -> Failure:
     """Return the failure that the agent's answer stands for. stop: the command that stops Jupyter there."""
     hints = {
         "absent": install_command(ssh, env),
+        "absent-gpu": install_command(ssh, env or "gpu"),
         "env": install_command(ssh, env),
         "start": typed(ssh, " 'tail -n 40 {}/logs/jupyter-*.log'".format("~/.local/share/colab-local")),
         "silent": stop + "   ends it, kernels included",

@@ -21,6 +21,7 @@ import os
 import queue
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,7 +79,8 @@ def choose(home: Path, env: Optional[str]) -> Json:
     """Return the receipt of environment `env`, or of the one installed last; Refusal if there is none."""
     receipts = current_receipts(home)
     if not receipts:
-        raise Refusal("no colab-local environment on {} (looked in {})".format(socket.gethostname(), home), "absent")
+        kind = "absent-gpu" if shutil.which("nvidia-smi") else "absent"  # what there is to install
+        raise Refusal("no colab-local environment on {} (looked in {})".format(socket.gethostname(), home), kind)
     for receipt in receipts:
         if env in (None, receipt["env"]):
             return receipt

@@ -455,10 +455,16 @@ def test_where_nothing_is_installed_the_hint_brings_it_there(lab: Lab) -> None:
     assert done.returncode == 1
     assert "error: no colab-local environment on empty (looked in /" in done.stderr
     hint = done.stderr.partition("hint: ")[2].strip()
-    assert hint.endswith("python3 colab-local/bootstrap.py'")
+    assert re.search(r"python3 colab-local/bootstrap\.py( --env gpu)?'$", hint)  # gpu where this machine has one
     # The command itself, but with --help at its end: this network has no way out.
     helped = lab.laptop.run(["bash", "-c", hint[:-1] + " --help'"])
     assert "Turn this machine into a Google Colab local runtime" in helped.stdout
+
+    home = lab.machines["empty"].home
+    (home / "nvidia-smi").write_text("#!/bin/sh\n")
+    (home / "nvidia-smi").chmod(0o755)
+    (home / ".bashrc").write_text("PATH=$PATH:$HOME\n")
+    assert run(lab, "empty").stderr.strip().endswith("python3 colab-local/bootstrap.py --env gpu'"), "it has a GPU"
 
 
 @needs_root
