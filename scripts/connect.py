@@ -46,7 +46,6 @@ from scripts import connect_agent
 
 COLAB = "https://colab.research.google.com/"
 DESKTOP_PORTS = {5900: 55900, 5901: 55901}  # VNC displays :0 (the screen) and :1 (virtual) -> ports here
-DESKTOP_KINDS = {5900: "mirror", 5901: "virtual"}  # as bootstrap.py --desktop calls them
 ANSWER_SECONDS = 60.0
 LONGEST_PAUSE_S = 30.0
 SBATCH = Path(__file__).resolve().parent / "slurm" / "colab-local.sbatch"
@@ -563,10 +562,7 @@ class Session:
             if remote in open_there:
                 bootstrap.say("{}: vncviewer localhost::{}".format(there, local))
             else:
-                bootstrap.report(
-                    "note: nothing listens at VNC port {} yet (forwarded to {}); there: "
-                    "python3 bootstrap.py --desktop {}".format(remote, local, DESKTOP_KINDS[remote])
-                )
+                bootstrap.report("note: nothing listens at VNC port {} yet (forwarded to {})".format(remote, local))
 
     shown = ""
 

@@ -25,6 +25,7 @@ import pytest
 import bootstrap
 from scripts import connect as connect_py
 from scripts import connect_agent
+from scripts.transport_benchmark import median_cell
 from tests.colab_client import TRANSPORTS, Colab, Server, connect, open_transport
 from tests.conftest import REPO, Installed
 from tests.hosts import Lab, Machine, needs_root, wait_for
@@ -153,6 +154,7 @@ def test_first_connection_and_everything_one_does_with_it(lab: Lab) -> None:
             for transport in TRANSPORTS:
                 with connect(one["url"], transport) as colab:
                     assert colab.run("import socket; print(socket.gethostname())").stdout == "gpubox\n"
+            assert median_cell(one["url"]) < 0.035, "sshd holds small packets back, as with ssh -N"
 
         # The token is in no command line, no environment and no log.
         seen = command_lines(lab.laptop) + command_lines(gpubox)

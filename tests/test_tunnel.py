@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import signal
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+import bootstrap
+from scripts.transport_benchmark import median_cell
 from tests.colab_client import TRANSPORTS, Refused, connect
 from tests.conftest import REPO, Installed
 from tests.hosts import Lab, Machine, needs_root, wait_for
@@ -65,16 +67,18 @@ def jupyter(host: Machine, argv: Sequence[str], port: int, log: Path) -> Iterato
 
 @contextlib.contextmanager
 def tunnel(lab: Lab, local: int, remote: int, *options: str) -> Iterator[None]:
-    """Hold `ssh -L local:localhost:remote` open on the laptop."""
-    argv = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", *options, "-L", f"{local}:localhost:{remote}", "gpubox"]
-    process = subprocess.Popen(lab.laptop.enter(argv), stdin=subprocess.DEVNULL)
+    """Hold the line that bootstrap.py prints open on the laptop, for these ports and with more of ssh's options."""
+    printed = bootstrap.ssh_line(remote, "root", "gpubox").replace(f"-L {remote}:", f"-L {local}:")
+    program, *words = shlex.split(printed)
+    argv = lab.laptop.enter([program, "-T", *options, *words])
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: process.poll() is not None or lab.laptop.listens(local), 60, "the tunnel")
         assert process.poll() is None
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+        process.terminate()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,12 @@ def test_both_transports_run_a_cell_through_ssh(lab: Lab, token: str, local: int
         for transport in TRANSPORTS:
             with connect(f"http://localhost:{local}/?token={token}", transport) as colab:
                 assert colab.run("import socket; print(socket.gethostname())").stdout == "gpubox\n", transport
+
+
+def test_cells_answer_at_once_through_the_printed_line(lab: Lab, token: str) -> None:
+    """With `ssh -N` sshd holds small packets back, and most cells take 40 ms longer."""
+    with tunnel(lab, 58888, 8888), lab.laptop.network():
+        assert median_cell(f"http://localhost:58888/?token={token}") < 0.035
 
 
 def doctor(lab: Lab, url: str) -> list[str]:
