@@ -797,6 +797,7 @@ def as_json(runtime: Optional[Runtime], steps: List[Step], faults: List[Fault], 
             ],
             "faults": [fault(one) for one in faults],
             "warnings": [fault(one) for one in warnings],
+            "browser": None if faults else BROWSER_ADVICE,
         },
         indent=2,
     )

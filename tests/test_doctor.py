@@ -139,6 +139,7 @@ def test_every_row_of_the_settings_table(prefix: Path, tmp_path: Path, settings:
         found = examine(tmp_path)
     assert (found.fault, found.last("direct"), found.last("http_over_ws")) == (fault, direct, over_websocket)
     assert found.code == (1 if fault else 0)
+    assert found.json["browser"] == (None if fault else doctor.BROWSER_ADVICE)
     assert running.token == "" or running.token not in found.text
 
 
