@@ -229,6 +229,33 @@ def test_a_cut_line_comes_back_with_the_kernels_variables(lab: Lab, transport: s
 
 
 @needs_root
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_port_that_a_stranger_took_while_the_line_was_down(lab: Lab, address: str) -> None:
+    """Of localhost's two addresses one is enough for a stranger to get what the browser sends, token and all."""
+    gpubox = lab.machines["gpubox"]
+    with running(lab, *QUICK, "--port", "50002", "gpubox") as link:
+        assert link.event("connected")["port"] == 50002
+        gpubox.cut()
+        try:
+            link.event("dropped")
+            with lab.laptop.network():
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                stranger = socket.create_server((address, 50002), family=family)
+        finally:
+            gpubox.restore()
+        with stranger:
+            failed = link.event("failed")
+            stranger.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    assert stranger.accept()[0].recv(1000) == b"", "something was said to it"
+        assert "could not open port 50002 on this machine" in failed["error"]
+        options = shlex.join(QUICK)
+        assert failed["hint"] == f"python3 scripts/connect.py --port 50003 {options} gpubox"
+        assert link.process.wait(30) == 1
+
+
+@needs_root
 def test_a_jupyter_that_hangs_is_waited_for_and_never_doubled(lab: Lab) -> None:
     """As on a machine that swaps: its kernels hold the user's variables, a second Jupyter would hide them."""
     gpubox = lab.machines["gpubox"]
