@@ -28,6 +28,7 @@ import os
 import re
 import shlex
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -352,6 +353,16 @@ def why_not_loadable(python: str) -> str:
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
+def speaks_tls(runtime: Runtime) -> bool:
+    """Whether a TLS handshake succeeds at `runtime`, whatever the certificate says."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with contextlib.suppress(OSError), runtime.connect() as connection:
+        context.wrap_socket(connection).close()
+        return True
+    return False
+
+
 def current_environments() -> List[Dict[str, Any]]:
     """Return the receipts of the environments in use on this machine, newest first."""
     home = bootstrap.default_home()
@@ -527,6 +538,10 @@ class Examination:
             answer = http_request(self.runtime, "GET", "/api", origin=None)
             self.plain = http_request(self.runtime, "GET", "/api")  # 404 where the origin isn't allowed
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
+            if speaks_tls(self.runtime):
+                what = f"what answers at {self.runtime.netloc} speaks https; Colab needs http"
+                hint = "if it is Jupyter, start it without --certfile; on localhost nothing leaves the machine"
+                raise Fault("not-jupyter", what, hint) from error
             what = f"the connection to {self.runtime.netloc} is closed at once, without an answer"
             raise Fault("tunnel-dead-end", what) from error
         except http.client.HTTPException as error:

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from scripts import colab_page, doctor
 from tests.jupyter_servers import (
@@ -324,6 +326,18 @@ def listener(answer: str) -> Iterator[str]:
 def test_what_is_not_a_web_server(tmp_path: Path, answer: str, fault: str) -> None:
     with listener(answer) as address:
         assert examine(tmp_path, "--timeout", "2", address).fault == fault
+
+
+def test_a_server_that_speaks_https(tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = examine(tmp_path, f"http://localhost:{server.server_port}/?token=x")
+        server.shutdown()
+    assert found.fault == "not-jupyter"
+    assert "speaks https" in found.json["faults"][0]["what"]
 
 
 class HalfBroken(http.server.BaseHTTPRequestHandler):
