@@ -1852,8 +1852,7 @@ def next_steps(installation):
         "  3. In Colab (https://colab.research.google.com): the arrow beside Connect > Connect to a local runtime,",
         "     paste the URL (http://localhost:{}/?token=...), Connect.".format(installation.args.port),
         "     If the browser asks whether Colab may access other apps and services on this device: Allow.",
-        "     It stays at connecting? Where the browser is, this says why: python3 scripts/doctor.py "
-        + "http://localhost:{}".format(installation.args.port),
+        "     It stays at connecting? Run where the browser is: python3 scripts/doctor.py",
     ]
 
 
