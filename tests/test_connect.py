@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -556,6 +558,26 @@ def test_without_python_the_host_is_told_apart(tmp_path: Path) -> None:
     assert done.returncode == 127
     failure = connect_py.explain(done.stderr.splitlines(), connect_py.Ssh("me@host"))
     assert failure.what == "host has no Python 3.8 or newer on its PATH"
+
+
+def test_both_ends_run_on_old_pythons(tmp_path: Path) -> None:
+    """A laptop and a host have whatever Python they have; 3.8 is the oldest that is promised."""
+    for script in (SCRIPT, connect_agent.__file__):
+        ast.parse(Path(script).read_text(), feature_version=(3, 8))
+    for old in sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python")):
+        assert subprocess.run([old, SCRIPT, "--help"], capture_output=True, check=True).stderr == b""
+        request = json.dumps({"op": "status", "home": str(tmp_path)}) + "\n"
+        agent = [str(old), connect_agent.__file__]
+        with subprocess.Popen(agent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far:
+            assert far.stdin is not None
+            assert far.stdout is not None
+            far.stdin.write(request)
+            far.stdin.flush()
+            said = (line.partition(connect_agent.MARK)[2] for line in far.stdout)
+            answers = [json.loads(text) for text in itertools.islice(filter(None, said), 2)]
+            far.stdin.close()
+        assert answers[0]["hello"]
+        assert answers[1]["kind"].startswith("absent")
 
 
 def test_bad_usage_is_refused_before_anything_happens() -> None:
