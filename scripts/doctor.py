@@ -314,6 +314,14 @@ def running_servers() -> List[Server]:
     return [server for _, server in sorted(found, reverse=True)]
 
 
+def is_reachable(server: Server) -> bool:
+    """Whether anything listens where `server` should; a leftover runtime file may name a server of the past."""
+    host = "localhost" if server.host in _LOCALHOST else server.host
+    with contextlib.suppress(OSError), socket.create_connection((host, server.port), timeout=3):
+        return True
+    return False
+
+
 def interpreter_of(pid: int) -> str:
     """Return the Python that the process `pid` was started with, or an empty string."""
     with contextlib.suppress(OSError):
@@ -496,7 +504,8 @@ class Examination:
     def unreachable(self, error: OSError) -> Fault:
         """Return why nothing answers at the address: another port, another interface, nothing at all."""
         port = self.runtime.port
-        if self.server:
+        # A runtime file that says localhost is a leftover, of before a reboot: its process number is another's now.
+        if self.server and self.server.host not in _LOCALHOST:
             return Fault(
                 "other-interface",
                 f"Jupyter listens on {self.server.host}:{port}, not on localhost",
@@ -508,7 +517,7 @@ class Examination:
                     if listening == port:
                         what = f"a program listens on {address}:{port}, not on localhost"
                         return Fault("other-interface", what, "start Jupyter with --ip=127.0.0.1")
-        servers = running_servers()
+        servers = [server for server in running_servers() if server.port != port]
         if servers:
             ports = ", ".join(str(server.port) for server in servers)
             return Fault(
@@ -744,6 +753,7 @@ def only_server(timeout: float) -> Runtime:
         if not current_environments():  # a laptop, perhaps, with a tunnel to the Jupyter of another machine
             hint += f"   or, behind a tunnel: python3 scripts/doctor.py http://localhost:{bootstrap.DEFAULT_PORT}"
         raise Fault("nothing-listens", what, hint)
+    servers = [server for server in servers if is_reachable(server)] or servers[:1]
     if len(servers) > 1:
         each = ", ".join(f"http://localhost:{server.port}" for server in servers)
         raise UsageError(f"several Jupyter servers run here ({each}); name one of them")

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import http.server
 import json
+import os
 import re
 import shutil
 import socket
@@ -210,6 +211,18 @@ def test_nothing_listens_and_what_to_type(prefix: Path, tmp_path: Path) -> None:
     for arguments in ([], [address]):
         found = examine(tmp_path, *arguments)
         assert (found.fault, found.json["faults"][0]["hint"]) == ("nothing-listens", " ".join(argv))
+
+
+def test_what_a_server_left_behind_is_not_taken_for_one(prefix: Path, tmp_path: Path) -> None:
+    """After a crash or a reboot the runtime file is still there, and its process number is another program's."""
+    runtime = tmp_path / ".local" / "share" / "jupyter" / "runtime"
+    runtime.mkdir(parents=True)
+    left = {"pid": os.getpid(), "hostname": "localhost", "port": free_port(), "token": "old", "base_url": "/"}
+    (runtime / f"nbserver-{os.getpid()}.json").write_text(json.dumps(left))
+    for arguments in ([], [f"http://localhost:{left['port']}"]):
+        assert examine(tmp_path, *arguments).fault == "nothing-listens"
+    with serve(prefix, tmp_path) as running:
+        assert examine(tmp_path).json["address"] == f"http://localhost:{running.port}/"
 
 
 def test_jupyter_that_cannot_start(base: Path, tmp_path: Path) -> None:
