@@ -160,7 +160,8 @@ def listens(port: int) -> bool:
 @contextlib.contextmanager
 def running(argv: list[str], **options: Any) -> Iterator[None]:
     """Run a server while the block lasts."""
-    child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen(argv, **(quiet | options))
     try:
         yield
     finally:
@@ -170,7 +171,10 @@ def running(argv: list[str], **options: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tunnel(folder: Path, port: int) -> Iterator[int]:
-    """Yield a port that leads through ssh, by an sshd of our own on loopback, to `port`."""
+    """Yield a port that leads through ssh, by an sshd of our own on loopback, to `port`.
+
+    With a session, as connect.py and the printed line have one: see bootstrap.ssh_line.
+    """
     sshd = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if sshd is None:
         raise SystemExit("error: there is no sshd to measure with\nhint: sudo apt-get install openssh-server")
@@ -182,11 +186,11 @@ def tunnel(folder: Path, port: int) -> Iterator[int]:
     settings = {"ListenAddress": f"127.0.0.1:{there}", "HostKey": folder / "host", "PidFile": "none", "UsePAM": "no"}
     settings |= {"AuthorizedKeysFile": folder / "user.pub", "StrictModes": "no", "PasswordAuthentication": "no"}
     (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-    ssh = ["ssh", "-N", "-F", "none", "-i", str(folder / "user"), "-p", str(there), "-o", "StrictHostKeyChecking=no"]
+    ssh = ["ssh", "-F", "none", "-i", str(folder / "user"), "-p", str(there), "-o", "StrictHostKeyChecking=no"]
     ssh += ["-o", f"UserKnownHostsFile={folder}/known_hosts", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]
     with running([sshd, "-D", "-f", str(folder / "sshd_config")]):
         wait_until(lambda: listens(there), "sshd")
-        with running([*ssh, "-L", f"{here}:127.0.0.1:{port}", "127.0.0.1"]):
+        with running([*ssh, "-L", f"{here}:127.0.0.1:{port}", "127.0.0.1", "cat"], stdin=subprocess.PIPE):
             wait_until(lambda: listens(here), "the tunnel")
             yield here
 

@@ -1,8 +1,7 @@
 """What Colab's page says to a local runtime, on both of its transports; standard library only.
 
 The direct transport makes cross-origin requests to Jupyter's API; the other sends every request through one WebSocket
-of the server extension jupyter_http_over_ws. doctor.py, connect.py and transport_benchmark.py speak through this
-module. Addresses and messages: README, "How Colab reaches the runtime".
+of the server extension jupyter_http_over_ws. doctor.py and transport_benchmark.py speak through this module.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 import webbrowser
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -118,14 +119,10 @@ def control_argv(ssh: Ssh, socket_path: str, *order: str) -> List[str]:
     return [ssh.program, "-F", os.devnull, "-o", "ControlPath=" + socket_path, *order, "--", ssh.destination]
 
 
-def forward_spec(local: int, remote: int) -> str:
-    """Return ssh's -L argument; "localhost" binds 127.0.0.1 and ::1 and nothing else, whatever GatewayPorts says."""
-    return "localhost:{}:127.0.0.1:{}".format(local, remote)
-
-
 def colab_url(local: int, server: Json) -> str:
     """Return what the user pastes into Colab."""
-    return "http://localhost:{}{}?token={}".format(local, server["base_url"], server["token"])
+    token = urllib.parse.quote(server["token"], safe="")  # a user's own may hold anything
+    return "http://localhost:{}{}?token={}".format(local, server["base_url"], token)
 
 
 def pauses() -> Iterator[float]:
@@ -139,6 +136,12 @@ def pauses() -> Iterator[float]:
 def typed(ssh: Ssh, command: str = "") -> str:
     """Return the plain ssh command that the user could type."""
     return " ".join(shlex.quote(word) for word in [ssh.program, *ssh.options, ssh.destination]) + command
+
+
+def connect_line(ssh: Ssh, option: str) -> str:
+    """Return the command that runs this program for the same host, by the same of ssh's options."""
+    words = " ".join(shlex.quote(word) for word in [*ssh.options, ssh.destination])
+    return "python3 scripts/connect.py {}{}".format(option, words)
 
 
 def explain(said: Sequence[str], ssh: Ssh) -> Failure:
@@ -221,12 +224,14 @@ def install_command(ssh: Ssh, env: Optional[str]) -> str:
     )
 
 
-def refusal(message: Json, ssh: Ssh, env: Optional[str]) -> Failure:
-    """Return the failure that the agent's answer stands for."""
+def refusal(message: Json, ssh: Ssh, env: Optional[str], stop: str) -> Failure:
+    """Return the failure that the agent's answer stands for. stop: the command that stops Jupyter there."""
     hints = {
         "absent": install_command(ssh, env),
+        "absent-gpu": install_command(ssh, env or "gpu"),
         "env": install_command(ssh, env),
         "start": typed(ssh, " 'tail -n 40 {}/logs/jupyter-*.log'".format("~/.local/share/colab-local")),
+        "silent": stop + "   ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
         "job": typed(ssh, " squeue --me"),
     }
@@ -237,9 +242,9 @@ def refusal(message: Json, ssh: Ssh, env: Optional[str]) -> Failure:
 # Effects
 
 
-def listens(port: int) -> bool:
+def listens(port: int, addresses: Sequence[str] = ("127.0.0.1", "::1")) -> bool:
     """Whether a browser here would reach some program at localhost:port."""
-    for address in ("127.0.0.1", "::1"):
+    for address in addresses:
         with contextlib.suppress(OSError):
             socket.create_connection((address, port), timeout=1).close()
             return True
@@ -370,8 +375,10 @@ class Connection:
             return event
         return None
 
-    def _forward(self, spec: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+    def _forward(self, address: str, local: int, remote: int) -> str:
+        """Have ssh forward a port at one of this machine's addresses; return why it can't, "" if it does."""
+        spec = "{}:{}:127.0.0.1:{}".format(address, local, remote)
+        done = subprocess.run(
             control_argv(self.ssh, self.socket_path, "-O", "forward", "-L", spec),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -379,6 +386,20 @@ class Connection:
             text=True,
             timeout=30,
         )
+        said = done.stderr.strip().splitlines() or ["ssh said nothing"]
+        return said[-1] if done.returncode else ""
+
+    def _forward_localhost(self, local: int, remote: int) -> str:
+        """Have ssh forward localhost:local; return why it can't, "" if it does.
+
+        Each address by itself: of the name "localhost" ssh is content with one. The other could be a stranger's, and
+        get the browser's requests with the token. Where there is no IPv6, nobody has ::1.
+        """
+        problem = self._forward("127.0.0.1", local, remote)
+        if problem:
+            return problem
+        problem = self._forward("[::1]", local, remote)
+        return problem if listens(local, ["::1"]) else ""
 
     def forward(self, remote: int, preferred: int, exact: bool = False) -> int:
         """Forward a port of this machine to the host's loopback and return it.
@@ -388,15 +409,14 @@ class Connection:
         problem = ""
         for _ in range(5):  # another program may take the port between the look and the deed
             local = preferred if exact else pick_port(preferred)
-            done = self._forward(forward_spec(local, remote))
-            if done.returncode == 0:
+            problem = self._forward_localhost(local, remote)
+            if not problem:
                 return local
-            problem = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "ssh said nothing"
             if self._process is None or self._process.poll() is not None:
                 raise Dropped(problem)
         raise Failure(
             "ssh could not open port {} on this machine ({})".format(preferred, problem),
-            "python3 scripts/connect.py --port {} {}".format(pick_port(preferred + 1), self.ssh.destination),
+            connect_line(self.ssh, "--port {} ".format(pick_port(preferred + 1))),
         )
 
     def close(self) -> None:
@@ -439,7 +459,7 @@ def await_answer(local: int, server: Json, connection: Connection) -> None:
             raise Failure("Jupyter on {} ended while connecting".format(server["host"]))
     raise Failure(
         "Jupyter on {} does not answer through the tunnel ({})".format(server["host"], problem),
-        "python3 scripts/connect.py --stop {}   and try again".format(connection.ssh.destination),
+        connect_line(connection.ssh, "--stop ") + "   and try again",
     )
 
 
@@ -469,9 +489,7 @@ class Session:
 
     def typed(self, option: str = "") -> str:
         """Return the command that runs this program for the same host."""
-        slurm = "--slurm " if self.args.slurm else ""
-        ssh = " ".join(shlex.quote(word) for word in [*self.ssh.options, self.ssh.destination])
-        return "python3 scripts/connect.py {}{}{}".format(option, slurm, ssh)
+        return connect_line(self.ssh, option + ("--slurm " if self.args.slurm else ""))
 
     # -- one connection's life
 
@@ -479,7 +497,7 @@ class Session:
         """Ask the agent; a refusal becomes a Failure with its hint."""
         answer = connection.ask(op, timeout, home=self.args.home, env=self.args.env, **more)
         if not answer["ok"]:
-            raise refusal(answer, connection.ssh, self.args.env)
+            raise refusal(answer, connection.ssh, self.args.env, self.typed("--stop "))
         return answer
 
     def node(self, login: Connection, name: str) -> Ssh:
@@ -581,6 +599,9 @@ class Session:
         bootstrap.say("    " + self.shown)
         bootstrap.say()
         bootstrap.say("If the browser asks whether Colab may access other apps and services on this device: Allow.")
+        bootstrap.say(
+            "If Colab can't connect, this says why: python3 scripts/doctor.py " + self.shown.partition("?")[0]
+        )
         bootstrap.say("Ctrl-C closes the tunnel; Jupyter goes on.")
         self.emit(
             {

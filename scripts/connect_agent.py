@@ -21,6 +21,7 @@ import os
 import queue
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from typing import Any, Dict, Iterator, List, NoReturn, Optional
 MARK = "colab-local>"
 COLAB_ORIGIN = "https://colab.research.google.com"
 START_SECONDS = 180.0  # a cold start of Jupyter on a network file system
+SILENT_SECONDS = 60.0  # how long a Jupyter may not answer: its machine may be busy, swapping, just awake
 LOGS_KEPT = 5
 JOB_NAME = "colab-local"
 Json = Dict[str, Any]
@@ -77,7 +79,8 @@ def choose(home: Path, env: Optional[str]) -> Json:
     """Return the receipt of environment `env`, or of the one installed last; Refusal if there is none."""
     receipts = current_receipts(home)
     if not receipts:
-        raise Refusal("no colab-local environment on {} (looked in {})".format(socket.gethostname(), home), "absent")
+        kind = "absent-gpu" if shutil.which("nvidia-smi") else "absent"  # what there is to install
+        raise Refusal("no colab-local environment on {} (looked in {})".format(socket.gethostname(), home), kind)
     for receipt in receipts:
         if env in (None, receipt["env"]):
             return receipt
@@ -154,8 +157,8 @@ def api(port: int, token: str, method: str, path: str, timeout: float = 5.0) -> 
     return json.loads(body.decode("utf-8")) if body else None
 
 
-def running_servers(home: Path) -> List[Json]:
-    """Return this user's Jupyter servers that run from `home`, allow Colab's page and answer to their token."""
+def living_servers(home: Path) -> List[Json]:
+    """Return this user's Jupyter servers that run from `home` and allow Colab's page, whether they answer or not."""
     servers = []
     for folder in runtime_folders():
         for path in folder.glob("nbserver-*.json"):
@@ -165,29 +168,46 @@ def running_servers(home: Path) -> List[Json]:
                 name = environment_name(home, argv)
                 if not name or not info["token"] or "NotebookApp.allow_origin=" + COLAB_ORIGIN not in " ".join(argv):
                     continue
-                base = info["base_url"]
-                status = api(info["port"], info["token"], "GET", base + "api/status")
                 servers.append(
                     {
                         "pid": int(info["pid"]),
                         "port": int(info["port"]),
                         "token": info["token"],
-                        "base_url": base,
+                        "base_url": info["base_url"],
                         "name": name,
                         "notebook_dir": info["notebook_dir"],
-                        "since": status["started"],
-                        "kernels": status["kernels"],
                     }
                 )
+    return servers
+
+
+def running_servers(home: Path) -> List[Json]:
+    """Return the living servers that answer to their token, the newest first."""
+    servers = []
+    for server in living_servers(home):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            status = api(server["port"], server["token"], "GET", server["base_url"] + "api/status")
+            servers.append(dict(server, since=status["started"], kernels=status["kernels"]))
     return sorted(servers, key=lambda server: str(server["since"]), reverse=True)
 
 
 def find_server(home: Path, env: Optional[str], pid: Optional[int] = None) -> Optional[Json]:
     """Return a running server of environment `env` (any if None; the process `pid` if given), newest first."""
-    for server in running_servers(home):
+    return first_of(running_servers(home), env, pid)
+
+
+def first_of(servers: List[Json], env: Optional[str], pid: Optional[int] = None) -> Optional[Json]:
+    """Return the first server of environment `env` (any if None; the process `pid` if given)."""
+    for server in servers:
         if pid in (None, server["pid"]) and (env is None or server["name"].rpartition("-")[0] == env):
             return server
     return None
+
+
+def silence(server: Json) -> Refusal:
+    """Return what is said of a server that lives and does not answer."""
+    what = "Jupyter on {} (process {pid}, port {port}) runs and does not answer"
+    return Refusal(what.format(socket.gethostname(), **server), "silent")
 
 
 def is_alive(pid: int) -> bool:
@@ -287,6 +307,7 @@ def launch(home: Path, receipt: Json, wanted: Optional[int]) -> Json:
     port = free_port(preferred)
     if port != preferred:
         send({"note": "port {} is taken on {}: Jupyter uses {} there".format(preferred, socket.gethostname(), port)})
+    send({"note": "starting Jupyter on {}".format(socket.gethostname())})
     log = open_log(home)
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -313,6 +334,26 @@ def await_server(home: Path, env: str, pid: Optional[int], log: Optional[Path] =
             raise Refusal("Jupyter ended at once on {}\n{}".format(socket.gethostname(), end), "start")
         time.sleep(0.1)
     raise Refusal("Jupyter did not answer within {:.0f} s (log: {})".format(START_SECONDS, log or "none"), "start")
+
+
+def await_silent(home: Path, env: Optional[str]) -> Optional[Json]:
+    """Wait for a server that lives and does not answer; None if there is none, Refusal if it stays silent.
+
+    Starting another one beside it would look like a new start to the user: the variables are in this one.
+    """
+    silent = first_of(living_servers(home), env)
+    if silent is None:
+        return None
+    send({"note": "{}: waiting".format(silence(silent))})
+    deadline = time.monotonic() + SILENT_SECONDS
+    while is_alive(silent["pid"]):
+        server = find_server(home, env, silent["pid"])
+        if server:
+            return server
+        if time.monotonic() > deadline:
+            raise silence(silent)
+        time.sleep(0.1)
+    return None
 
 
 def control_service(service: Json, action: str) -> None:
@@ -342,7 +383,7 @@ def serve(request: Json) -> Json:
     if request.get("pid"):
         return dict(describe(await_server(home, receipt["env"], request["pid"]), home, receipt), started=False)
     with only_one(home):
-        server = find_server(home, request.get("env"))
+        server = find_server(home, request.get("env")) or await_silent(home, request.get("env"))
         started = server is None
         if server is None:
             service = service_of(home, receipt["env"])
@@ -372,6 +413,9 @@ def status(request: Json) -> Json:
     home = home_folder(request.get("home"))
     receipt = choose(home, request.get("env"))
     server = find_server(home, request.get("env"))
+    silent = None if server else first_of(living_servers(home), request.get("env"))
+    if silent:
+        raise silence(silent)
     return describe(server, home, receipt) if server else {"running": False, "host": socket.gethostname()}
 
 
@@ -380,16 +424,18 @@ def stop(request: Json) -> Json:
     home = home_folder(request.get("home"))
     choose(home, request.get("env"))
     with only_one(home):
-        server = find_server(home, request.get("env"))
+        answering = find_server(home, request.get("env"))
+        server = answering or first_of(living_servers(home), request.get("env"))
         if server is None:
             return {"stopped": False, "host": socket.gethostname()}
         service = service_of(home, server["name"].rpartition("-")[0])
         if service:  # first: it would start Jupyter again
             control_service(service, "stop")
-        with contextlib.suppress(OSError, ValueError):
-            api(server["port"], server["token"], "POST", server["base_url"] + "api/shutdown", timeout=30)
+        if answering:
+            with contextlib.suppress(OSError, ValueError):
+                api(server["port"], server["token"], "POST", server["base_url"] + "api/shutdown", timeout=30)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if gone_within(server["pid"], 15):
+            if gone_within(server["pid"], 15 if answering else 3):
                 break
             os.kill(server["pid"], number)
         gone_within(server["pid"], 15)

@@ -28,6 +28,7 @@ import os
 import re
 import shlex
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,7 @@ CURES: Dict[str, Cure] = {
     "token-missing": Cure(
         _CONNECTING + "; Jupyter logs 403",
         "The address was pasted without `?token=...`",
-        "Paste the whole address; `jupyter notebook list` in the environment shows it",
+        "Paste the whole address, as Jupyter or `connect.py` printed it; `jupyter notebook list` shows it too",
     ),
     "token-wrong": Cure(
         _CONNECTING + "; Jupyter logs 403",
@@ -313,6 +314,14 @@ def running_servers() -> List[Server]:
     return [server for _, server in sorted(found, reverse=True)]
 
 
+def is_reachable(server: Server) -> bool:
+    """Whether anything listens where `server` should; a leftover runtime file may name a server of the past."""
+    host = "localhost" if server.host in _LOCALHOST else server.host
+    with contextlib.suppress(OSError), socket.create_connection((host, server.port), timeout=3):
+        return True
+    return False
+
+
 def interpreter_of(pid: int) -> str:
     """Return the Python that the process `pid` was started with, or an empty string."""
     with contextlib.suppress(OSError):
@@ -350,6 +359,16 @@ def why_not_loadable(python: str) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+def speaks_tls(runtime: Runtime) -> bool:
+    """Whether a TLS handshake succeeds at `runtime`, whatever the certificate says."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with contextlib.suppress(OSError), runtime.connect() as connection:
+        context.wrap_socket(connection).close()
+        return True
+    return False
 
 
 def current_environments() -> List[Dict[str, Any]]:
@@ -485,7 +504,8 @@ class Examination:
     def unreachable(self, error: OSError) -> Fault:
         """Return why nothing answers at the address: another port, another interface, nothing at all."""
         port = self.runtime.port
-        if self.server:
+        # A runtime file that says localhost is a leftover, of before a reboot: its process number is another's now.
+        if self.server and self.server.host not in _LOCALHOST:
             return Fault(
                 "other-interface",
                 f"Jupyter listens on {self.server.host}:{port}, not on localhost",
@@ -497,7 +517,7 @@ class Examination:
                     if listening == port:
                         what = f"a program listens on {address}:{port}, not on localhost"
                         return Fault("other-interface", what, "start Jupyter with --ip=127.0.0.1")
-        servers = running_servers()
+        servers = [server for server in running_servers() if server.port != port]
         if servers:
             ports = ", ".join(str(server.port) for server in servers)
             return Fault(
@@ -510,7 +530,7 @@ class Examination:
             if reason:
                 return Fault("extension-not-loadable", f"Jupyter can't start in {receipt['prefix']}: {reason}")
         what = f"nothing listens on {self.runtime.netloc} ({error.strerror or error})"
-        return Fault("nothing-listens", what, start_command())
+        return Fault("nothing-listens", what, start_command() if current_environments() else "")
 
     @staticmethod
     def _list_command(server: Server) -> str:
@@ -527,6 +547,10 @@ class Examination:
             answer = http_request(self.runtime, "GET", "/api", origin=None)
             self.plain = http_request(self.runtime, "GET", "/api")  # 404 where the origin isn't allowed
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
+            if speaks_tls(self.runtime):
+                what = f"what answers at {self.runtime.netloc} speaks https; Colab needs http"
+                hint = "if it is Jupyter, start it without --certfile; on localhost nothing leaves the machine"
+                raise Fault("not-jupyter", what, hint) from error
             what = f"the connection to {self.runtime.netloc} is closed at once, without an answer"
             raise Fault("tunnel-dead-end", what) from error
         except http.client.HTTPException as error:
@@ -725,7 +749,11 @@ def only_server(timeout: float) -> Runtime:
             reason = why_not_loadable(str(Path(receipt["prefix"]) / "bin" / "python"))
             if reason:
                 raise Fault("extension-not-loadable", f"Jupyter can't start in {receipt['prefix']}: {reason}")
-        raise Fault("nothing-listens", what, start_command())
+        hint = start_command()
+        if not current_environments():  # a laptop, perhaps, with a tunnel to the Jupyter of another machine
+            hint += f"   or, behind a tunnel: python3 scripts/doctor.py http://localhost:{bootstrap.DEFAULT_PORT}"
+        raise Fault("nothing-listens", what, hint)
+    servers = [server for server in servers if is_reachable(server)] or servers[:1]
     if len(servers) > 1:
         each = ", ".join(f"http://localhost:{server.port}" for server in servers)
         raise UsageError(f"several Jupyter servers run here ({each}); name one of them")
@@ -749,7 +777,8 @@ def find_token(runtime: Runtime, file: Optional[str]) -> str:
         if server.port == runtime.port and server.token:
             return server.token
     if sys.stdin.isatty() and sys.stderr.isatty():
-        return getpass.getpass("Token of the server (not shown; empty for none): ").strip()
+        typed = getpass.getpass("Token of the server, or its whole address (not shown; empty for none): ").strip()
+        return typed.rpartition("token=")[2]
     return ""
 
 
@@ -793,6 +822,7 @@ def as_json(runtime: Optional[Runtime], steps: List[Step], faults: List[Fault], 
             ],
             "faults": [fault(one) for one in faults],
             "warnings": [fault(one) for one in warnings],
+            "browser": None if faults else BROWSER_ADVICE,
         },
         indent=2,
     )

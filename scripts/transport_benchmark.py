@@ -42,6 +42,12 @@ def time_cell(notebook: Notebook, code: str, printed: int, timeout: float = 300.
     return seconds
 
 
+def median_cell(url: str, cells: int = 60) -> float:
+    """Return the median of the seconds that a trivial cell takes over the direct transport to the address `url`."""
+    with Notebook(open_transport(parse_url(url), "direct")) as notebook:
+        return statistics.median(time_cell(notebook, "1", 2) for _ in range(cells))
+
+
 def measure(
     runtimes: Dict[str, Runtime], cells: int = 30, megabytes: int = 50, repeats: int = 3
 ) -> Dict[str, Measured]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -25,6 +27,7 @@ import pytest
 import bootstrap
 from scripts import connect as connect_py
 from scripts import connect_agent
+from scripts.transport_benchmark import median_cell
 from tests.colab_client import TRANSPORTS, Colab, Server, connect, open_transport
 from tests.conftest import REPO, Installed
 from tests.hosts import Lab, Machine, needs_root, wait_for
@@ -153,6 +156,7 @@ def test_first_connection_and_everything_one_does_with_it(lab: Lab) -> None:
             for transport in TRANSPORTS:
                 with connect(one["url"], transport) as colab:
                     assert colab.run("import socket; print(socket.gethostname())").stdout == "gpubox\n"
+            assert median_cell(one["url"]) < 0.035, "sshd holds small packets back, as with ssh -N"
 
         # The token is in no command line, no environment and no log.
         seen = command_lines(lab.laptop) + command_lines(gpubox)
@@ -224,6 +228,56 @@ def test_a_cut_line_comes_back_with_the_kernels_variables(lab: Lab, transport: s
             assert colab.run("answer").result == "42"
             colab.close()
         assert link.end() == 0
+
+
+@needs_root
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_port_that_a_stranger_took_while_the_line_was_down(lab: Lab, address: str) -> None:
+    """Of localhost's two addresses one is enough for a stranger to get what the browser sends, token and all."""
+    gpubox = lab.machines["gpubox"]
+    with running(lab, *QUICK, "--port", "50002", "gpubox") as link:
+        assert link.event("connected")["port"] == 50002
+        gpubox.cut()
+        try:
+            link.event("dropped")
+            with lab.laptop.network():
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                stranger = socket.create_server((address, 50002), family=family)
+        finally:
+            gpubox.restore()
+        with stranger:
+            failed = link.event("failed")
+            stranger.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    assert stranger.accept()[0].recv(1000) == b"", "something was said to it"
+        assert "could not open port 50002 on this machine" in failed["error"]
+        options = shlex.join(QUICK)
+        assert failed["hint"] == f"python3 scripts/connect.py --port 50003 {options} gpubox"
+        assert link.process.wait(30) == 1
+
+
+@needs_root
+def test_a_jupyter_that_hangs_is_waited_for_and_never_doubled(lab: Lab) -> None:
+    """As on a machine that swaps: its kernels hold the user's variables, a second Jupyter would hide them."""
+    gpubox = lab.machines["gpubox"]
+    with running(lab, "gpubox") as link:
+        pid = link.event("connected")["pid"]
+        assert link.end() == 0
+    gpubox.run(["kill", "-STOP", str(pid)])
+    silent = f"Jupyter on gpubox (process {pid}, port 8888) runs and does not answer"
+    status = run(lab, "--status", "gpubox")
+    assert (status.returncode, status.stdout) == (1, "")
+    assert f"error: {silent}\nhint: python3 scripts/connect.py --stop gpubox" in status.stderr
+    with running(lab, "gpubox") as link:
+        link.says(f"{silent}: waiting")
+        gpubox.run(["kill", "-CONT", str(pid)])
+        connected = link.event("connected")
+        assert (connected["pid"], connected["started"]) == (pid, False)
+        assert link.end() == 0
+    gpubox.run(["kill", "-STOP", str(pid)])
+    assert run(lab, "--stop", "gpubox").stdout == "stopped on gpubox\n"
+    assert not gpubox.listens(8888)
 
 
 @needs_root
@@ -432,10 +486,16 @@ def test_where_nothing_is_installed_the_hint_brings_it_there(lab: Lab) -> None:
     assert done.returncode == 1
     assert "error: no colab-local environment on empty (looked in /" in done.stderr
     hint = done.stderr.partition("hint: ")[2].strip()
-    assert hint.endswith("python3 colab-local/bootstrap.py'")
+    assert re.search(r"python3 colab-local/bootstrap\.py( --env gpu)?'$", hint)  # gpu where this machine has one
     # The command itself, but with --help at its end: this network has no way out.
     helped = lab.laptop.run(["bash", "-c", hint[:-1] + " --help'"])
     assert "Turn this machine into a Google Colab local runtime" in helped.stdout
+
+    home = lab.machines["empty"].home
+    (home / "nvidia-smi").write_text("#!/bin/sh\n")
+    (home / "nvidia-smi").chmod(0o755)
+    (home / ".bashrc").write_text("PATH=$PATH:$HOME\n")
+    assert run(lab, "empty").stderr.strip().endswith("python3 colab-local/bootstrap.py --env gpu'"), "it has a GPU"
 
 
 @needs_root
@@ -498,6 +558,26 @@ def test_without_python_the_host_is_told_apart(tmp_path: Path) -> None:
     assert done.returncode == 127
     failure = connect_py.explain(done.stderr.splitlines(), connect_py.Ssh("me@host"))
     assert failure.what == "host has no Python 3.8 or newer on its PATH"
+
+
+def test_both_ends_run_on_old_pythons(tmp_path: Path) -> None:
+    """A laptop and a host have whatever Python they have; 3.8 is the oldest that is promised."""
+    for script in (SCRIPT, connect_agent.__file__):
+        ast.parse(Path(script).read_text(), feature_version=(3, 8))
+    for old in sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python")):
+        assert subprocess.run([old, SCRIPT, "--help"], capture_output=True, check=True).stderr == b""
+        request = json.dumps({"op": "status", "home": str(tmp_path)}) + "\n"
+        agent = [str(old), connect_agent.__file__]
+        with subprocess.Popen(agent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far:
+            assert far.stdin is not None
+            assert far.stdout is not None
+            far.stdin.write(request)
+            far.stdin.flush()
+            said = (line.partition(connect_agent.MARK)[2] for line in far.stdout)
+            answers = [json.loads(text) for text in itertools.islice(filter(None, said), 2)]
+            far.stdin.close()
+        assert answers[0]["hello"]
+        assert answers[1]["kind"].startswith("absent")
 
 
 def test_bad_usage_is_refused_before_anything_happens() -> None:

@@ -107,11 +107,13 @@ def test_old_user_settings_do_no_harm(installed: Any, tmp_path: Path) -> None:
     assert noise(running.log) == []
 
 
-def test_both_transports_are_measured(server: Running) -> None:
-    measured = transport_benchmark.measure({"": parse_url(server.url)}, cells=5, megabytes=5, repeats=1)
+def test_the_proxied_way_costs_less_than_twice_the_direct_one(server: Running) -> None:
+    """In turns, so that a busy machine hurts both; 1.1 to 1.2 is what it is, 40 ms more without TCP_NODELAY."""
+    measured = transport_benchmark.measure({"": parse_url(server.url)}, cells=40, megabytes=10, repeats=4)
     assert list(measured) == list(TRANSPORTS)
-    assert all(0 < m.round_trip < 60 and m.throughput > 0 for m in measured.values())
-    assert set(transport_benchmark.ratios(measured)) == {"round_trip", "output"}
+    ratios = transport_benchmark.ratios(measured)
+    assert set(ratios) == {"round_trip", "output"}
+    assert all(0 < ratio < 2 for ratio in ratios.values()), measured
 
 
 def test_benchmark_command_reads_the_address_from_stdin(server: Running) -> None:

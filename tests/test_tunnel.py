@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import signal
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bootstrap
+from scripts.transport_benchmark import median_cell
 from tests.colab_client import TRANSPORTS, Refused, connect
-from tests.conftest import Installed
+from tests.conftest import REPO, Installed
 from tests.hosts import Lab, Machine, needs_root, wait_for
 
 pytestmark = needs_root
@@ -64,16 +67,18 @@ def jupyter(host: Machine, argv: Sequence[str], port: int, log: Path) -> Iterato
 
 @contextlib.contextmanager
 def tunnel(lab: Lab, local: int, remote: int, *options: str) -> Iterator[None]:
-    """Hold `ssh -L local:localhost:remote` open on the laptop."""
-    argv = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", *options, "-L", f"{local}:localhost:{remote}", "gpubox"]
-    process = subprocess.Popen(lab.laptop.enter(argv), stdin=subprocess.DEVNULL)
+    """Hold the line that bootstrap.py prints open on the laptop, for these ports and with more of ssh's options."""
+    printed = bootstrap.ssh_line(remote, "root", "gpubox").replace(f"-L {remote}:", f"-L {local}:")
+    program, *words = shlex.split(printed)
+    argv = lab.laptop.enter([program, "-T", *options, *words])
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: process.poll() is not None or lab.laptop.listens(local), 60, "the tunnel")
         assert process.poll() is None
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+        process.terminate()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,28 @@ def test_both_transports_run_a_cell_through_ssh(lab: Lab, token: str, local: int
                 assert colab.run("import socket; print(socket.gethostname())").stdout == "gpubox\n", transport
 
 
+def test_cells_answer_at_once_through_the_printed_line(lab: Lab, token: str) -> None:
+    """With `ssh -N` sshd holds small packets back, and most cells take 40 ms longer."""
+    with tunnel(lab, 58888, 8888), lab.laptop.network():
+        assert median_cell(f"http://localhost:58888/?token={token}") < 0.035
+
+
+def doctor(lab: Lab, url: str) -> list[str]:
+    """Return the codes of the faults that the doctor finds at `url`, run on the laptop as its user would."""
+    argv = [sys.executable, str(REPO / "scripts" / "doctor.py"), "--json", "-"]
+    done = lab.laptop.run(argv, input=url + "\n", check=False)
+    return [fault["code"] for fault in json.loads(done.stdout)["faults"]]
+
+
+def test_the_doctor_on_the_laptop_sees_through_the_tunnel(lab: Lab, token: str) -> None:
+    with tunnel(lab, 58888, 8888):
+        assert doctor(lab, f"http://localhost:58888/?token={token}") == []
+        assert doctor(lab, "http://localhost:58888/?token=wrong") == ["token-wrong"]
+        assert doctor(lab, f"http://localhost:58887/?token={token}") == ["nothing-listens"]
+    with tunnel(lab, 58888, PLAIN_PORT):  # where nothing listens on the host
+        assert doctor(lab, f"http://localhost:58888/?token={token}") == ["tunnel-dead-end"]
+
+
 def test_a_wrong_token_stays_refused_through_the_tunnel(lab: Lab, token: str) -> None:
     with tunnel(lab, 58888, 8888), lab.laptop.network():
         for transport in TRANSPORTS:
@@ -117,5 +144,6 @@ def test_without_the_extension_the_articles_failure_is_back(lab: Lab, installed:
             with pytest.raises(Refused), connect(url, "http_over_ws"):
                 pass
             assert "ConnectionRefusedError: [Errno 111]" in log.read_text()
+            assert doctor(lab, url) == ["port-mismatch"]
             with connect(url, "direct") as colab:
                 assert colab.run("6 * 7").result == "42"
