@@ -1935,10 +1935,13 @@ def dispatch(args):
             "python3 bootstrap.py --port 8888",
             EXIT_USAGE,
         )
+    wished_desktop = None  # type: Optional[Dict[str, Any]]
     if args.desktop:
         from scripts import desktop
 
-        return int(desktop.command(args))
+        if args.uninstall or not args.environment_too:
+            return int(desktop.command(args))
+        wished_desktop = desktop.set_up(args)
     if args.verify:
         from scripts import verify
 
@@ -1948,6 +1951,8 @@ def dispatch(args):
 
         return int(manage.command(args))
     result = install(args)
+    if wished_desktop:
+        result["desktop"] = wished_desktop
     if args.json:
         print(json.dumps(dict(result, ok=True), indent=1))
     if args.service:
@@ -1974,6 +1979,7 @@ def main(argv=None):
     global json_mode, verbose
     args = make_parser().parse_args(argv)
     json_mode, verbose = args.json, args.verbose
+    args.environment_too = bool(args.env or args.launch or args.service or args.offline)  # beside --desktop
     args.env = args.env or DEFAULT_ENVIRONMENT
     args.home = os.path.abspath(os.path.expanduser(args.home or default_home()))
     args.notebook_dir = os.path.abspath(os.path.expanduser(args.notebook_dir))

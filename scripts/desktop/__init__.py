@@ -14,8 +14,9 @@ import contextlib
 import json
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import bootstrap
 
@@ -25,20 +26,87 @@ from .plan import Receipt, Step
 
 
 def command(args: Any) -> int:
-    """Carry out --desktop and return the exit code.
+    """Carry out --desktop on its own and return the exit code. args and Raises: as for `set_up`."""
+    if args.uninstall:
+        who = person.find(args.desktop_user)
+        return _remove(_home(Path(args.home), who), who, args.desktop, args.dry_run)
+    result = set_up(args)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    return bootstrap.EXIT_OK
+
+
+def set_up(args: Any) -> Dict[str, Any]:
+    """Plan, show, apply, look; the steps that are shown are the ones that are carried out. Return what was done.
 
     args: bootstrap.py's options (home, desktop, vnc, session, display, geometry, vnc_password_file,
-    reset_vnc_password, desktop_user, install_packages, dry_run, uninstall, json).
+    reset_vnc_password, desktop_user, install_packages, dry_run).
 
     Raises:
         bootstrap.Failure: something is missing, a step failed, or the result did not pass its checks.
     """
-    who = person.find(getattr(args, "desktop_user", None))
+    who = person.find(args.desktop_user)
     home = _home(Path(args.home), who)
-    if getattr(args, "uninstall", False):
-        return _remove(home, who, args.desktop, args.dry_run)
-    given = secret.read(getattr(args, "vnc_password_file", None))
-    return _set_up(args, home, who, given)
+    receipt = Receipt(home, who, args.desktop)
+    prepare = _virtual if args.desktop == "virtual" else _mirror
+    kind = prepare(args, receipt, secret.read(args.vnc_password_file))
+    todo = plan.pending(kind.steps)
+    if todo:
+        bootstrap.say(f"This {'would be' if args.dry_run else 'will be'} done for {who.name}:")
+        plan.show(todo, details=args.dry_run)
+    else:
+        bootstrap.say(f"Nothing to do: the {args.desktop} desktop of {who.name} is set up.")
+    done: List[str] = []
+    seen: List[str] = []
+    if not args.dry_run:
+        for step in todo:
+            if not (args.install_packages and isinstance(step, packages.Install)):
+                step.demand()
+        # Nothing to do takes no lock, so that it changes nothing at all.
+        with _locked(home, who) if todo else contextlib.nullcontext():
+            done, seen = _carry_out(args.desktop, kind, receipt)
+        for line in [*kind.after(done), *(f"  ok: {line}" for line in seen)]:
+            bootstrap.say(line)
+    port = int(kind.facts["port"])
+    local = 50000 + port
+    line = ssh_line(who.name, port, local)
+    if not args.dry_run:
+        for text in next_steps(line, local, is_rdp=kind.facts.get("how") == "rdp"):
+            bootstrap.say(text)
+    result = {"ok": True, "desktop": args.desktop, "user": who.name, "changed": bool(done)}
+    return {
+        **result,
+        "plan": [step.title for step in todo],
+        **kind.facts,
+        "local_port": local,
+        "ssh": line,
+        "checks": seen,
+    }
+
+
+def _carry_out(name: str, kind: _Kind, receipt: Receipt) -> Tuple[List[str], List[str]]:
+    """Apply the steps and look; stop and disable what is not as it was meant. Return what was done and seen."""
+    try:
+        done = plan.carry_out(kind.steps)
+        if done:
+            receipt.note(**kind.facts)
+            bootstrap.report("looking at what runs now ...")
+        return done, kind.check(bool(done))
+    except look.Problem as problem:
+        lines = kind.tail()
+        kind.disable()
+        left = look.still_open(int(kind.facts["port"]))
+        for line in lines:
+            bootstrap.report(f"  log: {line}")
+        raise bootstrap.Failure(
+            f"the {name} desktop did not pass its check, so it was stopped and disabled: {problem}{left}",
+            f"python3 bootstrap.py --desktop {name}   (to try again; add --uninstall to remove it)",
+        ) from None
+    except KeyboardInterrupt:
+        # Half-started means unchecked, and unchecked must not stay up; one that ran before is the user's.
+        if not kind.ran:
+            kind.disable()
+        raise
 
 
 def uninstall(home: Any, dry_run: bool = False) -> int:
@@ -67,20 +135,21 @@ def _locked(home: Path, who: Person) -> Iterator[None]:
         yield
 
 
+@dataclass
 class _Kind:
-    """What the two kinds (and RDP, the Wayland form of mirror) have in common for `_set_up`."""
+    """What the two kinds (and RDP, the Wayland form of mirror) have in common.
 
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        check: Callable[[bool], List[str]],
-        disable: Callable[[], None],
-        facts: Any,
-        tail: Callable[[], List[str]] = list,
-        after: Callable[[Sequence[str]], List[str]] = lambda done: [],
-    ) -> None:
-        self.steps, self.check, self.disable, self.facts = steps, check, disable, facts
-        self.tail, self.after = tail, after
+    facts: for the receipt and --json; ran: it was up before this run; check: takes whether this run changed anything;
+    tail: the end of its log; after: takes what was done, returns notes for the user.
+    """
+
+    steps: Sequence[Step]
+    check: Callable[[bool], List[str]]
+    disable: Callable[[], None]
+    facts: Dict[str, Any]
+    ran: bool
+    tail: Callable[[], List[str]] = list
+    after: Callable[[Sequence[str]], List[str]] = lambda done: []
 
 
 def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
@@ -98,7 +167,7 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
         return [f"note: the running desktop keeps its old settings until: {how}   (closes its programs)"]
 
     return _Kind(
-        virtual.plan(wished, receipt, given, bool(getattr(args, "reset_vnc_password", False))),
+        virtual.plan(wished, receipt, given, args.reset_vnc_password),
         lambda started: virtual.check(wished, who, started),
         lambda: service.stop(who, wished.display, with_systemd),
         {
@@ -107,6 +176,7 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
             "server": virtual.SERVERS[wished.vnc],
             "session": wished.session,
         },
+        running,
         lambda: service.log_tail(who, wished.display),
         after,
     )
@@ -114,8 +184,7 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
 
 def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
     who = receipt.person
-    reset = bool(getattr(args, "reset_vnc_password", False))
-    seen = mirror.screen(who, getattr(args, "display", None))
+    seen = mirror.screen(who, args.display)
     if seen.kind == "wayland":
         has_systemd = Path("/run/systemd/system").is_dir()
         has_nft = packages.here("nft")
@@ -123,88 +192,20 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
         if refusal:
             raise refusal
         return _Kind(
-            rdp.plan(receipt, given, reset),
-            lambda started: rdp.check(who),
+            rdp.plan(receipt, given, args.reset_vnc_password),
+            lambda started: rdp.check(),
             lambda: rdp.disable(receipt),
             {"port": rdp.PORT, "how": "rdp"},
+            rdp.is_up(receipt),
         )
     wished = mirror.wish(seen, who, receipt)
     return _Kind(
-        mirror.plan(wished, receipt, given, reset),
+        mirror.plan(wished, receipt, given, args.reset_vnc_password),
         lambda started: mirror.check(wished, who, started),
         lambda: mirror.disable(receipt),
         {"port": wished.port, "how": wished.how, "screen": seen.display},
+        mirror.server(who, seen.display, wished.how) is not None,
     )
-
-
-def _set_up(args: Any, home: Path, who: Person, given: Optional[str]) -> int:
-    """Plan, show, apply, look; the steps that are shown are the ones that are carried out."""
-    prepare = _virtual if args.desktop == "virtual" else _mirror
-    receipt = Receipt(home, who, args.desktop)
-    kind = prepare(args, receipt, given)
-    todo = plan.pending(kind.steps)
-    titles = [step.title for step in todo]
-    if todo:
-        bootstrap.say(f"This {'would be' if args.dry_run else 'will be'} done for {receipt.person.name}:")
-        plan.show(todo, details=args.dry_run)
-    else:
-        bootstrap.say(f"Nothing to do: the {args.desktop} desktop of {receipt.person.name} is set up.")
-    if args.dry_run:
-        return _finish(args, kind, titles, changed=False, seen=[])
-    install = kind.steps[0]
-    if isinstance(install, packages.Install) and not getattr(args, "install_packages", False):
-        install.demand()
-    # Nothing to do takes no lock, so that it changes nothing at all.
-    with _locked(home, who) if todo else contextlib.nullcontext():
-        done = _carry_out(kind, receipt) if todo else []
-        seen = _look(args, kind, bool(done))
-    for line in kind.after(done):
-        bootstrap.say(line)
-    return _finish(args, kind, titles, changed=bool(done), seen=seen)
-
-
-def _carry_out(kind: _Kind, receipt: Receipt) -> List[str]:
-    done = plan.carry_out(kind.steps)
-    receipt.note(**kind.facts)
-    bootstrap.report("looking at what runs now ...")
-    return done
-
-
-def _look(args: Any, kind: _Kind, started: bool) -> List[str]:
-    """Check what runs; stop and disable it if it is not what was meant."""
-    try:
-        return kind.check(started)
-    except look.Problem as problem:
-        lines = kind.tail()
-        kind.disable()
-        left = look.still_open(int(kind.facts["port"]))
-        for line in lines:
-            bootstrap.report(f"  log: {line}")
-        raise bootstrap.Failure(
-            f"the {args.desktop} desktop did not pass its check, so it was stopped and disabled: {problem}{left}",
-            f"python3 bootstrap.py --desktop {args.desktop}   (to try again; add --uninstall to remove it)",
-        ) from None
-    except KeyboardInterrupt:
-        # Half-started means unchecked, and unchecked must not stay up.
-        kind.disable()
-        raise
-
-
-def _finish(args: Any, kind: _Kind, titles: List[str], changed: bool, seen: List[str]) -> int:
-    for line in seen:
-        bootstrap.say(f"  ok: {line}")
-    port = int(kind.facts["port"])
-    is_rdp = kind.facts.get("how") == "rdp"
-    who = person.find(getattr(args, "desktop_user", None))
-    local = 50000 + port
-    line = ssh_line(who.name, port, local)
-    if not args.dry_run:
-        for text in next_steps(line, local, is_rdp):
-            bootstrap.say(text)
-    if getattr(args, "json", False):
-        result = {"ok": True, "desktop": args.desktop, "user": who.name, "changed": changed, "plan": titles}
-        print(json.dumps({**result, **kind.facts, "local_port": local, "ssh": line, "checks": seen}, indent=1))
-    return bootstrap.EXIT_OK
 
 
 def ssh_line(user: str, port: int, local: int) -> str:

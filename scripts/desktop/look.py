@@ -6,8 +6,10 @@ tightvncserver returns 0 when its X server died, and vino listens on every addre
 from __future__ import annotations
 
 import socket
+import stat
 import time
-from typing import Callable, Iterable, List, Optional, Sequence
+from pathlib import Path
+from typing import Callable, Iterable, List, Mapping, Optional, Sequence
 
 from . import proc, rfb
 
@@ -103,6 +105,17 @@ def password_wanted(port: int, wrong: bool = True) -> List[str]:
     if wrong:
         said.append("a wrong password was refused")
     return [*said, "RFB 3.3 clients (macOS Screen Sharing) are asked for the password, too"]
+
+
+def modes(uid: int, wanted: Mapping[Path, int]) -> None:
+    """Raise Problem unless every path is a user's alone. uid: the user's number; wanted: {path: permission bits}."""
+    for path, mode in wanted.items():
+        status = path.lstat()
+        found = stat.S_IMODE(status.st_mode)
+        if (found, status.st_uid) != (mode, uid):
+            raise Problem(
+                f"{path} is not private (found mode {found:04o}, uid {status.st_uid}, need {mode:04o}, {uid})"
+            )
 
 
 def refused_from_outside(port: int, timeout: float = 2.0) -> None:

@@ -121,6 +121,9 @@ class Step:
         """Return what would change, as text to show ("" when the title says it all); None if nothing would."""
         raise NotImplementedError
 
+    def demand(self) -> None:
+        """Raise bootstrap.Failure if `apply` cannot work here; called for all steps before the first is applied."""
+
     def apply(self) -> None:
         """Make the change. Only called when `difference` is not None."""
         raise NotImplementedError

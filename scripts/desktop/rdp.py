@@ -18,7 +18,7 @@ import bootstrap
 from . import files, look, packages, proc, secret
 from .mirror import Screen
 from .person import Person
-from .plan import PutBack, Receipt, Step, Tidy
+from .plan import SECRET, PutBack, Receipt, Step, Tidy
 
 PORT = 3389
 # With port negotiation on it takes the next free one, so the rule covers these, too.
@@ -175,14 +175,16 @@ class Rdp(Step):
         self.folder = receipt.person.home / ".local/share/colab-local-rdp"
         self.title = f"set up and start GNOME Remote Desktop (RDP) with its key in {self.folder}"
 
-    def _up(self) -> bool:
-        person = self.receipt.person
-        return (
-            person.succeeds(["systemctl", "--user", "is-active", SERVICE]) and self.receipt.entry.get("rdp") is True
-        )
-
     def difference(self) -> Optional[str]:
-        return None if self._up() and self.given is None and not self.reset else "password shown once on the terminal"
+        if self.given is not None:
+            return f"the password that you gave {SECRET}"
+        if self.reset or not is_up(self.receipt):
+            return f"a random password of {secret.LONGEST} characters, shown once on the terminal {SECRET}"
+        return None
+
+    def demand(self) -> None:
+        if self.given is None:
+            secret.demand_terminal()
 
     def apply(self) -> None:
         if not firewall_is_up():
@@ -229,6 +231,11 @@ class Rdp(Step):
         return [key, cert]
 
 
+def is_up(receipt: Receipt) -> bool:
+    """Say whether an earlier run set RDP up and it runs."""
+    return bool(receipt.entry.get("rdp")) and receipt.person.succeeds(["systemctl", "--user", "is-active", SERVICE])
+
+
 def disable(receipt: Receipt) -> None:
     """Switch RDP off; the firewall rule stays."""
     person = receipt.person
@@ -271,18 +278,20 @@ def plan(receipt: Receipt, given: Optional[str], reset: bool) -> List[Step]:
     return [packages.Install(["grdctl", "openssl"]), Firewall(receipt), Rdp(receipt, given, reset)]
 
 
-def check(person: Person) -> List[str]:
-    """Look whether the rule is there and RDP listens.
+def check(timeout: float = look.APPEARS_WITHIN) -> List[str]:
+    """Look whether the rule is there and RDP listens. timeout: seconds that it may take to.
 
     Raises:
         look.Problem: with what was found.
     """
-    if not firewall_is_up():
-        raise look.Problem("the firewall rule is not there")
-    open_ports = proc.listeners(PORTS)
-    if not open_ports:
-        raise look.Problem(f"nothing listens on port {PORT}")
-    return [f"port {open_ports[0].port} listens, and the firewall lets nothing but loopback reach it"]
+
+    def closed() -> Optional[str]:
+        if not firewall_is_up():
+            raise look.Problem("the firewall rule is not there")
+        return None if proc.listeners([PORT]) else f"nothing listens on port {PORT}"
+
+    look.stays_up(closed, appears=timeout)
+    return [f"port {PORT} listens, and the firewall lets nothing but loopback reach it"]
 
 
 def undo(receipt: Receipt) -> List[Step]:

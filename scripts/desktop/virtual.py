@@ -9,7 +9,7 @@ import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import bootstrap
 
@@ -188,6 +188,10 @@ class Password(Step):
             return None
         return None if found.content[:8] == EMPTY else found
 
+    def _is_random(self, found: Optional[files.Found]) -> bool:
+        """Whether a new random password is to be made; found: what is there and usable."""
+        return self.given is None and (self.reset or found is None)
+
     def difference(self) -> Optional[str]:
         found = self._usable()
         if self.given is not None:
@@ -195,14 +199,18 @@ class Password(Step):
             same = found is not None and can and found.content[:8] == encode(self.receipt.person, self.given)
             if not same:
                 return f"the password that you gave {SECRET}"
-        elif found is None or self.reset:
+        if self._is_random(found):
             return f"a random password of {secret.LONGEST} characters, shown once on the terminal {SECRET}"
         return f"mode {found.mode:04o} -> 0600" if found and found.mode != 0o600 else None
+
+    def demand(self) -> None:
+        if self._is_random(self._usable()):
+            secret.demand_terminal()
 
     def apply(self) -> None:
         found = self._usable()
         password = self.given
-        if password is None and (found is None or self.reset):
+        if self._is_random(found):
             password = secret.generate()
             secret.show_once(password, f"VNC on {os.uname().nodename}")
             self.reset = False
@@ -245,16 +253,9 @@ def plan(wished: Wish, receipt: Receipt, given: Optional[str], reset: bool) -> L
     return steps
 
 
-def _modes(person: Person) -> None:
-    """Raise Problem unless the password is the user's alone."""
-    vnc = person.home / ".vnc"
-    for path, wanted in ((vnc, 0o700), (vnc / "passwd", 0o600)):
-        status = path.lstat()
-        if status.st_mode & 0o777 != wanted or status.st_uid != person.uid:
-            raise look.Problem(
-                f"{path} is not private (found mode {status.st_mode & 0o777:04o}, uid {status.st_uid}, "
-                f"need {wanted:04o}, {person.uid})"
-            )
+def secrets_of(person: Person) -> Dict[Path, int]:
+    """Return what guards the password, with the modes that it must have."""
+    return {person.home / ".vnc": 0o700, person.home / ".vnc" / "passwd": 0o600}
 
 
 def check(wished: Wish, person: Person, started: bool) -> List[str]:
@@ -272,7 +273,7 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
         return None if with_systemd else service.complaint(person, wished.display, "")
 
     look.listening(wished.port, wished.display, dead, look.APPEARS_WITHIN if started else 2)
-    _modes(person)
+    look.modes(person.uid, secrets_of(person))
     said = [f"port {wished.port} listens on loopback only; X itself listens on no port"]
     said += look.password_wanted(wished.port, wrong=started)
     look.refused_from_outside(wished.port)
@@ -313,11 +314,6 @@ def undo(receipt: Receipt) -> List[Step]:
     steps += [PutBack(receipt, Path(path)) for path in entry["files"]]
     steps.append(Tidy(receipt, leftovers))
     return steps
-
-
-def ports(wished: Wish) -> Tuple[int, int]:
-    """Return the port here and the port to use on the laptop: not 5901, which may serve a screen of its own."""
-    return wished.port, 50000 + wished.port
 
 
 def needs_restart(done: Sequence[str], running: bool) -> bool:
