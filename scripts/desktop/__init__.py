@@ -56,7 +56,7 @@ def set_up(args: Any) -> Dict[str, Any]:
         plan.show(todo, details=args.dry_run)
     else:
         bootstrap.say(f"Nothing to do: the {args.desktop} desktop of {who.name} is set up.")
-    done: List[str] = []
+    done: List[Step] = []
     seen: List[str] = []
     if not args.dry_run:
         for step in todo:
@@ -84,14 +84,14 @@ def set_up(args: Any) -> Dict[str, Any]:
     }
 
 
-def _carry_out(name: str, kind: _Kind, receipt: Receipt) -> Tuple[List[str], List[str]]:
+def _carry_out(name: str, kind: _Kind, receipt: Receipt) -> Tuple[List[Step], List[str]]:
     """Apply the steps and look; stop and disable what is not as it was meant. Return what was done and seen."""
     try:
         done = plan.carry_out(kind.steps)
         if done:
             receipt.note(**kind.facts)
             bootstrap.report("looking at what runs now ...")
-        return done, kind.check(bool(done))
+        return done, kind.check(done)
     except look.Problem as problem:
         lines = kind.tail()
         kind.disable()
@@ -139,27 +139,26 @@ def _locked(home: Path, who: Person) -> Iterator[None]:
 class _Kind:
     """What the two kinds (and RDP, the Wayland form of mirror) have in common.
 
-    facts: for the receipt and --json; ran: it was up before this run; check: takes whether this run changed anything;
-    tail: the end of its log; after: takes what was done, returns notes for the user.
+    facts: for the receipt and --json; ran: it was up before this run; check: looks, given what was done; tail: the
+    end of its log; after: returns notes for the user, given what was done.
     """
 
     steps: Sequence[Step]
-    check: Callable[[bool], List[str]]
+    check: Callable[[Sequence[Step]], List[str]]
     disable: Callable[[], None]
     facts: Dict[str, Any]
     ran: bool
     tail: Callable[[], List[str]] = list
-    after: Callable[[Sequence[str]], List[str]] = lambda done: []
+    after: Callable[[Sequence[Step]], List[str]] = lambda done: []
 
 
 def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
     who = receipt.person
     wished = virtual.wish(args, who, receipt)
     with_systemd = service.systemd(who)
-    running = service.session(who, wished.display) is not None
 
-    def after(done: Sequence[str]) -> List[str]:
-        if not virtual.needs_restart(done, running):
+    def after(done: Sequence[Step]) -> List[str]:
+        if not virtual.needs_restart(done):
             return []
         again = f"systemctl --user restart {service.unit(wished.display)}"
         stop = f"kill {getattr(service.session(who, wished.display), 'pid', '')} and run this again"
@@ -168,7 +167,7 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
 
     return _Kind(
         virtual.plan(wished, receipt, given, args.reset_vnc_password),
-        lambda started: virtual.check(wished, who, started),
+        lambda done: virtual.check(wished, who, virtual.started_by(done)),
         lambda: service.stop(who, wished.display, with_systemd),
         {
             "display": wished.display,
@@ -176,7 +175,7 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
             "server": virtual.SERVERS[wished.vnc],
             "session": wished.session,
         },
-        running,
+        service.session(who, wished.display) is not None,
         lambda: service.log_tail(who, wished.display),
         after,
     )
@@ -193,7 +192,7 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
             raise refusal
         return _Kind(
             rdp.plan(receipt, given, args.reset_vnc_password),
-            lambda started: rdp.check(),
+            lambda done: rdp.check(),
             lambda: rdp.disable(receipt),
             {"port": rdp.PORT, "how": "rdp"},
             rdp.is_up(receipt),
@@ -201,7 +200,7 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
     wished = mirror.wish(seen, who, receipt)
     return _Kind(
         mirror.plan(wished, receipt, given, args.reset_vnc_password),
-        lambda started: mirror.check(wished, who, started),
+        lambda done: mirror.check(wished, who, bool(done)),
         lambda: mirror.disable(receipt),
         {"port": wished.port, "how": wished.how, "screen": seen.display},
         mirror.server(who, seen.display, wished.how) is not None,

@@ -523,10 +523,10 @@ def plan(wished: Wish, receipt: Receipt, given: Optional[str], reset: bool) -> L
     ]
 
 
-def check(wished: Wish, person: Person, started: bool) -> List[str]:
+def check(wished: Wish, person: Person, changed: bool) -> List[str]:
     """Look whether the screen is shared as meant; return what was seen.
 
-    started: this run changed something: then a wrong log-in is tried, too, and the server watched for five seconds.
+    changed: this run changed something: then log-ins are tried, too, and the server watched for five seconds.
 
     Raises:
         look.Problem: with what was found.
@@ -542,16 +542,16 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
 
     # A Vino that was running takes a moment to move to loopback after its settings changed.
     look.stays_up(open_to_all, appears=10.0, seconds=0)
-    look.listening(wished.port, None, lambda: None, look.APPEARS_WITHIN if started else 2)
+    look.listening(wished.port, None, lambda: None, look.APPEARS_WITHIN if changed else 2)
     if wished.how == "vino":  # dconf's own files are world-readable, their folder is what guards them
         look.modes(person.uid, {person.home / ".config" / "dconf": 0o700})
     else:
         look.modes(person.uid, virtual.secrets_of(person))
     said = [f"port {wished.port} listens on loopback only"]
-    said += look.password_wanted(wished.port, wrong=started)
     look.refused_from_outside(wished.port)
     said.append("this machine's network addresses refuse connections")
-    if started:
+    if changed:
+        said += look.password_wanted(wished.port)
         look.stays_up(dead)
         look.private([wished.port])
         said.append(f"{wished.how} has been running for {look.STAYS_ALIVE:g} s")

@@ -310,11 +310,11 @@ def show(steps: Sequence[Step], details: bool) -> None:
             bootstrap.say(f"      {line}")
 
 
-def carry_out(steps: Sequence[Step]) -> List[str]:
-    """Apply what is still to be done, in order; return the titles of what was done."""
+def carry_out(steps: Sequence[Step]) -> List[Step]:
+    """Apply what is still to be done, in order; return what was done."""
     done = []
     for step in steps:
         if step.difference() is not None:
             step.apply()
-            done.append(step.title)
+            done.append(step)
     return done

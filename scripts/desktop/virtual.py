@@ -261,7 +261,8 @@ def secrets_of(person: Person) -> Dict[Path, int]:
 def check(wished: Wish, person: Person, started: bool) -> List[str]:
     """Look whether the desktop is what it should be; return what was seen.
 
-    started: this run started it: then the wait for it, the wrong log-in and the five seconds are included.
+    started: this run started it: then the wait for it, the log-ins and the five seconds are included. One that has
+    been running is the user's, with their programs: it is not asked again, and settings may wait for its restart.
 
     Raises:
         look.Problem: with what was found.
@@ -275,11 +276,11 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
     look.listening(wished.port, wished.display, dead, look.APPEARS_WITHIN if started else 2)
     look.modes(person.uid, secrets_of(person))
     said = [f"port {wished.port} listens on loopback only; X itself listens on no port"]
-    said += look.password_wanted(wished.port, wrong=started)
     look.refused_from_outside(wished.port)
     said.append("this machine's network addresses refuse connections")
-    program = PROGRAMS[wished.session]
     if started:
+        said += look.password_wanted(wished.port)
+        program = PROGRAMS[wished.session]
         running = service.session(person, wished.display)
 
         def wrong() -> Optional[str]:
@@ -294,8 +295,8 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
         if running is None or again is None or running.pid != again.pid:
             raise look.Problem("the session ended and was started again")
         said.append(f"{program} has been running for {look.STAYS_ALIVE:g} s")
-    elif service.complaint(person, wished.display, program):
-        raise look.Problem(service.complaint(person, wished.display, program) or "")
+    elif dead():
+        raise look.Problem(dead() or "")
     return said
 
 
@@ -304,19 +305,23 @@ def undo(receipt: Receipt) -> List[Step]:
     person, entry = receipt.person, receipt.entry
     display = entry.get("display")
     steps: List[Step] = []
-    leftovers: List[Path] = []
     if display is not None:
         steps.append(service.Stop(person, display, bool(entry.get("unit"))))
-        leftovers = [
-            person.home / ".vnc" / f"{name}-{display}{end}" for name, end in (("Xauthority", ""), ("session", ".log"))
-        ]
+    # Cookies and logs of every display that was used.
+    with person.hat():
+        vnc = sorted((person.home / ".vnc").glob("*-*"))
+    leftovers = [path for path in vnc if re.fullmatch(r"Xauthority-\d+|session-\d+\.log", path.name)]
     steps.append(service.Unlinger(receipt))
     steps += [PutBack(receipt, Path(path)) for path in entry["files"]]
     steps.append(Tidy(receipt, leftovers))
     return steps
 
 
-def needs_restart(done: Sequence[str], running: bool) -> bool:
+def started_by(done: Sequence[Step]) -> bool:
+    """Say whether these steps started the desktop."""
+    return any(isinstance(step, service.Start) for step in done)
+
+
+def needs_restart(done: Sequence[Step]) -> bool:
     """Say whether files changed under a desktop that keeps running: it is the user's, so it is not restarted."""
-    started = any(title.startswith("start the desktop") for title in done)
-    return running and not started and any("vnc-session" in t or "xstartup" in t for t in done)
+    return any(isinstance(step, File) for step in done) and not started_by(done)
