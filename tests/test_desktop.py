@@ -536,6 +536,47 @@ def test_rdp_gets_its_password_on_standard_input_only(
     assert "s3cret88" not in receipt.path.read_text()
 
 
+def test_rdp_may_take_a_moment_to_listen_but_never_without_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = [True]
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: rule[0])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(rdp, "PORT", server.getsockname()[1])
+        threading.Timer(0.5, server.listen).start()
+        assert "the firewall lets nothing but loopback reach it" in rdp.check(10, 0.3)[0]
+        rule[0] = False
+        with pytest.raises(look.Problem, match="the firewall rule is not there"):
+            rdp.check(10, 0.3)
+
+
+def test_rdp_that_does_not_come_up_is_switched_off_again(
+    gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: True)
+    steps = [step for step in rdp.plan(receipt, "s3cret88", False) if isinstance(step, rdp.Rdp)]
+    facts = {"port": rdp.PORT, "how": "rdp"}
+    kind = desktop.Kind(steps, lambda done: rdp.check(0.5), lambda: rdp.disable(receipt), facts, ran=False)
+    with pytest.raises(bootstrap.Failure, match="stopped and disabled: nothing listens on port 3389"):
+        desktop.carry_out("mirror", kind, receipt)
+    assert [line.partition("stdin=")[0] for line in gnome.read_text().splitlines()][-3:] == [
+        "systemctl|--user|enable|--now|gnome-remote-desktop.service|",
+        "systemctl|--user|disable|--now|gnome-remote-desktop.service|",
+        "grdctl|rdp|disable|",
+    ]
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_ctrl_c_stops_what_is_unchecked_and_leaves_what_ran_before(receipt: plan.Receipt, ran: bool) -> None:
+    def interrupted(_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    stopped: list[bool] = []
+    kind = desktop.Kind([], interrupted, lambda: stopped.append(True), {"port": 5901}, ran)
+    with pytest.raises(KeyboardInterrupt):
+        desktop.carry_out("virtual", kind, receipt)
+    assert bool(stopped) != ran
+
+
 def test_rdp_is_not_touched_when_its_firewall_rule_is_gone(
     gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
 ) -> None:

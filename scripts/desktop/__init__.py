@@ -64,7 +64,7 @@ def set_up(args: Any) -> Dict[str, Any]:
                 step.demand()
         # Nothing to do takes no lock, so that it changes nothing at all.
         with _locked(home, who) if todo else contextlib.nullcontext():
-            done, seen = _carry_out(args.desktop, kind, receipt)
+            done, seen = carry_out(args.desktop, kind, receipt)
         for line in [*kind.after(done), *(f"  ok: {line}" for line in seen)]:
             bootstrap.say(line)
     port = int(kind.facts["port"])
@@ -84,7 +84,7 @@ def set_up(args: Any) -> Dict[str, Any]:
     }
 
 
-def _carry_out(name: str, kind: _Kind, receipt: Receipt) -> Tuple[List[Step], List[str]]:
+def carry_out(name: str, kind: Kind, receipt: Receipt) -> Tuple[List[Step], List[str]]:
     """Apply the steps and look; stop and disable what is not as it was meant. Return what was done and seen."""
     try:
         done = plan.carry_out(kind.steps)
@@ -136,7 +136,7 @@ def _locked(home: Path, who: Person) -> Iterator[None]:
 
 
 @dataclass
-class _Kind:
+class Kind:
     """What the two kinds (and RDP, the Wayland form of mirror) have in common.
 
     facts: for the receipt and --json; ran: it was up before this run; check: looks, given what was done; tail: the
@@ -152,7 +152,7 @@ class _Kind:
     after: Callable[[Sequence[Step]], List[str]] = lambda done: []
 
 
-def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
+def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
     who = receipt.person
     wished = virtual.wish(args, who, receipt)
     with_systemd = service.systemd(who)
@@ -165,7 +165,7 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
         how = again if with_systemd else stop
         return [f"note: the running desktop keeps its old settings until: {how}   (closes its programs)"]
 
-    return _Kind(
+    return Kind(
         virtual.plan(wished, receipt, given, args.reset_vnc_password),
         lambda done: virtual.check(wished, who, virtual.started_by(done)),
         lambda: service.stop(who, wished.display, with_systemd),
@@ -181,7 +181,7 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
     )
 
 
-def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
+def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
     who = receipt.person
     seen = mirror.screen(who, args.display)
     if seen.kind == "wayland":
@@ -190,7 +190,7 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
         refusal = rdp.refuse(seen, os.getuid() == 0, has_systemd, has_nft, rdp.version())
         if refusal:
             raise refusal
-        return _Kind(
+        return Kind(
             rdp.plan(receipt, given, args.reset_vnc_password),
             lambda done: rdp.check(),
             lambda: rdp.disable(receipt),
@@ -198,7 +198,7 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
             rdp.is_up(receipt),
         )
     wished = mirror.wish(seen, who, receipt)
-    return _Kind(
+    return Kind(
         mirror.plan(wished, receipt, given, args.reset_vnc_password),
         lambda done: mirror.check(wished, who, bool(done)),
         lambda: mirror.disable(receipt),

@@ -278,8 +278,10 @@ def plan(receipt: Receipt, given: Optional[str], reset: bool) -> List[Step]:
     return [packages.Install(["grdctl", "openssl"]), Firewall(receipt), Rdp(receipt, given, reset)]
 
 
-def check(timeout: float = look.APPEARS_WITHIN) -> List[str]:
-    """Look whether the rule is there and RDP listens. timeout: seconds that it may take to.
+def check(appears: float = look.APPEARS_WITHIN, seconds: float = look.STAYS_ALIVE) -> List[str]:
+    """Look whether the rule is there and RDP listens.
+
+    appears: seconds that it may take to listen; seconds: how long it must from then on.
 
     Raises:
         look.Problem: with what was found.
@@ -290,7 +292,7 @@ def check(timeout: float = look.APPEARS_WITHIN) -> List[str]:
             raise look.Problem("the firewall rule is not there")
         return None if proc.listeners([PORT]) else f"nothing listens on port {PORT}"
 
-    look.stays_up(closed, appears=timeout)
+    look.stays_up(closed, appears, seconds)
     return [f"port {PORT} listens, and the firewall lets nothing but loopback reach it"]
 
 
