@@ -1693,7 +1693,11 @@ exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged 
     manage.add_argument("--uninstall", action="store_true", help="remove all that was made; shows it first")
 
     desktop = parser.add_argument_group("remote desktop (see scripts/desktop/README.md)")
-    desktop.add_argument("--desktop", choices=["mirror", "virtual"], help="the real screen, or one of its own")
+    desktop.add_argument(
+        "--desktop",
+        choices=["mirror", "virtual"],
+        help="the real screen, or one of its own; nothing else is installed unless --cpu or --gpu is given, too",
+    )
     desktop.add_argument("--vnc", choices=["tiger", "tight"], help="server of the virtual desktop")
     sessions = ["auto", "xfce", "lxde", "gnome-flashback", "openbox"]
     desktop.add_argument("--session", choices=sessions, default="auto", help="what runs in it")

@@ -452,6 +452,15 @@ def open_browser(url: str) -> bool:
     return webbrowser.open(url)
 
 
+def viewer(platform: str, remote: int, local: int) -> str:
+    """Return what opens a desktop. platform: this machine's sys.platform; remote, local: the port there and here."""
+    if remote == RDP_PORT:
+        return "an RDP program, at localhost:{}".format(local)
+    return (
+        "open vnc://localhost:{}".format(local) if platform == "darwin" else "vncviewer localhost::{}".format(local)
+    )
+
+
 class Session:
     """What the user asked for, kept up until they end it.
 
@@ -555,10 +564,10 @@ class Session:
             self.desktop[remote] = local
             if again:
                 continue
-            there = "the desktop of {}".format(self.server["host"])
-            program = "xfreerdp /v:localhost:" if remote == RDP_PORT else "vncviewer localhost::"
             if listens:
-                bootstrap.say("{}: {}{}".format(there, program, local))
+                bootstrap.say(
+                    "the desktop of {}: {}".format(self.server["host"], viewer(sys.platform, remote, local))
+                )
             else:
                 bootstrap.report("note: nothing listens at port {} yet (forwarded to {})".format(remote, local))
 

@@ -271,6 +271,18 @@ def test_a_jump_host_and_a_port_that_is_taken_on_the_host(lab: Lab) -> None:
         other.wait()
 
 
+@pytest.mark.parametrize(
+    ("platform", "remote", "said"),
+    [
+        ("linux", 5901, "vncviewer localhost::55901"),
+        ("darwin", 5901, "open vnc://localhost:55901"),
+        ("darwin", 3389, "an RDP program, at localhost:53389"),
+    ],
+)
+def test_a_desktop_is_opened_by_what_the_laptop_has(platform: str, remote: int, said: str) -> None:
+    assert connect_py.viewer(platform, remote, 50000 + remote) == said
+
+
 @needs_root
 def test_desktop_forwards_vnc_to_a_real_server(lab: Lab, installed: Installed) -> None:
     gpubox = lab.machines["gpubox"]

@@ -116,6 +116,17 @@ def test_vino_with_a_session_bus(lab: Lab, tmp_path: Path) -> None:
     again = user.desktop("mirror")
     assert again.code == 0 and "Nothing to do" in again.out, again
 
+    # After the next log-in it is there again: the desktop itself starts it, as guarded as before.
+    [session] = [pid for pid, line in user.processes().items() if "xfce4-session" in line.split()[0]]
+    with machine.watched() as seen:
+        user.run(["kill", str(session)])
+        wait_for(lambda: not user.pids("xfce4-session") and not user.pids("vino-server"), 30, "the log-out")
+        user.spawn(["dbus-run-session", "--", "startxfce4"], DISPLAY=":0", XDG_SESSION_TYPE="x11")
+        wait_for(lambda: ("loopback", 5900) in machine.listeners(), 60, "Vino after the next log-in")
+        again = user.desktop("mirror")
+    assert again.code == 0 and "Nothing to do" in again.out, again
+    assert seen == {("loopback", 5900)}
+
     # Even with its settings undone behind our back, Vino cannot open the port to the network any more.
     bus = user.run(["sh", "-c", "tr '\\0' '\\n' </proc/$(pgrep -u vera -x vino-server)/environ"])
     address = next(line.split("=", 1)[1] for line in bus.splitlines() if line.startswith("DBUS_SESSION_BUS_ADDRESS="))
@@ -193,6 +204,27 @@ def test_a_vino_that_is_open_to_all_is_tamed(lab: Lab) -> None:
     assert machine.listeners() == {("everywhere", 22), ("loopback", 5900), ("everywhere", 6000)}
     assert re.search(r"note: the screen's own X server listens on TCP \(.*:6000\)", done.out), done
     assert "password log-in is offered, log-in without one is not" in done.out
+
+
+def test_settings_that_an_administrator_has_locked_are_an_error_and_nothing_is_shared(lab: Lab) -> None:
+    machine = DesktopMachine(lab.host("lockbox")).prepare()
+    machine.own("/etc/dconf")
+    locks = """
+umask 022; cd /etc/dconf; mkdir -p profile db/local.d/locks
+printf 'user-db:user\\nsystem-db:local\\n' >profile/user
+printf "[org/gnome/desktop/remote-access]\\nnetwork-interface=''\\n" >db/local.d/vino
+echo /org/gnome/desktop/remote-access/network-interface >db/local.d/locks/vino
+dconf update
+"""
+    machine.host.run(["sh", "-ec", locks])
+    user = machine.user("lucy", 4110)
+    screen(user, "openbox", bus=False)
+    before = dconf(user)
+    done = user.desktop("mirror", "--display", "0", "--vnc-password-file", "-", feed=PASSWORD)
+    assert done.code == 1 and "Vino's settings could not be written" in done.err, done
+    assert "non-writable" in done.err and "hint: dconf dump" in done.err
+    assert dconf(user) == before
+    assert machine.listeners() == {("everywhere", 22)}
 
 
 @pytest.mark.parametrize(

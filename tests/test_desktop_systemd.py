@@ -20,6 +20,9 @@ HOME = f"/home/{USER} of gpubox"  # with spaces, as anywhere
 VNC = f"{HOME}/.vnc"
 PASSWORD = "s3cret88"
 
+SESSION_TYPES = (
+    "loginctl list-sessions --no-legend | while read n _; do loginctl show-session $n -p Type --value; done"
+)
 # At boot systemd empties /tmp file by file, and this machine's may hold a great many.
 MORE = f"""
 case '{REPO}' in /tmp/*) ;; *) mount -t tmpfs -o mode=1777 tmpfs "$1/tmp" ;; esac
@@ -178,6 +181,21 @@ def test_a_server_that_is_not_safe_is_stopped_and_disabled(machine: Booted) -> N
     assert (ask(machine, "is-enabled", UNIT), ask(machine, "is-active", UNIT)) == ("disabled", "inactive")
     assert not open_ports(machine)
     desktop(machine, "virtual", "--uninstall")
+
+
+def test_a_wayland_session_is_seen_by_logind_and_refused(machine: Booted) -> None:
+    """A session as logind lists GNOME's own; no process of it tells by its environment."""
+    argv = [PYTHON, "-B", str(REPO / "bootstrap.py"), "--desktop", "mirror"]
+    session = ["--unit=wayland", f"--uid={USER}", "--property=PAMName=login", "--setenv=XDG_SESSION_TYPE=wayland"]
+    machine.run(["systemd-run", "--quiet", *session, "env", "-u", "XDG_SESSION_TYPE", "sleep", "60"])
+    wait_for(lambda: "wayland" in machine.run(["sh", "-c", SESSION_TYPES]).stdout, 20, "the session")
+    try:
+        done = machine.run([*argv, "--desktop-user", USER], check=False)
+    finally:
+        machine.run(["systemctl", "stop", "wayland"])
+    assert done.returncode == 3 and "only GNOME's Wayland screens can be shared" in done.stderr, done
+    assert "--desktop virtual" in done.stderr
+    assert not open_ports(machine)
 
 
 def test_an_ordinary_user_in_a_login_session_is_told_about_lingering(machine: Booted) -> None:

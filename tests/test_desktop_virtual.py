@@ -267,13 +267,17 @@ def test_a_second_user_gets_the_next_display(lab: Lab, tight: Started) -> None:
     assert done.code == 0, done
     result = json.loads(done.out)
     assert (result["display"], result["port"], result["local_port"]) == (4, 5904, 55904)
+    # X itself is open to whoever has the cookie, and nobody else has it.
+    theirs = second.run(["sh", "-c", "DISPLAY=:1 xset q 2>&1 || :"])
+    assert "unable to open display" in theirs
     with Tunnel(lab, result["ssh"]) as tunnel:
         mine = vncdo(lab.laptop, tunnel.local, "evespass", "capture", str(lab.folder / "eve.png"))
         assert mine.returncode == 0, mine
-        theirs = vncdo(lab.laptop, tunnel.local, PASSWORD, "capture", str(lab.folder / "no.png"))
-        assert theirs.returncode != 0
-    gone = second.desktop("virtual", "--uninstall")
-    assert gone.code == 0, gone
+        refused = vncdo(lab.laptop, tunnel.local, PASSWORD, "capture", str(lab.folder / "no.png"))
+        assert refused.returncode != 0
+    said = second.run([PYTHON, str(machine.repo / "bootstrap.py"), "--uninstall", "--yes"])  # everything of theirs
+    assert "stop the desktop on display :4" in said and not second.pids("vnc")
+    assert second.run(["sh", "-c", "ls -d ~/.vnc ~/.local/share/colab-local 2>/dev/null || :"]) == ""
     assert tight.user.pids("vnc-session 1"), "the other user's desktop lives on"
 
 
@@ -368,6 +372,19 @@ def test_bad_passwords_and_no_terminal_leave_nothing_behind(box: DesktopMachine)
     assert done.code == 2 and "there is no terminal" in done.err and "--vnc-password-file -" in done.err, done
     assert untouched(user)
     assert box.listeners() == {("everywhere", 22)}
+
+
+def test_it_comes_beside_an_environment(box: DesktopMachine) -> None:
+    user = box.user("eva", 4017)
+    options = ["--cpu", "--engine", "host", "--dry-run", "--json", "--vnc-password-file", "-"]
+    both = user.desktop("virtual", *options, feed=PASSWORD)
+    assert both.code == 0, both
+    result = json.loads(both.out)
+    alone = user.run([PYTHON, str(box.repo / "scripts/desktop"), "virtual", *options[3:]], feed=PASSWORD)
+    assert json.loads(alone)["plan"] == result["desktop"]["plan"]
+    assert result["environment"] == "cpu" and result["plan"]
+    assert result["desktop"]["port"] == 5901 and "start the desktop on display :1" in result["desktop"]["plan"]
+    assert untouched(user)
 
 
 def test_missing_fonts_are_named_before_anything_is_written(
@@ -476,7 +493,9 @@ def test_under_sudo_everything_belongs_to_the_desktop_user(box: DesktopMachine) 
     assert not (root.home / ".vnc").exists() and not (root.home / ".local").exists()
     receipt = json.loads(user.run(["sh", "-c", "cat ~/.local/share/colab-local/receipts/desktop.json"]))
     assert receipt["desktops"][0]["user"] == "sue"
-    gone = user.desktop("virtual", "--uninstall", sudo=True)
+    stranger = user.desktop("virtual", "--desktop-user", "root")
+    assert stranger.code == 2 and "another user needs root" in stranger.err, stranger
+    gone = root.desktop("virtual", "--uninstall", "--desktop-user", "sue")
     assert gone.code == 0, gone
     assert not user.pids("vnc") and user.run(["sh", "-c", "ls -d ~/.vnc"], check=False) == ""
 

@@ -115,7 +115,7 @@ def uninstall(home: Any, dry_run: bool = False) -> int:
     What the user has changed since stays. Raises bootstrap.Failure if a step fails; the rest is kept listed.
     """
     code = bootstrap.EXIT_OK
-    for entry in plan.receipts(Path(home)):
+    for entry in plan.entries(plan.receipt_path(Path(home))):
         code = max(code, _remove(Path(home), person.find(entry["user"]), entry["kind"], dry_run))
     return code
 

@@ -310,7 +310,11 @@ class Settings(Step):
         target = self._target(current, password)
         self.receipt.entry.setdefault("vino_before", text)
         self.receipt.note(vino_written={k: _fingerprint(k, v) for k, v in target.items()}, port=self.port)
-        self.dconf.load(target)
+        locked = f"dconf dump {DCONF}   (an administrator may have locked some; --desktop virtual needs none of them)"
+        try:
+            self.dconf.load(target)  # all of them or, where one is locked, none
+        except bootstrap.Failure as fault:
+            raise bootstrap.Failure(f"Vino's settings could not be written ({fault.what})", locked) from None
         found = self.dconf.read()
         wrong = sorted(k for k, v in target.items() if found.get(k) != v)
         if wrong:
@@ -320,8 +324,7 @@ class Settings(Step):
                 if key not in current:
                     self.dconf.reset(key)
             raise bootstrap.Failure(
-                f"Vino's settings did not take (read back another {', '.join(wrong)}); the old ones are back",
-                "dconf dump " + DCONF + "   (an administrator may have locked them)",
+                f"Vino's settings did not take (read back another {', '.join(wrong)}); the old ones are back", locked
             )
 
 
