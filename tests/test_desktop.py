@@ -566,15 +566,31 @@ def test_rdp_that_does_not_come_up_is_switched_off_again(
 
 
 @pytest.mark.parametrize("ran", [False, True])
-def test_ctrl_c_stops_what_is_unchecked_and_leaves_what_ran_before(receipt: plan.Receipt, ran: bool) -> None:
-    def interrupted(_: object) -> list[str]:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError("no /proc"), bootstrap.Failure("no")])
+def test_what_is_unchecked_is_stopped_and_what_ran_before_is_not(
+    receipt: plan.Receipt, end: BaseException, ran: bool
+) -> None:
+    def ended(_: object) -> list[str]:
+        raise end
 
     stopped: list[bool] = []
-    kind = desktop.Kind([], interrupted, lambda: stopped.append(True), {"port": 5901}, ran)
-    with pytest.raises(KeyboardInterrupt):
+    kind = desktop.Kind([], ended, lambda: stopped.append(True), {"port": 5901}, ran)
+    with pytest.raises(type(end)):
         desktop.carry_out("virtual", kind, receipt)
     assert bool(stopped) != ran
+
+
+def test_a_failed_step_does_not_switch_off_what_was_not_switched_on_here(gnome: Path, receipt: plan.Receipt) -> None:
+    rdp.disable(receipt)
+    assert not gnome.exists()
+
+
+def test_another_system_than_linux_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert bootstrap.main(["--desktop", "virtual", "--dry-run"]) == bootstrap.EXIT_MACHINE
+    assert "found darwin, need linux" in capsys.readouterr().err
 
 
 def test_rdp_is_not_touched_when_its_firewall_rule_is_gone(

@@ -202,6 +202,20 @@ def test_a_second_run_changes_nothing(lab: Lab, started: Started) -> None:
         assert login.returncode == 0, login
 
 
+def test_a_new_password_holds_at_once_and_the_old_one_no_more(lab: Lab, tiger: Started) -> None:
+    pid, old = server_of(tiger), tiger.password
+    done = tiger.user.desktop("virtual", "--reset-vnc-password", terminal=True)
+    found = re.search(r"shown this once\): (\S{8})\s", done.terminal)
+    assert done.code == 0 and found, done
+    tiger.password = found.group(1)
+    assert tiger.password != old and server_of(tiger) == pid
+    with Tunnel(lab, tiger.line) as tunnel:
+        refused = vncdo(lab.laptop, tunnel.local, old, "capture", str(lab.folder / "old.png"))
+        assert "Authentication failure" in refused.stderr, refused
+        login = vncdo(lab.laptop, tunnel.local, tiger.password, "capture", str(lab.folder / "new.png"))
+        assert login.returncode == 0, login
+
+
 def test_wrong_empty_and_no_passwords_are_refused(lab: Lab, started: Started) -> None:
     with Tunnel(lab, started.line) as tunnel:
         check_refusals(lab.laptop, tunnel.local, lab.folder)

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -45,6 +46,12 @@ def set_up(args: Any) -> Dict[str, Any]:
     Raises:
         bootstrap.Failure: something is missing, a step failed, or the result did not pass its checks.
     """
+    if sys.platform != "linux":
+        raise bootstrap.Failure(
+            f"--desktop shares a Linux machine's screen (found {sys.platform}, need linux)",
+            "macOS: System Settings > General > Sharing > Screen Sharing",
+            bootstrap.EXIT_MACHINE,
+        )
     who = person.find(args.desktop_user)
     home = _home(Path(args.home), who)
     receipt = Receipt(home, who, args.desktop)
@@ -102,8 +109,8 @@ def carry_out(name: str, kind: Kind, receipt: Receipt) -> Tuple[List[Step], List
             f"the {name} desktop did not pass its check, so it was stopped and disabled: {problem}{left}",
             f"python3 bootstrap.py --desktop {name}   (to try again; add --uninstall to remove it)",
         ) from None
-    except KeyboardInterrupt:
-        # Half-started means unchecked, and unchecked must not stay up; one that ran before is the user's.
+    except BaseException:
+        # Ctrl-C or a failed step: what was started is unchecked and must not stay up; what ran before is the user's.
         if not kind.ran:
             kind.disable()
         raise

@@ -194,10 +194,10 @@ class Rdp(Step):
         if self.given is None:
             secret.show_once(password, f"{person.name} over RDP on {os.uname().nodename}")
         certificate = self._certificate(person)
+        self.receipt.note(rdp=True, port=PORT)
         for words in self.commands(person, certificate):
             feed = f"{person.name}\n{password}\n".encode() if words[-1] == "set-credentials" else b""
             person.run(words, feed=feed)
-        self.receipt.note(rdp=True, port=PORT)
         person.run(["systemctl", "--user", "enable", "--now", SERVICE])
 
     def commands(self, person: Person, certificate: Sequence[Path]) -> List[List[str]]:
@@ -237,7 +237,9 @@ def is_up(receipt: Receipt) -> bool:
 
 
 def disable(receipt: Receipt) -> None:
-    """Switch RDP off; the firewall rule stays."""
+    """Switch RDP off if it was switched on here; the firewall rule stays."""
+    if not receipt.entry.get("rdp"):
+        return
     person = receipt.person
     person.succeeds(["systemctl", "--user", "disable", "--now", SERVICE])
     person.succeeds(["grdctl", "rdp", "disable"])
@@ -256,8 +258,7 @@ class RdpOff(Step):
     def apply(self) -> None:
         if os.getuid() != 0:
             raise bootstrap.Failure("removing the firewall rule needs root", "run it with sudo")
-        if self.receipt.entry.get("rdp"):
-            disable(self.receipt)
+        disable(self.receipt)
         if proc.listeners(PORTS):
             raise bootstrap.Failure(
                 "RDP still listens, so its firewall rule stays", f"systemctl --user stop {SERVICE}"
