@@ -1939,13 +1939,12 @@ def dispatch(args):
             "python3 bootstrap.py --port 8888",
             EXIT_USAGE,
         )
-    wished_desktop = None  # type: Optional[Dict[str, Any]]
     if args.desktop:
         from scripts import desktop
 
         if args.uninstall or not args.environment_too:
             return int(desktop.command(args))
-        wished_desktop = desktop.set_up(args)
+        beside = desktop.set_up(args)
     if args.verify:
         from scripts import verify
 
@@ -1955,8 +1954,8 @@ def dispatch(args):
 
         return int(manage.command(args))
     result = install(args)
-    if wished_desktop:
-        result["desktop"] = wished_desktop
+    if args.desktop:
+        result["desktop"] = beside
     if args.json:
         print(json.dumps(dict(result, ok=True), indent=1))
     if args.service:
