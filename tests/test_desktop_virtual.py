@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from scripts.desktop import virtual
 from tests.desktop_machine import (
@@ -266,6 +267,33 @@ def test_the_server_comes_back_after_kill_9(lab: Lab, tight: Started, tmp_path: 
     with Tunnel(lab, tight.line) as tunnel:
         assert vncdo(lab.laptop, tunnel.local, PASSWORD, "pause", "2", "capture", str(picture)).returncode == 0
     assert check_picture(picture, (1280, 720)) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [(7, "tightvncserver :7 -localhost -nolisten tcp"), (8, "tigervncserver :8 -localhost yes")],
+)
+def test_by_hand_the_wrapper_scripts_run_the_same_xstartup(
+    lab: Lab, tight: Started, tmp_path: Path, number: int, line: str
+) -> None:
+    """The article's command in the right order, as README.md gives it. TigerVNC's ends with a script that ends."""
+    user, machine = tight.user, tight.user.machine
+    before = machine.listeners()
+    picture = tmp_path / "byhand.png"
+    with machine.watched() as seen:
+        user.run(["sh", "-c", f"{line} >/dev/null 2>&1 </dev/null"])
+        with Tunnel(lab, f"ssh -N -L localhost:{55900 + number}:localhost:{5900 + number} bob@tightbox") as tunnel:
+            wait_for(
+                lambda: (
+                    vncdo(lab.laptop, tunnel.local, PASSWORD, "capture", str(picture)).returncode == 0
+                    and check_picture(picture, Image.open(picture).size) is None
+                ),
+                60,
+                "a desktop in the picture",
+            )
+    assert seen - before == {("loopback", 5900 + number)}
+    user.run(["sh", "-c", f"{line.split()[0]} -kill :{number}; rm ~/.vnc/tightbox:{number}.*"])
+    wait_for(lambda: machine.listeners() == before, 20, "its end")
 
 
 def test_a_second_user_gets_the_next_display(lab: Lab, tight: Started) -> None:

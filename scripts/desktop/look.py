@@ -53,10 +53,11 @@ def listening(
     """
     deadline = time.monotonic() + timeout
     while True:
+        up = bool(proc.listeners([port]))  # before the look at where, so that the look is at what is up
         private([port])
         if display is not None:
             x_over_tcp(display)
-        if proc.listeners([port]):
+        if up:
             return
         complaint = alive()
         if complaint:
