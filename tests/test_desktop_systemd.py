@@ -121,7 +121,7 @@ def test_the_desktop_survives_crash_logout_and_reboot_and_goes_without_trace(mac
     wait_for(lambda: is_up(machine, but=first), 60, "the restart after kill -9")
     second = pids(machine, "Xtigervnc")
     wait_for(lambda: bool(pids(machine, "openbox")), 30, "its desktop")
-    machine.run(["kill", *map(str, pids(machine, "openbox"))])
+    machine.run(["pkill", "-u", USER, "-x", "openbox"])
     wait_for(lambda: is_up(machine, but=second), 60, "the restart after the desktop ended")
     # One of each: nothing of the earlier ones is left.
     assert len(pids(machine, "Xtigervnc")) == 1 and len(pids(machine, "vnc-session")) == 1

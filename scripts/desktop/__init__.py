@@ -199,7 +199,7 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
             raise refusal
         return Kind(
             rdp.plan(receipt, given, args.reset_vnc_password),
-            lambda done: rdp.check(),
+            lambda done: rdp.check(seconds=look.STAYS_ALIVE if done else 0),
             lambda: rdp.disable(receipt),
             {"port": rdp.PORT, "how": "rdp"},
             rdp.is_up(receipt),
