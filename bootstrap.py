@@ -1811,7 +1811,11 @@ exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged 
     manage.add_argument("--uninstall", action="store_true", help="remove all that was made; shows it first")
 
     desktop = parser.add_argument_group("remote desktop (see scripts/desktop/README.md)")
-    desktop.add_argument("--desktop", choices=["mirror", "virtual"], help="the real screen, or one of its own")
+    desktop.add_argument(
+        "--desktop",
+        choices=["mirror", "virtual"],
+        help="the real screen, or one of its own; nothing else is installed unless --cpu or --gpu is given, too",
+    )
     desktop.add_argument("--vnc", choices=["tiger", "tight"], help="server of the virtual desktop")
     sessions = ["auto", "xfce", "lxde", "gnome-flashback", "openbox"]
     desktop.add_argument("--session", choices=sessions, default="auto", help="what runs in it")
@@ -2059,7 +2063,9 @@ def dispatch(args):
     if args.desktop:
         from scripts import desktop
 
-        return int(desktop.command(args))
+        if args.uninstall or not args.environment_too:
+            return int(desktop.command(args))
+        beside = desktop.set_up(args)
     if args.verify:
         from scripts import verify
 
@@ -2069,6 +2075,8 @@ def dispatch(args):
 
         return int(manage.command(args))
     result = install(args)
+    if args.desktop:
+        result["desktop"] = beside
     if args.json:
         print(json.dumps(dict(result, ok=True), indent=1))
     if args.service:
@@ -2099,6 +2107,7 @@ def main(argv=None):
     try:
         args = make_parser().parse_args(argv)
         json_mode, verbose = args.json, args.verbose
+        args.environment_too = bool(args.env or args.launch or args.service or args.offline)  # beside --desktop
         args.env = DEFAULT_ENVIRONMENT if args.env is None else args.env
         if args.home == "":
             raise Failure("--prefix needs a folder (found '')", "python3 bootstrap.py", EXIT_USAGE)

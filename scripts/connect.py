@@ -4,7 +4,7 @@
     python3 scripts/connect.py me@gpubox                    Jupyter there, its URL here
     python3 scripts/connect.py --open gpubox                gpubox from ~/.ssh/config; opens Colab too
     python3 scripts/connect.py -J me@gate -p 2222 me@gpubox through a jump host, any of ssh's options
-    python3 scripts/connect.py --desktop me@gpubox          its desktop too (VNC at localhost:55900)
+    python3 scripts/connect.py --desktop me@gpubox          its desktop too (VNC at localhost:55901)
     python3 scripts/connect.py --slurm --sbatch="--gres=gpu:1" me@login    on a compute node behind me@login
     python3 scripts/connect.py --stop me@gpubox             stop Jupyter there
 
@@ -45,7 +45,8 @@ from bootstrap import Failure
 from scripts import connect_agent
 
 COLAB = "https://colab.research.google.com/"
-DESKTOP_PORTS = {5900: 55900, 5901: 55901}  # VNC displays :0 (the screen) and :1 (virtual) -> ports here
+DESKTOP_PORTS = (5900, 5901)  # VNC displays :0 (the screen) and :1 (virtual), where bootstrap.py made no others
+RDP_PORT = 3389
 ANSWER_SECONDS = 60.0
 LONGEST_PAUSE_S = 30.0
 SBATCH = Path(__file__).resolve().parent / "slurm" / "colab-local.sbatch"
@@ -471,6 +472,15 @@ def open_browser(url: str) -> bool:
     return webbrowser.open(url)
 
 
+def viewer(platform: str, remote: int, local: int) -> str:
+    """Return what opens a desktop. platform: this machine's sys.platform; remote, local: the port there and here."""
+    if remote == RDP_PORT:
+        return "an RDP program, at localhost:{}".format(local)
+    return (
+        "open vnc://localhost:{}".format(local) if platform == "darwin" else "vncviewer localhost::{}".format(local)
+    )
+
+
 class Session:
     """What the user asked for, kept up until they end it.
 
@@ -564,19 +574,20 @@ class Session:
                 )
 
     def forward_desktop(self, connection: Connection) -> None:
-        """Forward the VNC ports and say which of them show something."""
-        open_there = self.request(connection, "listening", ports=list(DESKTOP_PORTS))["ports"]
-        for remote, preferred in DESKTOP_PORTS.items():
+        """Forward the ports of the desktops to 50000 higher ones and say which of them show something."""
+        found = self.request(connection, "desktops", ports=DESKTOP_PORTS)["ports"]
+        for remote, listens in ((int(port), listens) for port, listens in found.items()):
             again = remote in self.desktop
-            local = connection.forward(remote, self.desktop.get(remote, preferred), exact=again)
+            local = connection.forward(remote, self.desktop.get(remote, 50000 + remote), exact=again)
             self.desktop[remote] = local
             if again:
                 continue
-            there = "the desktop of {}".format(self.server["host"])
-            if remote in open_there:
-                bootstrap.say("{}: vncviewer localhost::{}".format(there, local))
+            if listens:
+                bootstrap.say(
+                    "the desktop of {}: {}".format(self.server["host"], viewer(sys.platform, remote, local))
+                )
             else:
-                bootstrap.report("note: nothing listens at VNC port {} yet (forwarded to {})".format(remote, local))
+                bootstrap.report("note: nothing listens at port {} yet (forwarded to {})".format(remote, local))
 
     shown = ""
 
@@ -713,7 +724,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("destination", metavar="[USER@]HOST", help="as for ssh; an alias from ~/.ssh/config too")
     add("--open", action="store_true", help="open Colab in the browser")
-    add("--desktop", action="store_true", help="forward VNC too: 5900 and 5901 there to 55900 and 55901 here")
+    add("--desktop", action="store_true", help="forward its desktops too: VNC port 5901 there is 55901 here")
     add(
         "--port",
         type=port_number,

@@ -5,7 +5,7 @@ nothing is installed there, and nothing of it remains when the line closes. Requ
 line on stdin, answers go out as one JSON object a line on stdout, each after MARK, since login scripts may print
 there too. Secrets travel on this line alone, never in an argument list.
 
-Requests: {"op": "serve" | "status" | "stop" | "listening" | "submit" | "job" | "cancel", ...}: see the functions
+Requests: {"op": "serve" | "status" | "stop" | "desktops" | "submit" | "job" | "cancel", ...}: see the functions
 of these names. Answers: {"ok": true, ...}, {"ok": false, "error": ..., "kind": ...}, and, any time,
 {"note": "..."} for the user or {"event": "gone"} when the Jupyter that is being watched has ended.
 """
@@ -220,13 +220,23 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def port_answers(port: int) -> bool:
-    """Whether something on this host's loopback accepts TCP connections at the port."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=3).close()
-    except OSError:
+def listens(port: int) -> bool:
+    """Whether something listens at the port on this host.
+
+    As the kernel lists it, where it does: VNC servers take a connection without a log-in for an attack, and shut
+    everybody out after a few.
+    """
+    tables = [Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6")]
+    for table in tables:
+        with contextlib.suppress(OSError):
+            for fields in map(str.split, table.read_text().splitlines()[1:]):
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    return True
+    if tables[0].exists():
         return False
-    return True
+    with socket.socket() as probe:  # macOS
+        probe.settimeout(3)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port(preferred: int) -> int:
@@ -450,9 +460,13 @@ def gone_within(pid: int, seconds: float) -> bool:
     return not is_alive(pid)
 
 
-def listening(request: Json) -> Json:
-    """Say which of `ports` accept connections on this host's loopback."""
-    return {"ports": [port for port in request["ports"] if port_answers(port)]}
+def desktops(request: Json) -> Json:
+    """Name the ports of the remote desktops that bootstrap.py made, else `ports`, and say which of them listen."""
+    ports = request["ports"]
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        receipt = json.loads((home_folder(request["home"]) / "receipts" / "desktop.json").read_text(encoding="utf-8"))
+        ports = [entry["port"] for entry in receipt["desktops"]] or ports
+    return {"ports": {port: listens(port) for port in ports}}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -552,7 +566,7 @@ def cancel(request: Json) -> Json:
 
 # ---------------------------------------------------------------------------------------------------------
 
-OPERATIONS = {function.__name__: function for function in (serve, status, stop, listening, submit, job, cancel)}
+OPERATIONS = {function.__name__: function for function in (serve, status, stop, desktops, submit, job, cancel)}
 
 
 def answer(line: str) -> Json:

@@ -325,8 +325,20 @@ def test_a_jump_host_and_a_port_that_is_taken_on_the_host(lab: Lab) -> None:
         other.wait()
 
 
+@pytest.mark.parametrize(
+    ("platform", "remote", "said"),
+    [
+        ("linux", 5901, "vncviewer localhost::55901"),
+        ("darwin", 5901, "open vnc://localhost:55901"),
+        ("darwin", 3389, "an RDP program, at localhost:53389"),
+    ],
+)
+def test_a_desktop_is_opened_by_what_the_laptop_has(platform: str, remote: int, said: str) -> None:
+    assert connect_py.viewer(platform, remote, 50000 + remote) == said
+
+
 @needs_root
-def test_desktop_forwards_vnc_to_a_real_server(lab: Lab) -> None:
+def test_desktop_forwards_vnc_to_a_real_server(lab: Lab, installed: Installed) -> None:
     gpubox = lab.machines["gpubox"]
     server = shutil.which("Xtigervnc")
     assert server, "install tigervnc-standalone-server"
@@ -338,12 +350,22 @@ def test_desktop_forwards_vnc_to_a_real_server(lab: Lab) -> None:
             connected = link.event("connected")
             assert connected["desktop"] == {"5900": 55900, "5901": 55901}
             link.says("the desktop of gpubox: vncviewer localhost::55901")
-            link.says("nothing listens at VNC port 5900 yet")
+            link.says("nothing listens at port 5900 yet")
             with lab.laptop.network(), socket.create_connection(("127.0.0.1", 55901), timeout=30) as rfb:
                 rfb.settimeout(30)
                 assert rfb.recv(12, socket.MSG_WAITALL) == b"RFB 003.008\n"  # RFC 6143, 7.1.1
             assert link.end() == 0
         assert not lab.laptop.listens(55901)
+        # A desktop on another display, as bootstrap.py notes it: that one, and no other.
+        home = gpubox.home / "with-desktop"
+        (home / "receipts").mkdir(parents=True)
+        for name in ("envs", "current", *(f"receipts/{p.name}" for p in (installed.home / "receipts").iterdir())):
+            (home / name).symlink_to(installed.home / name)
+        (home / "receipts/desktop.json").write_text('{"schema": 1, "desktops": [{"kind": "virtual", "port": 5903}]}')
+        with running(lab, "--desktop", "--home", str(home), "gpubox") as link:
+            assert link.event("connected")["desktop"] == {"5903": 55903}
+            link.says("nothing listens at port 5903 yet")
+            assert link.end() == 0
     finally:
         gpubox.run(["pkill", "-TERM", "-x", "Xtigervnc"])  # so that it removes its lock; its own process table
         vnc.wait(30)

@@ -8,15 +8,18 @@ import pwd
 import shutil
 import socket
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 import bootstrap
 from scripts import desktop
-from scripts.desktop import files, look, mirror, packages, plan, proc, rdp, rfb, secret, service, virtual
+from scripts.desktop import files, look, mirror, packages, plan, proc, rdp, secret, service, virtual
 from scripts.desktop.person import Person
+from tests.desktop_machine import check_picture
 
 
 def me(home: Path) -> Person:
@@ -203,39 +206,90 @@ def test_wildcard_and_mapped_addresses_count_as_what_they_are(tmp_path: Path) ->
     assert found == {7: ("0.0.0.0", False), 8: ("::", False), 9: ("::ffff:127.0.0.1", True)}  # noqa: S104
 
 
-def _serve(*answers: bytes) -> tuple[int, threading.Thread]:
-    """Play a VNC server for one connection: send an answer after each message of the client."""
-    door = socket.create_server(("127.0.0.1", 0))
+@contextlib.contextmanager
+def served(*talks: Sequence[bytes]) -> Iterator[int]:
+    """Play a VNC server, one connection after the other: send an answer after each message of the client."""
 
     def play() -> None:
-        with door, door.accept()[0] as stream, contextlib.suppress(ConnectionError):
-            for answer in answers:
-                stream.sendall(answer)
-                stream.recv(64)
+        for answers in talks:
+            with door.accept()[0] as stream, contextlib.suppress(ConnectionError):
+                for answer in answers:
+                    stream.sendall(answer)
+                    stream.recv(64)
 
-    thread = threading.Thread(target=play, daemon=True)
-    thread.start()
-    return int(door.getsockname()[1]), thread
-
-
-def test_the_probe_sees_a_server_that_lets_in_whoever_answers() -> None:
-    port, thread = _serve(b"RFB 003.008\n", b"\x01\x02", bytes(16), b"\x00\x00\x00\x00")
-    offer, inside = rfb.wrong_login("127.0.0.1", port)
-    thread.join(5)
-    assert offer.types == [2] and inside
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        thread = threading.Thread(target=play, daemon=True)
+        thread.start()
+        yield int(door.getsockname()[1])
+        thread.join(5)
+        assert not thread.is_alive(), "the probe made fewer connections than were expected"
 
 
-def test_the_probe_takes_a_hang_up_for_a_no() -> None:
-    port, thread = _serve(b"RFB 003.008\n", b"\x01\x02", bytes(16))
-    offer, inside = rfb.wrong_login("127.0.0.1", port)
-    thread.join(5)
-    assert offer.types == [2] and not inside
+VERSION, CHALLENGE = b"RFB 003.008\n", bytes(16)
+YES, NO = b"\0\0\0\0", b"\0\0\0\1"
+PASSWORD_WANTED = (VERSION, b"\x01\x02", CHALLENGE, NO)
+OUT = b"\0\0\0\x1aToo many security failures"
 
 
-def test_something_else_on_the_port_is_named() -> None:
-    port, _ = _serve(b"SSH-2.0-OpenSSH_9.2p1\r\n")
-    with pytest.raises(look.Problem, match="no VNC server"):
+@pytest.mark.parametrize("no", [(NO,), ()], ids=["a no", "a hang-up"])
+def test_a_server_that_refuses_the_wrong_password_passes(no: Sequence[bytes]) -> None:
+    with served((VERSION, b"\x01\x02", CHALLENGE, *no), (VERSION, b"\0\0\0\2")) as port:
+        assert "a wrong password was refused" in look.password_wanted(port)
+
+
+@pytest.mark.parametrize(
+    ("talks", "words"),
+    [
+        ([(VERSION, b"\x01\x02", CHALLENGE, YES)], "accepted a wrong password"),
+        ([(VERSION, b"\x02\x01\x02", CHALLENGE, NO)], "lets everybody in without a password"),
+        ([(VERSION, b"\x01\x01")], "lets everybody in without a password"),
+        ([(VERSION, b"\x01\x13")], "offers no VNC password log-in"),
+        ([PASSWORD_WANTED, (VERSION, b"\0\0\0\1")], r"RFB 3.3 client .* gets security type \[1\], not 2"),
+        ([PASSWORD_WANTED, (VERSION, b"\0\0\0\0\0\0\0\2no")], "RFB 3.3 client .* cannot log in: no"),
+        ([(b"SSH-2.0-OpenSSH_9.2p1\r\n",)], "no VNC server"),
+    ],
+)
+def test_a_server_that_strangers_could_use_or_a_mac_could_not_is_a_problem(
+    talks: Sequence[Sequence[bytes]], words: str
+) -> None:
+    with served(*talks) as port, pytest.raises(look.Problem, match=words):
         look.password_wanted(port)
+
+
+def test_a_server_that_has_shut_everybody_out_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "LOCKED_OUT", 0)
+    with served((VERSION, b"\0" + OUT), PASSWORD_WANTED, (VERSION, bytes(4) + OUT), (VERSION, b"\0\0\0\2")) as port:
+        assert look.password_wanted(port)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o4600])
+def test_a_password_that_others_could_read_is_a_problem(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "passwd"
+    path.touch(0o600)
+    look.modes(os.getuid(), {path: 0o600})
+    with pytest.raises(look.Problem, match="is not private"):
+        look.modes(os.getuid() + 1, {path: 0o600})
+    path.chmod(mode)
+    with pytest.raises(look.Problem, match=f"found mode {mode:04o}"):
+        look.modes(os.getuid(), {path: 0o600})
+
+
+def test_a_picture_that_is_no_desktop_is_told_from_one(tmp_path: Path) -> None:
+    """The eye of the other tests: black, X's own grey weave, and one colour with a pointer are no desktops."""
+    path, size = tmp_path / "picture.png", (320, 200)
+    weave = Image.new("RGB", (2, 2))
+    weave.putdata([(0, 0, 0), (255, 255, 255), (255, 255, 255), (0, 0, 0)])
+    black, grey, pointed = (Image.new("RGB", size, colour) for colour in ("black", "grey", "#2e3440"))
+    for x in range(0, 320, 2):
+        for y in range(0, 200, 2):
+            grey.paste(weave, (x, y))
+    pointed.paste(Image.radial_gradient("L").resize((16, 16)), (150, 90))
+    for picture in (black, grey, pointed):
+        picture.save(path)
+        assert check_picture(path, size, most=0.98)
+    Image.radial_gradient("L").resize(size).save(path)
+    assert check_picture(path, size) is None
+    assert check_picture(path, (640, 400)) == "size (320, 200)"
 
 
 # --- display numbers ------------------------------------------------------------------------------------
@@ -480,6 +534,63 @@ def test_rdp_gets_its_password_on_standard_input_only(
     key = receipt.person.home / ".local/share/colab-local-rdp/rdp.key"
     assert "PRIVATE KEY" in key.read_text() and key.stat().st_mode & 0o777 == 0o600
     assert "s3cret88" not in receipt.path.read_text()
+
+
+def test_rdp_may_take_a_moment_to_listen_but_never_without_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = [True]
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: rule[0])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(rdp, "PORT", server.getsockname()[1])
+        threading.Timer(0.5, server.listen).start()
+        assert "the firewall lets nothing but loopback reach it" in rdp.check(10, 0.3)[0]
+        rule[0] = False
+        with pytest.raises(look.Problem, match="the firewall rule is not there"):
+            rdp.check(10, 0.3)
+
+
+def test_rdp_that_does_not_come_up_is_switched_off_again(
+    gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: True)
+    steps = [step for step in rdp.plan(receipt, "s3cret88", False) if isinstance(step, rdp.Rdp)]
+    facts = {"port": rdp.PORT, "how": "rdp"}
+    kind = desktop.Kind(steps, lambda done: rdp.check(0.5), lambda: rdp.disable(receipt), facts, ran=False)
+    with pytest.raises(bootstrap.Failure, match="stopped and disabled: nothing listens on port 3389"):
+        desktop.carry_out("mirror", kind, receipt)
+    assert [line.partition("stdin=")[0] for line in gnome.read_text().splitlines()][-3:] == [
+        "systemctl|--user|enable|--now|gnome-remote-desktop.service|",
+        "systemctl|--user|disable|--now|gnome-remote-desktop.service|",
+        "grdctl|rdp|disable|",
+    ]
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError("no /proc"), bootstrap.Failure("no")])
+def test_what_is_unchecked_is_stopped_and_what_ran_before_is_not(
+    receipt: plan.Receipt, end: BaseException, ran: bool
+) -> None:
+    def ended(_: object) -> list[str]:
+        raise end
+
+    stopped: list[bool] = []
+    kind = desktop.Kind([], ended, lambda: stopped.append(True), {"port": 5901}, ran)
+    with pytest.raises(type(end)):
+        desktop.carry_out("virtual", kind, receipt)
+    assert bool(stopped) != ran
+
+
+def test_a_failed_step_does_not_switch_off_what_was_not_switched_on_here(gnome: Path, receipt: plan.Receipt) -> None:
+    rdp.disable(receipt)
+    assert not gnome.exists()
+
+
+def test_another_system_than_linux_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert bootstrap.main(["--desktop", "virtual", "--dry-run"]) == bootstrap.EXIT_MACHINE
+    assert "found darwin, need linux" in capsys.readouterr().err
 
 
 def test_rdp_is_not_touched_when_its_firewall_rule_is_gone(

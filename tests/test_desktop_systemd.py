@@ -16,12 +16,19 @@ from tests.test_service import PREPARE, UID, USER, Booted
 
 pytestmark = [needs_root, pytest.mark.timeout(400)]
 UNIT = "vnc-desktop@1.service"
-VNC = f"/home/{USER}/.vnc"
+HOME = f"/home/{USER} of gpubox"  # with spaces, as anywhere
+VNC = f"{HOME}/.vnc"
 PASSWORD = "s3cret88"
 
+SESSION_TYPES = (
+    "loginctl list-sessions --no-legend | while read n _; do loginctl show-session $n -p Type --value; done"
+)
 # At boot systemd empties /tmp file by file, and this machine's may hold a great many.
-EMPTY_TMP = """
-case '{repo}' in /tmp/*) ;; *) mount -t tmpfs -o mode=1777 tmpfs "$1/tmp" ;; esac
+MORE = f"""
+case '{REPO}' in /tmp/*) ;; *) mount -t tmpfs -o mode=1777 tmpfs "$1/tmp" ;; esac
+mv "$1/home/{USER}" "$1{HOME}"
+ln -s "{HOME}" "$1/home/{USER}"
+sed -i 's#:/home/{USER}:#:{HOME}:#' "$1/etc/passwd"
 """
 # In a login session of root: write the firewall rule and its unit, as `--desktop mirror` does before it enables RDP.
 FIREWALL = f"""
@@ -40,9 +47,7 @@ print(len(todo), rdp.firewall_is_up())
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     assert not missing_programs(), f"install what ci/apt-packages.txt names: {missing_programs()}"
     assert shutil.which("systemd-nspawn"), "no systemd-nspawn: install systemd-container"
-    prepare = PREPARE.format(user=USER, uid=UID, home="/nonexistent", opened=f"'{REPO}'") + EMPTY_TMP.format(
-        repo=REPO
-    )
+    prepare = PREPARE.format(user=USER, uid=UID, home="/nonexistent", opened=f"'{REPO}'") + MORE
     booted = Booted(tmp_path_factory.mktemp("desktop") / "m", prepare, [str(REPO)])
     try:
         wait_for(booted.is_up, 120, f"systemd, see {booted.log}")
@@ -61,7 +66,7 @@ def desktop(machine: Booted, *options: str, code: int = 0) -> str:
 
 
 def journal(machine: Booted) -> str:
-    return machine.run(["sh", "-c", f"journalctl --no-pager -n 40; cat {VNC}/*.log"], check=False).stdout
+    return machine.run(["sh", "-c", f"journalctl --no-pager -n 40; cat '{VNC}'/*.log"], check=False).stdout
 
 
 def ask(machine: Booted, *words: str) -> str:
@@ -96,12 +101,12 @@ def is_up(machine: Booted, but: Sequence[int] = ()) -> bool:
 
 
 def test_the_desktop_survives_crash_logout_and_reboot_and_goes_without_trace(machine: Booted) -> None:
-    before = machine.run(["find", f"/home/{USER}"]).stdout
+    before = machine.run(["find", HOME]).stdout
     said = desktop(machine, "virtual", "--session", "openbox", "--vnc-password-file", "/root/password")
     assert f"start the desktop on display :1 ({UNIT})" in said and "enable-linger" in said
     assert "openbox has been running for 5 s" in said
     assert (ask(machine, "is-enabled", UNIT), ask(machine, "is-active", UNIT)) == ("enabled", "active")
-    assert machine.run(["find", f"/home/{USER}", "!", "-user", USER]).stdout == ""
+    assert machine.run(["find", HOME, "!", "-user", USER]).stdout == ""
     assert (
         machine.run(["sh", "-c", "ls -d /root/.vnc /root/.local/share/colab-local 2>/dev/null"], check=False).stdout
         == ""
@@ -116,7 +121,7 @@ def test_the_desktop_survives_crash_logout_and_reboot_and_goes_without_trace(mac
     wait_for(lambda: is_up(machine, but=first), 60, "the restart after kill -9")
     second = pids(machine, "Xtigervnc")
     wait_for(lambda: bool(pids(machine, "openbox")), 30, "its desktop")
-    machine.run(["kill", *map(str, pids(machine, "openbox"))])
+    machine.run(["pkill", "-u", USER, "-x", "openbox"])
     wait_for(lambda: is_up(machine, but=second), 60, "the restart after the desktop ended")
     # One of each: nothing of the earlier ones is left.
     assert len(pids(machine, "Xtigervnc")) == 1 and len(pids(machine, "vnc-session")) == 1
@@ -159,14 +164,44 @@ def test_the_desktop_survives_crash_logout_and_reboot_and_goes_without_trace(mac
         lambda: not pids(machine, "Xtigervnc") and not pids(machine, "vnc-session"), 30, "the end of all processes"
     )
     # What programs of the desktop keep of their own accord is the user's; of ours nothing is left.
-    after = set(machine.run(["find", f"/home/{USER}"]).stdout.splitlines()) - set(before.splitlines())
+    after = set(machine.run(["find", HOME]).stdout.splitlines()) - set(before.splitlines())
     assert [path for path in after if re.search(r"vnc|systemd|colab-local", path)] == []
 
 
+def test_a_server_that_is_not_safe_is_stopped_and_disabled(machine: Booted) -> None:
+    program = "/usr/bin/Xtigervnc"
+    script = f'#!/bin/sh\nexec {program}.real "$@" -SecurityTypes=None,VncAuth\n'
+    machine.run(["sh", "-c", f"mv {program} {program}.real; printf '%s' '{script}' >{program}; chmod 755 {program}"])
+    try:
+        options = ["--session", "openbox", "--vnc-password-file", "/root/password"]
+        said = desktop(machine, "virtual", *options, code=1)
+    finally:
+        machine.run(["mv", f"{program}.real", program])
+    assert "stopped and disabled: it lets everybody in without a password" in said
+    assert (ask(machine, "is-enabled", UNIT), ask(machine, "is-active", UNIT)) == ("disabled", "inactive")
+    assert not open_ports(machine)
+    desktop(machine, "virtual", "--uninstall")
+
+
+def test_a_wayland_session_is_seen_by_logind_and_refused(machine: Booted) -> None:
+    """A session as logind lists GNOME's own; no process of it tells by its environment."""
+    argv = [PYTHON, "-B", str(REPO / "bootstrap.py"), "--desktop", "mirror"]
+    session = ["--unit=wayland", f"--uid={USER}", "--property=PAMName=login", "--setenv=XDG_SESSION_TYPE=wayland"]
+    machine.run(["systemd-run", "--quiet", *session, "env", "-u", "XDG_SESSION_TYPE", "sleep", "60"])
+    wait_for(lambda: "wayland" in machine.run(["sh", "-c", SESSION_TYPES]).stdout, 20, "the session")
+    try:
+        done = machine.run([*argv, "--desktop-user", USER], check=False)
+    finally:
+        machine.run(["systemctl", "stop", "wayland"])
+    assert done.returncode == 3 and "only GNOME's Wayland screens can be shared" in done.stderr, done
+    assert "--desktop virtual" in done.stderr
+    assert not open_ports(machine)
+
+
 def test_an_ordinary_user_in_a_login_session_is_told_about_lingering(machine: Booted) -> None:
-    machine.run(["install", "-o", USER, "-m", "600", "/root/password", f"/home/{USER}/password"])
+    machine.run(["install", "-o", USER, "-m", "600", "/root/password", f"{HOME}/password"])
     argv = [PYTHON, "-B", str(REPO / "bootstrap.py"), "--desktop", "virtual", "--session", "openbox"]
-    done = machine.run([*argv, "--vnc-password-file", f"/home/{USER}/password"], user=True)
+    done = machine.run([*argv, "--vnc-password-file", f"{HOME}/password"], user=True)
     assert "openbox has been running for 5 s" in done.stdout
     lingers = machine.run(["ls", "/var/lib/systemd/linger"]).stdout.strip() == USER
     assert lingers or f"sudo loginctl enable-linger {USER}" in done.stdout

@@ -62,6 +62,7 @@ set -e
 rm -rf "$1"/etc/systemd/system/* "$1"/var/lib/systemd/linger
 ln -sf /dev/null "$1/etc/tmpfiles.d/tmp.conf"  # else it takes a minute to whiten out what is in /tmp
 : >"$1/etc/fstab"; : >"$1/etc/machine-id"
+sed -i '/^{user}:/d' "$1/etc/passwd" "$1/etc/group" "$1/etc/shadow"; rm -rf "$1/home/{user}"  # this machine's own
 echo '{user}:x:{uid}:{uid}::/home/{user}:/bin/bash' >>"$1/etc/passwd"
 echo '{user}:x:{uid}:' >>"$1/etc/group"
 echo '{user}:*:19000:0:99999:7:::' >>"$1/etc/shadow"

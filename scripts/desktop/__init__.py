@@ -14,8 +14,10 @@ import contextlib
 import json
 import os
 import shlex
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import bootstrap
 
@@ -25,20 +27,93 @@ from .plan import Receipt, Step
 
 
 def command(args: Any) -> int:
-    """Carry out --desktop and return the exit code.
+    """Carry out --desktop on its own and return the exit code. args and Raises: as for `set_up`."""
+    if args.uninstall:
+        who = person.find(args.desktop_user)
+        return _remove(_home(Path(args.home), who), who, args.desktop, args.dry_run)
+    result = set_up(args)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    return bootstrap.EXIT_OK
+
+
+def set_up(args: Any) -> Dict[str, Any]:
+    """Plan, show, apply, look; the steps that are shown are the ones that are carried out. Return what was done.
 
     args: bootstrap.py's options (home, desktop, vnc, session, display, geometry, vnc_password_file,
-    reset_vnc_password, desktop_user, install_packages, dry_run, uninstall, json).
+    reset_vnc_password, desktop_user, install_packages, dry_run).
 
     Raises:
         bootstrap.Failure: something is missing, a step failed, or the result did not pass its checks.
     """
-    who = person.find(getattr(args, "desktop_user", None))
+    if sys.platform != "linux":
+        raise bootstrap.Failure(
+            f"--desktop shares a Linux machine's screen (found {sys.platform}, need linux)",
+            "macOS: System Settings > General > Sharing > Screen Sharing",
+            bootstrap.EXIT_MACHINE,
+        )
+    who = person.find(args.desktop_user)
     home = _home(Path(args.home), who)
-    if getattr(args, "uninstall", False):
-        return _remove(home, who, args.desktop, args.dry_run)
-    given = secret.read(getattr(args, "vnc_password_file", None))
-    return _set_up(args, home, who, given)
+    receipt = Receipt(home, who, args.desktop)
+    prepare = _virtual if args.desktop == "virtual" else _mirror
+    kind = prepare(args, receipt, secret.read(args.vnc_password_file))
+    todo = plan.pending(kind.steps)
+    if todo:
+        bootstrap.say(f"This {'would be' if args.dry_run else 'will be'} done for {who.name}:")
+        plan.show(todo, details=args.dry_run)
+    else:
+        bootstrap.say(f"Nothing to do: the {args.desktop} desktop of {who.name} is set up.")
+    done: List[Step] = []
+    seen: List[str] = []
+    if not args.dry_run:
+        for step in todo:
+            if not (args.install_packages and isinstance(step, packages.Install)):
+                step.demand()
+        # Nothing to do takes no lock, so that it changes nothing at all.
+        with _locked(home, who) if todo else contextlib.nullcontext():
+            done, seen = carry_out(args.desktop, kind, receipt)
+        for line in [*kind.after(done), *(f"  ok: {line}" for line in seen)]:
+            bootstrap.say(line)
+    port = int(kind.facts["port"])
+    local = 50000 + port
+    line = ssh_line(who.name, port, local)
+    if not args.dry_run:
+        for text in next_steps(line, local, is_rdp=kind.facts.get("how") == "rdp"):
+            bootstrap.say(text)
+    result = {"ok": True, "desktop": args.desktop, "user": who.name, "changed": bool(done)}
+    return {
+        **result,
+        "plan": [step.title for step in todo],
+        **kind.facts,
+        "local_port": local,
+        "ssh": line,
+        "checks": seen,
+    }
+
+
+def carry_out(name: str, kind: Kind, receipt: Receipt) -> Tuple[List[Step], List[str]]:
+    """Apply the steps and look; stop and disable what is not as it was meant. Return what was done and seen."""
+    try:
+        done = plan.carry_out(kind.steps)
+        if done:
+            receipt.note(**kind.facts)
+            bootstrap.report("looking at what runs now ...")
+        return done, kind.check(done)
+    except look.Problem as problem:
+        lines = kind.tail()
+        kind.disable()
+        left = look.still_open(int(kind.facts["port"]))
+        for line in lines:
+            bootstrap.report(f"  log: {line}")
+        raise bootstrap.Failure(
+            f"the {name} desktop did not pass its check, so it was stopped and disabled: {problem}{left}",
+            f"python3 bootstrap.py --desktop {name}   (to try again; add --uninstall to remove it)",
+        ) from None
+    except BaseException:
+        # Ctrl-C or a failed step: what was started is unchecked and must not stay up; what ran before is the user's.
+        if not kind.ran:
+            kind.disable()
+        raise
 
 
 def uninstall(home: Any, dry_run: bool = False) -> int:
@@ -47,7 +122,7 @@ def uninstall(home: Any, dry_run: bool = False) -> int:
     What the user has changed since stays. Raises bootstrap.Failure if a step fails; the rest is kept listed.
     """
     code = bootstrap.EXIT_OK
-    for entry in plan.receipts(Path(home)):
+    for entry in plan.entries(plan.receipt_path(Path(home))):
         code = max(code, _remove(Path(home), person.find(entry["user"]), entry["kind"], dry_run))
     return code
 
@@ -67,39 +142,39 @@ def _locked(home: Path, who: Person) -> Iterator[None]:
         yield
 
 
-class _Kind:
-    """What the two kinds (and RDP, the Wayland form of mirror) have in common for `_set_up`."""
+@dataclass
+class Kind:
+    """What the two kinds (and RDP, the Wayland form of mirror) have in common.
 
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        check: Callable[[bool], List[str]],
-        disable: Callable[[], None],
-        facts: Any,
-        tail: Callable[[], List[str]] = list,
-        after: Callable[[Sequence[str]], List[str]] = lambda done: [],
-    ) -> None:
-        self.steps, self.check, self.disable, self.facts = steps, check, disable, facts
-        self.tail, self.after = tail, after
+    facts: for the receipt and --json; ran: it was up before this run; check: looks, given what was done; tail: the
+    end of its log; after: returns notes for the user, given what was done.
+    """
+
+    steps: Sequence[Step]
+    check: Callable[[Sequence[Step]], List[str]]
+    disable: Callable[[], None]
+    facts: Dict[str, Any]
+    ran: bool
+    tail: Callable[[], List[str]] = list
+    after: Callable[[Sequence[Step]], List[str]] = lambda done: []
 
 
-def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
+def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
     who = receipt.person
     wished = virtual.wish(args, who, receipt)
     with_systemd = service.systemd(who)
-    running = service.session(who, wished.display) is not None
 
-    def after(done: Sequence[str]) -> List[str]:
-        if not virtual.needs_restart(done, running):
+    def after(done: Sequence[Step]) -> List[str]:
+        if not virtual.needs_restart(done):
             return []
         again = f"systemctl --user restart {service.unit(wished.display)}"
         stop = f"kill {getattr(service.session(who, wished.display), 'pid', '')} and run this again"
         how = again if with_systemd else stop
         return [f"note: the running desktop keeps its old settings until: {how}   (closes its programs)"]
 
-    return _Kind(
-        virtual.plan(wished, receipt, given, bool(getattr(args, "reset_vnc_password", False))),
-        lambda started: virtual.check(wished, who, started),
+    return Kind(
+        virtual.plan(wished, receipt, given, args.reset_vnc_password),
+        lambda done: virtual.check(wished, who, virtual.started_by(done)),
         lambda: service.stop(who, wished.display, with_systemd),
         {
             "display": wished.display,
@@ -107,104 +182,36 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
             "server": virtual.SERVERS[wished.vnc],
             "session": wished.session,
         },
+        service.session(who, wished.display) is not None,
         lambda: service.log_tail(who, wished.display),
         after,
     )
 
 
-def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> _Kind:
+def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
     who = receipt.person
-    reset = bool(getattr(args, "reset_vnc_password", False))
-    seen = mirror.screen(who, getattr(args, "display", None))
+    seen = mirror.screen(who, args.display)
     if seen.kind == "wayland":
         has_systemd = Path("/run/systemd/system").is_dir()
         has_nft = packages.here("nft")
         refusal = rdp.refuse(seen, os.getuid() == 0, has_systemd, has_nft, rdp.version())
         if refusal:
             raise refusal
-        return _Kind(
-            rdp.plan(receipt, given, reset),
-            lambda started: rdp.check(who),
+        return Kind(
+            rdp.plan(receipt, given, args.reset_vnc_password),
+            lambda done: rdp.check(seconds=look.STAYS_ALIVE if done else 0),
             lambda: rdp.disable(receipt),
             {"port": rdp.PORT, "how": "rdp"},
+            rdp.is_up(receipt),
         )
     wished = mirror.wish(seen, who, receipt)
-    return _Kind(
-        mirror.plan(wished, receipt, given, reset),
-        lambda started: mirror.check(wished, who, started),
+    return Kind(
+        mirror.plan(wished, receipt, given, args.reset_vnc_password),
+        lambda done: mirror.check(wished, who, bool(done)),
         lambda: mirror.disable(receipt),
         {"port": wished.port, "how": wished.how, "screen": seen.display},
+        mirror.server(who, seen.display, wished.how) is not None,
     )
-
-
-def _set_up(args: Any, home: Path, who: Person, given: Optional[str]) -> int:
-    """Plan, show, apply, look; the steps that are shown are the ones that are carried out."""
-    prepare = _virtual if args.desktop == "virtual" else _mirror
-    receipt = Receipt(home, who, args.desktop)
-    kind = prepare(args, receipt, given)
-    todo = plan.pending(kind.steps)
-    titles = [step.title for step in todo]
-    if todo:
-        bootstrap.say(f"This {'would be' if args.dry_run else 'will be'} done for {receipt.person.name}:")
-        plan.show(todo, details=args.dry_run)
-    else:
-        bootstrap.say(f"Nothing to do: the {args.desktop} desktop of {receipt.person.name} is set up.")
-    if args.dry_run:
-        return _finish(args, kind, titles, changed=False, seen=[])
-    install = kind.steps[0]
-    if isinstance(install, packages.Install) and not getattr(args, "install_packages", False):
-        install.demand()
-    # Nothing to do takes no lock, so that it changes nothing at all.
-    with _locked(home, who) if todo else contextlib.nullcontext():
-        done = _carry_out(kind, receipt) if todo else []
-        seen = _look(args, kind, bool(done))
-    for line in kind.after(done):
-        bootstrap.say(line)
-    return _finish(args, kind, titles, changed=bool(done), seen=seen)
-
-
-def _carry_out(kind: _Kind, receipt: Receipt) -> List[str]:
-    done = plan.carry_out(kind.steps)
-    receipt.note(**kind.facts)
-    bootstrap.report("looking at what runs now ...")
-    return done
-
-
-def _look(args: Any, kind: _Kind, started: bool) -> List[str]:
-    """Check what runs; stop and disable it if it is not what was meant."""
-    try:
-        return kind.check(started)
-    except look.Problem as problem:
-        lines = kind.tail()
-        kind.disable()
-        left = look.still_open(int(kind.facts["port"]))
-        for line in lines:
-            bootstrap.report(f"  log: {line}")
-        raise bootstrap.Failure(
-            f"the {args.desktop} desktop did not pass its check, so it was stopped and disabled: {problem}{left}",
-            f"python3 bootstrap.py --desktop {args.desktop}   (to try again; add --uninstall to remove it)",
-        ) from None
-    except KeyboardInterrupt:
-        # Half-started means unchecked, and unchecked must not stay up.
-        kind.disable()
-        raise
-
-
-def _finish(args: Any, kind: _Kind, titles: List[str], changed: bool, seen: List[str]) -> int:
-    for line in seen:
-        bootstrap.say(f"  ok: {line}")
-    port = int(kind.facts["port"])
-    is_rdp = kind.facts.get("how") == "rdp"
-    who = person.find(getattr(args, "desktop_user", None))
-    local = 50000 + port
-    line = ssh_line(who.name, port, local)
-    if not args.dry_run:
-        for text in next_steps(line, local, is_rdp):
-            bootstrap.say(text)
-    if getattr(args, "json", False):
-        result = {"ok": True, "desktop": args.desktop, "user": who.name, "changed": changed, "plan": titles}
-        print(json.dumps({**result, **kind.facts, "local_port": local, "ssh": line, "checks": seen}, indent=1))
-    return bootstrap.EXIT_OK
 
 
 def ssh_line(user: str, port: int, local: int) -> str:

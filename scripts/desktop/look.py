@@ -6,14 +6,18 @@ tightvncserver returns 0 when its X server died, and vino listens on every addre
 from __future__ import annotations
 
 import socket
+import stat
 import time
-from typing import Callable, Iterable, List, Optional, Sequence
+from pathlib import Path
+from typing import Callable, Iterable, List, Mapping, Optional, Sequence, TypeVar
 
 from . import proc, rfb
 
 APPEARS_WITHIN = 30.0  # seconds a server may take until it listens
 STAYS_ALIVE = 5.0  # seconds a desktop must live; one that dies of a fault dies sooner
 LOCKED_OUT = 12.0  # seconds until a server forgives "too many security failures" (measured)
+
+Answer = TypeVar("Answer")
 
 
 class Problem(Exception):
@@ -49,10 +53,11 @@ def listening(
     """
     deadline = time.monotonic() + timeout
     while True:
+        up = bool(proc.listeners([port]))  # before the look at where, so that the look is at what is up
         private([port])
         if display is not None:
             x_over_tcp(display)
-        if proc.listeners([port]):
+        if up:
             return
         complaint = alive()
         if complaint:
@@ -62,29 +67,29 @@ def listening(
         time.sleep(0.1)
 
 
-def _offer(port: int, speak: bytes = b"") -> rfb.Offer:
-    """Return the offer; a server that has shut everybody out for a while is asked again once."""
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """Ask a server; one that has shut everybody out for a while is asked again once."""
     try:
-        return rfb.offer("127.0.0.1", port, speak)
+        return ask()
     except rfb.Refused as refusal:
         if "too many" not in str(refusal).lower():
             raise
     time.sleep(LOCKED_OUT)
-    return rfb.offer("127.0.0.1", port, speak)
+    return ask()
 
 
-def password_wanted(port: int, wrong: bool = True) -> List[str]:
-    """Check that the server wants a VNC password of everybody, old clients included.
+def password_wanted(port: int) -> List[str]:
+    """Check that the server wants a VNC password of everybody, old clients included; return what was checked.
 
-    wrong: also try one wrong log-in. Returns what was checked, for the user.
+    Two connections, one of them a wrong log-in, and only to a server that has just been started or changed:
+    TigerVNC counts every connection that ends without a log-in, and shuts everybody out after five, each time for
+    twice as long.
 
     Raises:
         Problem: a stranger gets in, or an ordinary VNC client cannot.
     """
     try:
-        offer, inside = _offer(port), False
-        if wrong and rfb.VNC_AUTH in offer.types:
-            offer, inside = rfb.wrong_login("127.0.0.1", port)
+        offer, inside = _patiently(lambda: rfb.wrong_login("127.0.0.1", port))
     except (OSError, EOFError, rfb.Refused) as fault:
         raise Problem(f"the server on port {port} does not speak VNC with us: {fault}") from None
     if rfb.NONE in offer.types:
@@ -94,15 +99,27 @@ def password_wanted(port: int, wrong: bool = True) -> List[str]:
     if inside:
         raise Problem("it accepted a wrong password")
     try:
-        old = rfb.offer("127.0.0.1", port, rfb.RFB_33)
+        old = _patiently(lambda: rfb.offer("127.0.0.1", port, rfb.RFB_33))
     except (OSError, EOFError, rfb.Refused) as fault:
         raise Problem(f"an RFB 3.3 client such as macOS Screen Sharing cannot log in: {fault}") from None
     if old.types != [rfb.VNC_AUTH]:
         raise Problem(f"an RFB 3.3 client such as macOS Screen Sharing gets security type {old.types}, not 2")
-    said = ["password log-in is offered, log-in without one is not"]
-    if wrong:
-        said.append("a wrong password was refused")
-    return [*said, "RFB 3.3 clients (macOS Screen Sharing) are asked for the password, too"]
+    return [
+        "password log-in is offered, log-in without one is not",
+        "a wrong password was refused",
+        "RFB 3.3 clients (macOS Screen Sharing) are asked for the password, too",
+    ]
+
+
+def modes(uid: int, wanted: Mapping[Path, int]) -> None:
+    """Raise Problem unless every path is a user's alone. uid: the user's number; wanted: {path: permission bits}."""
+    for path, mode in wanted.items():
+        status = path.lstat()
+        found = stat.S_IMODE(status.st_mode)
+        if (found, status.st_uid) != (mode, uid):
+            raise Problem(
+                f"{path} is not private (found mode {found:04o}, uid {status.st_uid}, need {mode:04o}, {uid})"
+            )
 
 
 def refused_from_outside(port: int, timeout: float = 2.0) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import bootstrap
 
@@ -27,7 +27,6 @@ USUAL_PORT = 5900
 OTHER_PORTS = range(5950, 6000)  # 5901 and up are the virtual desktops'
 # x0tigervncserver is a Perl script in front of X0tigervnc on Debian and Ubuntu.
 TIGER = ("X0tigervnc", "x0tigervncserver")
-SERVERS = ("vino-server", *TIGER, "x11vnc")
 MASKED = "'********'"
 
 
@@ -132,8 +131,14 @@ def _x11(person: Person, display: str, environments: List[Dict[str, str]]) -> Sc
     return Screen("x11", display, taken.pop("XDG_CURRENT_DESKTOP", ""), taken)
 
 
-def server(person: Person, display: str, names: Any = SERVERS) -> Optional[proc.Process]:
-    """Return the user's running screen-sharing server of a display."""
+def programs(how: str) -> Sequence[str]:
+    """Return the names that the server's process may have. how: as in `Wish`."""
+    return ("vino-server",) if how == "vino" else (*TIGER, "x11vnc")
+
+
+def server(person: Person, display: str, how: str) -> Optional[proc.Process]:
+    """Return the user's running server of a display; others that they may have started stay out of it."""
+    names = programs(how)
     with person.hat():
         for process in proc.processes(person.uid):
             if process.name in names:
@@ -143,9 +148,9 @@ def server(person: Person, display: str, names: Any = SERVERS) -> Optional[proc.
     return None
 
 
-def choose_port(person: Person, display: str, used: Optional[int]) -> int:
+def choose_port(person: Person, display: str, how: str, used: Optional[int]) -> int:
     """Return the port: the one used so far or 5900, unless something else listens there already."""
-    running = server(person, display)
+    running = server(person, display, how)
     with person.hat():
         ours = proc.sockets_of(running.pid) if running else set()
     first = [used] if used else []
@@ -289,6 +294,11 @@ class Settings(Step):
             notes.append("the password that you gave")
         return "\n".join(notes)
 
+    def demand(self) -> None:
+        current = self.dconf.read() if packages.here("dconf") else {}
+        if self._needs_new(current):
+            secret.demand_terminal()
+
     def apply(self) -> None:
         text = self.dconf.dump()
         current = parse(text)
@@ -300,7 +310,11 @@ class Settings(Step):
         target = self._target(current, password)
         self.receipt.entry.setdefault("vino_before", text)
         self.receipt.note(vino_written={k: _fingerprint(k, v) for k, v in target.items()}, port=self.port)
-        self.dconf.load(target)
+        locked = f"dconf dump {DCONF}   (an administrator may have locked some; --desktop virtual needs none of them)"
+        try:
+            self.dconf.load(target)  # all of them or, where one is locked, none
+        except bootstrap.Failure as fault:
+            raise bootstrap.Failure(f"Vino's settings could not be written ({fault.what})", locked) from None
         found = self.dconf.read()
         wrong = sorted(k for k, v in target.items() if found.get(k) != v)
         if wrong:
@@ -310,8 +324,7 @@ class Settings(Step):
                 if key not in current:
                     self.dconf.reset(key)
             raise bootstrap.Failure(
-                f"Vino's settings did not take (read back another {', '.join(wrong)}); the old ones are back",
-                "dconf dump " + DCONF + "   (an administrator may have locked them)",
+                f"Vino's settings did not take (read back another {', '.join(wrong)}); the old ones are back", locked
             )
 
 
@@ -394,21 +407,21 @@ def _quote(word: str) -> str:
 class StartServer(Step):
     """Start sharing now, in the session that is there; later the autostart entry does."""
 
-    def __init__(self, receipt: Receipt, seen: Screen, argv: List[str], names: Any) -> None:
-        self.receipt, self.seen, self.argv, self.names = receipt, seen, argv, names
-        self.title = f"share display {seen.display} with {' or '.join(names)}"
+    def __init__(self, receipt: Receipt, wished: Wish, argv: List[str]) -> None:
+        self.receipt, self.wished, self.argv = receipt, wished, argv
+        self.title = f"share display {wished.seen.display} with {wished.how}"
 
     def difference(self) -> Optional[str]:
-        return None if server(self.receipt.person, self.seen.display, self.names) else ""
+        return None if server(self.receipt.person, self.wished.seen.display, self.wished.how) else ""
 
     def apply(self) -> None:
-        person = self.receipt.person
-        self.receipt.note(started=True, screen=self.seen.display)
-        env = person.environment(**self.seen.environment, XDG_SESSION_TYPE="x11")
+        person, seen = self.receipt.person, self.wished.seen
+        self.receipt.note(started=True, screen=seen.display, how=self.wished.how)
+        env = person.environment(**seen.environment, XDG_SESSION_TYPE="x11")
         argv = self.argv
-        if not self.seen.bus:
+        if not seen.bus:
             env.pop("DBUS_SESSION_BUS_ADDRESS", None)
-            if self.names == ("vino-server",):
+            if self.wished.how == "vino":
                 argv = ["dbus-run-session", "--", *argv]
         with Path(os.devnull).open("ab") as nowhere:
             person.spawn(argv, nowhere, env)
@@ -421,30 +434,30 @@ class StopServer(Step):
         self.receipt = receipt
         self.title = "stop sharing the screen"
 
-    def _running(self) -> Optional[proc.Process]:
-        entry = self.receipt.entry
-        return server(self.receipt.person, entry["screen"]) if entry.get("started") else None
-
     def difference(self) -> Optional[str]:
-        return "" if self._running() else None
+        entry = self.receipt.entry
+        return "" if entry.get("started") and server(self.receipt.person, entry["screen"], entry["how"]) else None
 
     def apply(self) -> None:
-        stop(self.receipt.person, self.receipt.entry["screen"])
+        stop(self.receipt)
 
 
-def stop(person: Person, display: str) -> None:
-    """End the user's own screen-sharing servers of a display, and wait until they are gone."""
+def stop(receipt: Receipt) -> None:
+    """End the server that the receipt tells of, and wait until it is gone."""
+    person, entry = receipt.person, receipt.entry
+    if "how" not in entry:
+        return
     for how, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + patience
         told = set()
-        running = server(person, display)
+        running = server(person, entry["screen"], entry["how"])
         while running and time.monotonic() < deadline:
             if running.pid not in told:
                 told.add(running.pid)
                 with person.hat(), contextlib.suppress(ProcessLookupError):
                     os.kill(running.pid, how)
             time.sleep(0.1)
-            running = server(person, display)
+            running = server(person, entry["screen"], entry["how"])
 
 
 @dataclass(frozen=True)
@@ -469,12 +482,12 @@ def wish(seen: Screen, person: Person, receipt: Receipt) -> Wish:
     order = [c for c in (receipt.entry.get("how"), *choices) if c in choices]
     installed = next((c for c in order if packages.here(choices[c])), None)
     how = installed or next((c for c in order if packages.available(choices[c])), "vino")
-    return Wish(seen, how, choose_port(person, seen.display, receipt.entry.get("port")))
+    return Wish(seen, how, choose_port(person, seen.display, how, receipt.entry.get("port")))
 
 
 def dconf_of(person: Person, display: str, bus: Optional[str]) -> Dconf:
     """Return the settings as the running Vino hears them: through the bus in its own environment."""
-    running = server(person, display, ("vino-server",))
+    running = server(person, display, "vino")
     if running:
         with person.hat():
             address = proc.environment_of(running.pid).get("DBUS_SESSION_BUS_ADDRESS", "")
@@ -499,7 +512,7 @@ def plan(wished: Wish, receipt: Receipt, given: Optional[str], reset: bool) -> L
             Private(receipt, guard.parent),
             File(receipt, guard, (virtual.TEMPLATES / guard.name).read_bytes(), 0o700),
             File(receipt, entries / "vino-server.desktop", autostart("Share this screen (Vino)", argv), 0o644),
-            StartServer(receipt, seen, argv, ("vino-server",)),
+            StartServer(receipt, wished, argv),
         ]
     script = person.home / ".vnc" / "vnc-mirror"
     argv = [str(script), str(wished.port)]
@@ -509,26 +522,22 @@ def plan(wished: Wish, receipt: Receipt, given: Optional[str], reset: bool) -> L
         virtual.Password(receipt, given, reset),
         File(receipt, script, (virtual.TEMPLATES / "vnc-mirror").read_bytes(), 0o700),
         File(receipt, entries / "vnc-mirror.desktop", autostart("Share this screen (VNC)", argv), 0o644),
-        StartServer(receipt, seen, argv, (*TIGER, "x11vnc")),
+        StartServer(receipt, wished, argv),
     ]
 
 
-def complaint(person: Person, display: str) -> Optional[str]:
-    """Return what is wrong with the running server, or None."""
-    return None if server(person, display) else f"the server of display {display} ended"
-
-
-def check(wished: Wish, person: Person, started: bool) -> List[str]:
+def check(wished: Wish, person: Person, changed: bool) -> List[str]:
     """Look whether the screen is shared as meant; return what was seen.
 
-    started: this run changed something: then a wrong log-in is tried, too, and the server watched for five seconds.
+    changed: this run changed something: then log-ins are tried, too, and the server watched for five seconds.
 
     Raises:
         look.Problem: with what was found.
     """
 
     def dead() -> Optional[str]:
-        return complaint(person, wished.seen.display)
+        running = server(person, wished.seen.display, wished.how)
+        return None if running else f"the server of display {wished.seen.display} ended"
 
     def open_to_all() -> Optional[str]:
         outside = look.beyond_loopback([wished.port])
@@ -536,17 +545,24 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
 
     # A Vino that was running takes a moment to move to loopback after its settings changed.
     look.stays_up(open_to_all, appears=10.0, seconds=0)
-    look.listening(wished.port, None, lambda: None, look.APPEARS_WITHIN if started else 2)
+    look.listening(wished.port, None, lambda: None, look.APPEARS_WITHIN if changed else 2)
+    if wished.how == "vino":  # dconf's own files are world-readable, their folder is what guards them
+        look.modes(person.uid, {person.home / ".config" / "dconf": 0o700})
+    else:
+        look.modes(person.uid, virtual.secrets_of(person))
     said = [f"port {wished.port} listens on loopback only"]
-    said += look.password_wanted(wished.port, wrong=started)
     look.refused_from_outside(wished.port)
     said.append("this machine's network addresses refuse connections")
-    if started:
+    if changed:
+        said += look.password_wanted(wished.port)
         look.stays_up(dead)
         look.private([wished.port])
         said.append(f"{wished.how} has been running for {look.STAYS_ALIVE:g} s")
     elif dead():
         raise look.Problem(dead() or "")
+    number = int(wished.seen.display.lstrip(":"))
+    for found in proc.listeners([6000 + number]):  # started by the display manager, so not ours to stop
+        bootstrap.say(f"note: the screen's own X server listens on TCP ({found}); add to its command: -nolisten tcp")
     return said
 
 
@@ -562,7 +578,7 @@ def undo(receipt: Receipt, seen_bus: Optional[str]) -> List[Step]:
 
 def disable(receipt: Receipt) -> None:
     """Stop sharing and keep it from starting again: a check has failed."""
-    stop(receipt.person, receipt.entry.get("screen", ""))
+    stop(receipt)
     for path in receipt.entry["files"]:
         if path.endswith(".desktop"):
             PutBack(receipt, Path(path)).apply()

@@ -113,7 +113,7 @@ class Install(Step):
     def __init__(self, needs: Sequence[str]) -> None:
         self.needs = needs
         self.names = missing(needs)
-        self.title = f"install {len(self.names)} system packages: {' '.join(self.names)}"
+        self.title = f"install system packages: {' '.join(self.names)}"
 
     def difference(self) -> Optional[str]:
         return None if all(here(n) for n in self.needs) else self.command(os.getuid() == 0)
@@ -161,8 +161,9 @@ class Install(Step):
             except FileNotFoundError:
                 raise bootstrap.Failure("sudo is not installed", self.command(True) + "   (as root)") from None
             if code:
+                what = "update" if argv[-1] == "update" else "install"
                 raise bootstrap.Failure(
-                    f"apt-get {argv[-1] if len(commands) > 1 else 'install'} failed", self.command(False)
+                    f"apt-get {what} failed with code {code}: see above", self.command(os.getuid() == 0)
                 )
         if self.difference() is not None:
             lacking = ", ".join(n for n in self.needs if not here(n))

@@ -12,7 +12,7 @@ import pwd
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import IO, Callable, Dict, Iterator, Optional, Sequence
 
 import bootstrap
 
@@ -198,12 +198,3 @@ def find(name: Optional[str] = None) -> Person:
         entry.pw_shell or "/bin/sh",
         usual,
     )
-
-
-def everyone(names: Sequence[str]) -> List[Person]:
-    """Return the accounts of `names` that this process may act for."""
-    people = []
-    for name in names:
-        with contextlib.suppress(bootstrap.Failure):
-            people.append(find(name))
-    return people

@@ -26,6 +26,23 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def receipt_path(home: Path) -> Path:
+    """Return where the receipt of all desktops lies."""
+    return home / "receipts" / "desktop.json"
+
+
+def entries(path: Path) -> List[Dict[str, Any]]:
+    """Return what a receipt lists; nothing if there is none. Raises bootstrap.Failure if it is damaged."""
+    try:
+        found = json.loads(path.read_text())["desktops"]
+        return [{**e, "user": e["user"], "kind": e["kind"]} for e in found]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        hint = f"mv '{path}' '{path}.damaged'"
+        raise bootstrap.Failure(f"the receipt {path} is damaged", hint, bootstrap.EXIT_INTEGRITY) from None
+
+
 class Receipt:
     """What this program made for one user's desktop of one kind ("virtual" or "mirror").
 
@@ -33,7 +50,7 @@ class Receipt:
     """
 
     def __init__(self, home: Path, person: Person, kind: str) -> None:
-        self.path = home / "receipts" / "desktop.json"
+        self.path = receipt_path(home)
         self.person = person
         self.kind = kind
         self.entry: Dict[str, Any] = next(
@@ -49,17 +66,8 @@ class Receipt:
             yield
 
     def _all(self) -> List[Dict[str, Any]]:
-        try:
-            with self._writer():
-                return list(json.loads(self.path.read_text())["desktops"])
-        except FileNotFoundError:
-            return []
-        except (ValueError, KeyError, TypeError):
-            raise bootstrap.Failure(
-                f"the receipt {self.path} is damaged",
-                f"mv '{self.path}' '{self.path}.damaged'",
-                bootstrap.EXIT_INTEGRITY,
-            ) from None
+        with self._writer():
+            return entries(self.path)
 
     def others(self) -> List[Dict[str, Any]]:
         """Return the entries of other users and kinds."""
@@ -99,19 +107,6 @@ class Receipt:
         return "created" in self.entry
 
 
-def receipts(home: Path) -> List[Dict[str, str]]:
-    """Return user and kind of every desktop that the receipt under `home` lists."""
-    try:
-        entries = json.loads((home / "receipts" / "desktop.json").read_text())["desktops"]
-        return [{"user": e["user"], "kind": e["kind"]} for e in entries]
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError):
-        raise bootstrap.Failure(
-            f"the receipt {home / 'receipts' / 'desktop.json'} is damaged", "", bootstrap.EXIT_INTEGRITY
-        ) from None
-
-
 class Step:
     """One change. title: what it does, for the user."""
 
@@ -120,6 +115,9 @@ class Step:
     def difference(self) -> Optional[str]:
         """Return what would change, as text to show ("" when the title says it all); None if nothing would."""
         raise NotImplementedError
+
+    def demand(self) -> None:
+        """Raise bootstrap.Failure if `apply` cannot work here; called for all steps before the first is applied."""
 
     def apply(self) -> None:
         """Make the change. Only called when `difference` is not None."""
@@ -307,11 +305,11 @@ def show(steps: Sequence[Step], details: bool) -> None:
             bootstrap.say(f"      {line}")
 
 
-def carry_out(steps: Sequence[Step]) -> List[str]:
-    """Apply what is still to be done, in order; return the titles of what was done."""
+def carry_out(steps: Sequence[Step]) -> List[Step]:
+    """Apply what is still to be done, in order; return what was done."""
     done = []
     for step in steps:
         if step.difference() is not None:
             step.apply()
-            done.append(step.title)
+            done.append(step)
     return done

@@ -18,7 +18,7 @@ import bootstrap
 from . import files, look, packages, proc, secret
 from .mirror import Screen
 from .person import Person
-from .plan import PutBack, Receipt, Step, Tidy
+from .plan import SECRET, PutBack, Receipt, Step, Tidy
 
 PORT = 3389
 # With port negotiation on it takes the next free one, so the rule covers these, too.
@@ -175,14 +175,16 @@ class Rdp(Step):
         self.folder = receipt.person.home / ".local/share/colab-local-rdp"
         self.title = f"set up and start GNOME Remote Desktop (RDP) with its key in {self.folder}"
 
-    def _up(self) -> bool:
-        person = self.receipt.person
-        return (
-            person.succeeds(["systemctl", "--user", "is-active", SERVICE]) and self.receipt.entry.get("rdp") is True
-        )
-
     def difference(self) -> Optional[str]:
-        return None if self._up() and self.given is None and not self.reset else "password shown once on the terminal"
+        if self.given is not None:
+            return f"the password that you gave {SECRET}"
+        if self.reset or not is_up(self.receipt):
+            return f"a random password of {secret.LONGEST} characters, shown once on the terminal {SECRET}"
+        return None
+
+    def demand(self) -> None:
+        if self.given is None:
+            secret.demand_terminal()
 
     def apply(self) -> None:
         if not firewall_is_up():
@@ -192,10 +194,10 @@ class Rdp(Step):
         if self.given is None:
             secret.show_once(password, f"{person.name} over RDP on {os.uname().nodename}")
         certificate = self._certificate(person)
+        self.receipt.note(rdp=True, port=PORT)
         for words in self.commands(person, certificate):
             feed = f"{person.name}\n{password}\n".encode() if words[-1] == "set-credentials" else b""
             person.run(words, feed=feed)
-        self.receipt.note(rdp=True, port=PORT)
         person.run(["systemctl", "--user", "enable", "--now", SERVICE])
 
     def commands(self, person: Person, certificate: Sequence[Path]) -> List[List[str]]:
@@ -229,8 +231,15 @@ class Rdp(Step):
         return [key, cert]
 
 
+def is_up(receipt: Receipt) -> bool:
+    """Say whether an earlier run set RDP up and it runs."""
+    return bool(receipt.entry.get("rdp")) and receipt.person.succeeds(["systemctl", "--user", "is-active", SERVICE])
+
+
 def disable(receipt: Receipt) -> None:
-    """Switch RDP off; the firewall rule stays."""
+    """Switch RDP off if it was switched on here; the firewall rule stays."""
+    if not receipt.entry.get("rdp"):
+        return
     person = receipt.person
     person.succeeds(["systemctl", "--user", "disable", "--now", SERVICE])
     person.succeeds(["grdctl", "rdp", "disable"])
@@ -249,8 +258,7 @@ class RdpOff(Step):
     def apply(self) -> None:
         if os.getuid() != 0:
             raise bootstrap.Failure("removing the firewall rule needs root", "run it with sudo")
-        if self.receipt.entry.get("rdp"):
-            disable(self.receipt)
+        disable(self.receipt)
         if proc.listeners(PORTS):
             raise bootstrap.Failure(
                 "RDP still listens, so its firewall rule stays", f"systemctl --user stop {SERVICE}"
@@ -271,18 +279,22 @@ def plan(receipt: Receipt, given: Optional[str], reset: bool) -> List[Step]:
     return [packages.Install(["grdctl", "openssl"]), Firewall(receipt), Rdp(receipt, given, reset)]
 
 
-def check(person: Person) -> List[str]:
+def check(appears: float = look.APPEARS_WITHIN, seconds: float = look.STAYS_ALIVE) -> List[str]:
     """Look whether the rule is there and RDP listens.
+
+    appears: seconds that it may take to listen; seconds: how long it must from then on.
 
     Raises:
         look.Problem: with what was found.
     """
-    if not firewall_is_up():
-        raise look.Problem("the firewall rule is not there")
-    open_ports = proc.listeners(PORTS)
-    if not open_ports:
-        raise look.Problem(f"nothing listens on port {PORT}")
-    return [f"port {open_ports[0].port} listens, and the firewall lets nothing but loopback reach it"]
+
+    def closed() -> Optional[str]:
+        if not firewall_is_up():
+            raise look.Problem("the firewall rule is not there")
+        return None if proc.listeners([PORT]) else f"nothing listens on port {PORT}"
+
+    look.stays_up(closed, appears, seconds)
+    return [f"port {PORT} listens, and the firewall lets nothing but loopback reach it"]
 
 
 def undo(receipt: Receipt) -> List[Step]:

@@ -66,17 +66,22 @@ def read(source: Optional[str]) -> Optional[str]:
 
 
 def show_once(password: str, what: str) -> None:
-    """Show a generated password on the terminal itself, past every pipe, log and --json file.
+    """Show a generated password on the terminal itself, past every pipe, log and --json file."""
+    _tell_terminal(f"\nPassword for {what} (shown this once): {password}\n\n")
 
-    Raises:
-        bootstrap.Failure: there is no terminal; nothing has been written yet.
-    """
+
+def demand_terminal() -> None:
+    """Raise bootstrap.Failure if there is no terminal that a password could be shown on."""
+    _tell_terminal("")
+
+
+def _tell_terminal(text: str) -> None:
     try:
         with Path("/dev/tty").open("w", encoding="ascii") as terminal:
-            terminal.write(f"\nPassword for {what} (shown this once): {password}\n\n")
+            terminal.write(text)
     except OSError:
         raise bootstrap.Failure(
-            "a password was generated but there is no terminal to show it on",
-            "give one: printf '%s\\n' PASSWORD | python3 bootstrap.py ... --vnc-password-file -",
+            "there is no terminal to show a new password on (need one, or your own password)",
+            "ssh -t ... over ssh, or: printf '%s\\n' PASSWORD | python3 bootstrap.py ... --vnc-password-file -",
             bootstrap.EXIT_USAGE,
         ) from None

@@ -9,7 +9,7 @@ import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence
 
 import bootstrap
 
@@ -188,6 +188,10 @@ class Password(Step):
             return None
         return None if found.content[:8] == EMPTY else found
 
+    def _is_random(self, found: Optional[files.Found]) -> bool:
+        """Whether a new random password is to be made; found: what is there and usable."""
+        return self.given is None and (self.reset or found is None)
+
     def difference(self) -> Optional[str]:
         found = self._usable()
         if self.given is not None:
@@ -195,14 +199,18 @@ class Password(Step):
             same = found is not None and can and found.content[:8] == encode(self.receipt.person, self.given)
             if not same:
                 return f"the password that you gave {SECRET}"
-        elif found is None or self.reset:
+        if self._is_random(found):
             return f"a random password of {secret.LONGEST} characters, shown once on the terminal {SECRET}"
         return f"mode {found.mode:04o} -> 0600" if found and found.mode != 0o600 else None
+
+    def demand(self) -> None:
+        if self._is_random(self._usable()):
+            secret.demand_terminal()
 
     def apply(self) -> None:
         found = self._usable()
         password = self.given
-        if password is None and (found is None or self.reset):
+        if self._is_random(found):
             password = secret.generate()
             secret.show_once(password, f"VNC on {os.uname().nodename}")
             self.reset = False
@@ -245,22 +253,16 @@ def plan(wished: Wish, receipt: Receipt, given: Optional[str], reset: bool) -> L
     return steps
 
 
-def _modes(person: Person) -> None:
-    """Raise Problem unless the password is the user's alone."""
-    vnc = person.home / ".vnc"
-    for path, wanted in ((vnc, 0o700), (vnc / "passwd", 0o600)):
-        status = path.lstat()
-        if status.st_mode & 0o777 != wanted or status.st_uid != person.uid:
-            raise look.Problem(
-                f"{path} is not private (found mode {status.st_mode & 0o777:04o}, uid {status.st_uid}, "
-                f"need {wanted:04o}, {person.uid})"
-            )
+def secrets_of(person: Person) -> Dict[Path, int]:
+    """Return what guards the password, with the modes that it must have."""
+    return {person.home / ".vnc": 0o700, person.home / ".vnc" / "passwd": 0o600}
 
 
 def check(wished: Wish, person: Person, started: bool) -> List[str]:
     """Look whether the desktop is what it should be; return what was seen.
 
-    started: this run started it: then the wait for it, the wrong log-in and the five seconds are included.
+    started: this run started it: then the wait for it, the log-ins and the five seconds are included. One that has
+    been running is the user's, with their programs: it is not asked again, and settings may wait for its restart.
 
     Raises:
         look.Problem: with what was found.
@@ -272,13 +274,13 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
         return None if with_systemd else service.complaint(person, wished.display, "")
 
     look.listening(wished.port, wished.display, dead, look.APPEARS_WITHIN if started else 2)
-    _modes(person)
+    look.modes(person.uid, secrets_of(person))
     said = [f"port {wished.port} listens on loopback only; X itself listens on no port"]
-    said += look.password_wanted(wished.port, wrong=started)
     look.refused_from_outside(wished.port)
     said.append("this machine's network addresses refuse connections")
-    program = PROGRAMS[wished.session]
     if started:
+        said += look.password_wanted(wished.port)
+        program = PROGRAMS[wished.session]
         running = service.session(person, wished.display)
 
         def wrong() -> Optional[str]:
@@ -293,8 +295,8 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
         if running is None or again is None or running.pid != again.pid:
             raise look.Problem("the session ended and was started again")
         said.append(f"{program} has been running for {look.STAYS_ALIVE:g} s")
-    elif service.complaint(person, wished.display, program):
-        raise look.Problem(service.complaint(person, wished.display, program) or "")
+    elif dead():
+        raise look.Problem(dead() or "")
     return said
 
 
@@ -303,24 +305,23 @@ def undo(receipt: Receipt) -> List[Step]:
     person, entry = receipt.person, receipt.entry
     display = entry.get("display")
     steps: List[Step] = []
-    leftovers: List[Path] = []
     if display is not None:
         steps.append(service.Stop(person, display, bool(entry.get("unit"))))
-        leftovers = [
-            person.home / ".vnc" / f"{name}-{display}{end}" for name, end in (("Xauthority", ""), ("session", ".log"))
-        ]
+    # Cookies and logs of every display that was used.
+    with person.hat():
+        vnc = sorted((person.home / ".vnc").glob("*-*"))
+    leftovers = [path for path in vnc if re.fullmatch(r"Xauthority-\d+|session-\d+\.log", path.name)]
     steps.append(service.Unlinger(receipt))
     steps += [PutBack(receipt, Path(path)) for path in entry["files"]]
     steps.append(Tidy(receipt, leftovers))
     return steps
 
 
-def ports(wished: Wish) -> Tuple[int, int]:
-    """Return the port here and the port to use on the laptop: not 5901, which may serve a screen of its own."""
-    return wished.port, 50000 + wished.port
+def started_by(done: Sequence[Step]) -> bool:
+    """Say whether these steps started the desktop."""
+    return any(isinstance(step, service.Start) for step in done)
 
 
-def needs_restart(done: Sequence[str], running: bool) -> bool:
+def needs_restart(done: Sequence[Step]) -> bool:
     """Say whether files changed under a desktop that keeps running: it is the user's, so it is not restarted."""
-    started = any(title.startswith("start the desktop") for title in done)
-    return running and not started and any("vnc-session" in t or "xstartup" in t for t in done)
+    return any(isinstance(step, File) for step in done) and not started_by(done)
