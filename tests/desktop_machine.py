@@ -11,7 +11,6 @@ import pty
 import select
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -279,12 +278,16 @@ class Tunnel:
 
     def __init__(self, lab: Lab, line: str) -> None:
         words = shlex.split(line)
-        assert words[:2] == ["ssh", "-N"], line
+        assert words[0] == "ssh", line
         self.local = int(words[words.index("-L") + 1].split(":")[1])
         self.lab = lab
-        extra = ["-F", str(lab.laptop.home / ".ssh/config"), "-o", "BatchMode=yes"]
+        extra = ["-T", "-F", str(lab.laptop.home / ".ssh/config"), "-o", "BatchMode=yes"]
         self.process = subprocess.Popen(
-            lab.laptop.enter(["ssh", *extra, *words[1:]]), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            lab.laptop.enter(["ssh", *extra, *words[1:]]),
+            stdin=subprocess.PIPE,  # the shell that the line opens there lives until it is closed
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def __enter__(self) -> Tunnel:
@@ -293,10 +296,8 @@ class Tunnel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(10)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self.process.terminate()
+        self.process.communicate(timeout=10)
 
 
 def vncdo(machine: Machine, port: int, password: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -172,7 +172,7 @@ def test_a_damaged_receipt_is_named(person: Person, receipt: plan.Receipt) -> No
 def test_the_ssh_line_is_one_line_spelled_as_ssh_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.1 2222")
     line = desktop.ssh_line("ada", 5901, 55901)
-    assert line == "ssh -N -o ExitOnForwardFailure=yes -L localhost:55901:localhost:5901 -p 2222 ada@192.0.2.1"
+    assert line == "ssh -o ExitOnForwardFailure=yes -L localhost:55901:localhost:5901 -p 2222 ada@192.0.2.1"
     steps = "\n".join(desktop.next_steps(line, 55901, is_rdp=False))
     for name in ("macOS", "Linux", "Windows", "vnc://localhost:55901", "localhost::55901"):
         assert name in steps

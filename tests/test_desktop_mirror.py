@@ -56,7 +56,7 @@ def dconf(user: User) -> dict[str, str]:
 
 
 def line_of(done: Done) -> str:
-    found = re.search(r"ssh -N .*", done.out)
+    found = re.search(r"ssh -o Exit.*", done.out)
     assert found, done
     return found.group()
 

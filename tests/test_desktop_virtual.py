@@ -56,7 +56,7 @@ class Started:
     @property
     def line(self) -> str:
         """The printed ssh line."""
-        found = re.search(r"ssh -N .*", self.first.out)
+        found = re.search(r"ssh -o Exit.*", self.first.out)
         assert found, self.first
         return found.group()
 
@@ -282,7 +282,7 @@ def test_by_hand_the_wrapper_scripts_run_the_same_xstartup(
     picture = tmp_path / "byhand.png"
     with machine.watched() as seen:
         user.run(["sh", "-c", f"{line} >/dev/null 2>&1 </dev/null"])
-        with Tunnel(lab, f"ssh -N -L localhost:{55900 + number}:localhost:{5900 + number} bob@tightbox") as tunnel:
+        with Tunnel(lab, f"ssh -L localhost:{55900 + number}:localhost:{5900 + number} bob@tightbox") as tunnel:
             wait_for(
                 lambda: (
                     vncdo(lab.laptop, tunnel.local, PASSWORD, "capture", str(picture)).returncode == 0
@@ -374,7 +374,7 @@ def test_other_desktops_and_both_servers(
 ) -> None:
     done = other.desktop("virtual", "--session", session, "--vnc", vnc, "--vnc-password-file", "-", feed=PASSWORD)
     assert done.code == 0, done
-    found = re.search(r"ssh -N .*", done.out)
+    found = re.search(r"ssh -o Exit.*", done.out)
     assert found
     picture = tmp_path / f"{session}.png"
     with Tunnel(lab, found.group()) as tunnel:

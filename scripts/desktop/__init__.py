@@ -217,12 +217,14 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
 def ssh_line(user: str, port: int, local: int) -> str:
     """Return the command for the laptop. `localhost` on both sides, spelled as ssh wants it: LOCAL:HOST:PORT.
 
+    Without -N, as bootstrap.ssh_line: with it every key and click would wait 40 ms.
+
     port: on this machine; local: on the laptop, high enough not to meet a screen that is shared there.
     """
     connection = os.environ.get("SSH_CONNECTION", "").split()
     other = f" -p {connection[3]}" if len(connection) == 4 and connection[3] != "22" else ""
     target = shlex.quote(f"{user}@{bootstrap.address_for_others()}")
-    return f"ssh -N -o ExitOnForwardFailure=yes -L localhost:{local}:localhost:{port}{other} {target}"
+    return f"ssh -o ExitOnForwardFailure=yes -L localhost:{local}:localhost:{port}{other} {target}"
 
 
 def next_steps(line: str, local: int, is_rdp: bool) -> List[str]:
