@@ -407,11 +407,12 @@ def machine_refusal(host, environment, platforms):
     return None
 
 
-def gpu_refusal(gpus, requires):
-    # type: (List[Gpu], Dict[str, Any]) -> Optional[Failure]
+def gpu_refusal(gpus, requires, update=""):
+    # type: (List[Gpu], Dict[str, Any], str) -> Optional[Failure]
     """Return why the locked TensorFlow can't use any of these GPUs, or None.
 
-    requires: {"driver": "525.60.13", "compute_capability": "6.0"} from lockfiles/index.json.
+    requires: {"driver": "525.60.13", "compute_capability": "6.0"} from lockfiles/index.json; update: the command
+    that brings a newer driver onto this machine, "" where there is none.
     """
     driver, capability = requires.get("driver", "0"), requires.get("compute_capability", "0")
     for gpu in gpus:
@@ -419,7 +420,7 @@ def gpu_refusal(gpus, requires):
             return Failure(
                 "the NVIDIA driver is too old (found {}, need {} or newer); newer ones: "
                 "https://www.nvidia.com/drivers, under WSL for Windows".format(gpu.driver, driver),
-                "python3 bootstrap.py --cpu",
+                update or "python3 bootstrap.py --cpu",
                 EXIT_MACHINE,
             )
     if all(g.compute_capability and version_tuple(g.compute_capability) < version_tuple(capability) for g in gpus):
@@ -1926,7 +1927,8 @@ def preflight(installation):
             )
     if lock.accelerator == "gpu" and not args.no_gpu_check:
         gpus = query_gpus()
-        refusal = gpu_refusal(gpus, entry.get("requires", {}))
+        update = "sudo ubuntu-drivers install && sudo reboot" if shutil.which("ubuntu-drivers") else ""
+        refusal = gpu_refusal(gpus, entry.get("requires", {}), update)
         if refusal:
             raise refusal
         for gpu in gpus:

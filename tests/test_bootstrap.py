@@ -210,6 +210,15 @@ def test_what_the_plan_says_of_a_gpu(tmp_path: Path, script: str, code: int, sai
         assert any(said in notice for notice in json.loads(done.stdout)["notices"]), done.stdout
 
 
+def test_on_ubuntu_an_old_driver_is_updated_with_ubuntus_own_command(tmp_path: Path) -> None:
+    folder = fake_nvidia_smi(tmp_path / "bin", OLD_SMI.replace("\n'", "\\n'"))
+    (folder / "ubuntu-drivers").symlink_to("nvidia-smi")
+    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
+    done = bootstrap_run(["--gpu", "--dry-run", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env)
+    assert done.returncode == bootstrap.EXIT_MACHINE
+    assert done.stderr.splitlines()[1] == "hint: sudo ubuntu-drivers install && sudo reboot"
+
+
 def bootstrap_run(
     arguments: list[str], env: dict[str, str] | None = None, python: str | None = None
 ) -> subprocess.CompletedProcess[str]:
