@@ -29,6 +29,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tarfile
 import time
@@ -533,6 +534,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Read the command line, make the bundle, and return the exit code."""
     args = make_parser().parse_args(argv)
+    # SIGINT too: started from a script's background, Python would have been born deaf to it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         result = make(args)
     except bootstrap.Failure as problem:
