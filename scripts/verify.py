@@ -800,12 +800,12 @@ def repair(receipt: Dict[str, Any], shared: List[str]) -> str:
 
     shared: packages whose damage is in uv's cache too, because uv links its cache's files into environments.
     """
-    steps = [f"rm -r {shlex.quote(str(receipt['root']))}"]
-    if shared:
-        steps.append("uv cache clean " + " ".join(shared))
+    uv = shlex.quote(str(Path(receipt["prefix"]) / "bin" / "uv"))
+    steps = [f"{uv} cache clean {' '.join(shared)}"] if shared else []
     home = Path(receipt["root"]).parent.parent
     option = "" if str(home) == bootstrap.default_home() else f" --prefix {shlex.quote(str(home))}"
-    return " && ".join([*steps, f"python3 bootstrap.py --env {receipt['env']}{option}"])
+    again = f"python3 bootstrap.py --env {receipt['env']} --engine {receipt['engine']}{option}"
+    return " && ".join([*steps, f"rm -r {shlex.quote(str(receipt['root']))}", again])
 
 
 def command(args: Any) -> int:

@@ -323,11 +323,18 @@ def test_what_a_user_reads_and_how_to_mend_it(host: Home, tmp_path: Path) -> Non
             flip(path)
         done = host.run("--verify", "--json", check=False)
     assert done.returncode == bootstrap.EXIT_DIFFERS
+    assert re.search(r"(?m)^Checking \d+ files \(\d+ MB\)$", done.stderr), "off a terminal, progress is one line"
     assert "... and 5 more: --json lists them all" in done.stderr
     assert len(json.loads(done.stdout)["differences"]) == 25
     assert "error: 25 differences from the lock, of " in done.stderr
     (hint,) = re.findall(r"(?m)^hint: (.*)$", done.stderr)
-    assert hint.startswith(f"rm -r {host.prefix} && uv cache clean tornado && python3 bootstrap.py --env cpu")
+    again = f"python3 bootstrap.py --env cpu --engine host --prefix {host.path}"
+    assert hint == f"{host.prefix}/bin/uv cache clean tornado && rm -r {host.prefix} && {again}"
+
+
+def test_it_is_about_as_quick_as_sha256sum(host: Home) -> None:
+    """Whole processes, the same files, the same cores; the real environment: python3 scripts/benchmark.py verify."""
+    assert verify.measure(str(host.path), "cpu")["ratio"] <= 1.5
 
 
 @needs_interpreter
