@@ -94,18 +94,22 @@ def explain(one: Dict[str, Any], two: Dict[str, Any]) -> List[str]:
     first, second = packages(one), packages(two)
     for key in sorted({*first, *second}):
         lines += explain_package(key, first.get(key), second.get(key), (one, two))
-    loose = [loose_differences(document) for document in (one, two)]
+    loose = [loose_differences(one, two), loose_differences(two, one)]
     lines += [f"only in the first: {what}" for what in sorted(loose[0] - loose[1])]
     lines += [f"only in the second: {what}" for what in sorted(loose[1] - loose[0])]
     return lines
 
 
-def loose_differences(document: Dict[str, Any]) -> Set[str]:
-    """Return, as texts, what a check found that counts in the fingerprint without being a package's content."""
+def loose_differences(document: Dict[str, Any], other: Dict[str, Any]) -> Set[str]:
+    """Return, as texts, what a check found that counts in the fingerprint without being a package's content.
+
+    A package that is only here has its line already; one of a name that the other side has too is a second one.
+    """
+    names = {entry["name"] for entry in other["packages"]}
     return {
         " ".join(entry[name] for name in ("kind", "package", "path", "found") if entry[name])
         for entry in document["differences"]
-        if verify.is_loose(entry["kind"], entry["package"])
+        if verify.is_loose(entry["kind"], entry["package"]) and (entry["path"] or entry["package"] in names)
     }
 
 

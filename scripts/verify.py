@@ -558,8 +558,12 @@ class Check:
         need: Dict[str, str] = self.receipt["seal"]
         found = sealed(self.prefix, self.tree, self.hashes)
         told = {difference.path for difference in self.differences}
+        packages = {difference.package for difference in self.differences if not difference.path}
         for path in sorted({*need, *found} - told):
             owner = self.owners.get(path, "venv" if self.is_venvs_own(path) else "")
+            record = re.match(r".*/([^/-]+)-[^/]*\.dist-info/RECORD$", path)
+            if (requirements.normalise(record.group(1)) if record else owner.split(" ")[0]) in packages:
+                continue  # the whole package is missing, extra or of another version: that is told
             if path not in found:
                 self.say("missing", owner, path)
             elif path not in need:

@@ -27,7 +27,7 @@ import requests
 
 import bootstrap
 from scripts import bundle, offline, verify
-from tests.conftest import REPO, free_port, supported_python
+from tests.conftest import REPO, Installed, free_port, supported_python
 from tests.homes import LIGHT, Home, run_script, write_lockfiles
 from tests.mirror import Cut, Mirror, Slow, Status, Tamper, World, build_world, find_interpreter, own_environment
 
@@ -215,6 +215,14 @@ def test_one_file_with_everything(maker: Maker, world: World, tmp_path: Path) ->
     assert "Nothing to do" in again.stdout and not maker.mirror.gets()
     output.write_bytes(output.read_bytes()[:-20000])
     assert "Wrote" in maker.make(output).stdout and output.read_bytes() == other.read_bytes()
+
+
+def test_an_installed_environment_has_what_it_needs(maker: Maker, installed: Installed, tmp_path: Path) -> None:
+    """As README says: bundle.py runs with the Python of an environment that bootstrap.py made."""
+    argv = [str(installed.prefix / "bin" / "python"), *maker.argv(tmp_path / "bundle.tar")[1:]]
+    environ = maker.environ() | {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0 and "Wrote" in done.stdout, done.stderr
 
 
 def test_for_another_platform(maker: Maker, tmp_path: Path) -> None:

@@ -236,14 +236,22 @@ def test_packages_that_are_missing_extra_or_of_another_version(host: Home) -> No
         shutil.copytree(tornado, other)
         found = kinds(verify.check(receipt(host)))
         assert ("extra", "tornado", "") in found and ("version", "tornado", "") not in found
-    extra = site / "intruder-1.0.dist-info"
-    with mended(extra):
+    extra, program = site / "intruder-1.0.dist-info", host.prefix / "bin" / "intruder"
+    with mended(extra, program):
         extra.mkdir()
         (extra / "METADATA").write_text("Name: intruder\nVersion: 1.0\n")
-        (extra / "RECORD").write_text("intruder-1.0.dist-info/METADATA,,\n../../../../../etc/passwd,,\n")
+        names = ("intruder-1.0.dist-info/METADATA", "intruder-1.0.dist-info/RECORD", "../../../bin/intruder")
+        program.write_text("#!/bin/sh\n")
+        digest = base64.urlsafe_b64encode(hashlib.sha256(b"#!/bin/sh\n").digest()).rstrip(b"=").decode()
+        rows = [f"{name},sha256={digest}" for name in names[2:]] + [f"{name},," for name in names[:2]]
+        (extra / "RECORD").write_text("\n".join([*rows, "../../../../../etc/passwd,,"]))
         found = kinds(verify.check(receipt(host)))
-        assert ("extra", "intruder", "") in found
-        assert ("outside", "intruder 1.0", "../../../../../etc/passwd") in found
+        assert found == {
+            ("extra", "intruder", ""),
+            ("mode", "intruder 1.0", "bin/intruder"),
+            ("outside", "intruder 1.0", "../../../../../etc/passwd"),
+            ("unhashed", "intruder 1.0", f"{extra.relative_to(host.prefix)}/METADATA"),
+        }
 
 
 def test_a_forged_record_is_found(host: Home) -> None:
@@ -506,6 +514,14 @@ def test_compare_explains_package_by_package(host: Home, conda: tuple[Home, Home
     done = run_script("compare.py", here, damaged)
     assert done.returncode == bootstrap.EXIT_DIFFERS
     assert done.stdout.splitlines()[0].startswith("only in the second: mode uv ")
+    pip = next(conda[1].prefix.glob("lib/python3.*/site-packages/pip-*.dist-info"))
+    second = pip.with_name("tornado-1.0.dist-info")  # two of one name
+    second.mkdir()
+    (second / "RECORD").write_text("")
+    damaged.write_text(conda[1].run("--verify", "--json", check=False).stdout)
+    shutil.rmtree(second)
+    said = run_script("compare.py", here, damaged).stdout
+    assert "only in the second: extra tornado 1.0\n" in said, said
     other = tmp_path / "other.json"
     other.write_text(host.run("--verify", "--json").stdout)
     document = json.loads(run_script("compare.py", "--json", here, other).stdout)
