@@ -1499,6 +1499,8 @@ class Installation:
     def write_receipt(self):
         # type: () -> None
         """Write down what was made: from now on the environment counts as whole."""
+        from scripts import verify
+
         names = {name: sha256_of(self.receipts / "lock" / name) for name in self.lock_texts()}
         code = "import platform; print(platform.python_version())"
         write_atomically(
@@ -1519,6 +1521,7 @@ class Installation:
                     "jupyter_argv": self.jupyter_argv(),
                     "port": self.args.port,
                     "notebook_dir": str(self.args.notebook_dir),
+                    "seal": verify.seal(self.prefix),
                     "made": [str(path) for path in self.made_outside()],
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     "seconds": {name: round(value, 2) for name, value in self.seconds.items()},

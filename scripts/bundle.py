@@ -16,7 +16,7 @@ options, same bytes. Interrupted, the next run goes on where this one stopped (i
 Wheels come from where uv's or pip's own configuration says (index, credentials, certificates); conda packages and
 installers from their locked URLs, or from what --mirror FROM=TO makes of them.
 
-Needs requests, tqdm and uv, which an installed environment has:
+Needs Python 3.11 or newer, requests, tqdm and uv, which an installed environment has:
     ~/.local/share/colab-local/current/cpu/bin/python scripts/bundle.py
 """
 
@@ -29,6 +29,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tarfile
 import time
@@ -45,6 +46,8 @@ import bootstrap
 from scripts import offline, requirements
 
 try:
+    import tomllib
+
     import requests
     from tqdm import tqdm
 except ImportError as problem:
@@ -181,8 +184,6 @@ def find_wheels(choice: Choice, folder: Path) -> List[Source]:
     Raises:
         bootstrap.Failure: the index can't be reached, or has no locked wheel of a package.
     """
-    import tomllib
-
     wanted = offline.locked_wheels(
         choice.lock, choice.read, choice.env, choice.platform, choice.engine, choice.python
     )
@@ -257,6 +258,12 @@ def credentials(environ: Dict[str, str], texts: Sequence[str]) -> Dict[str, Tupl
 
 # ---------------------------------------------------------------------------------------------------------
 # Fetching
+
+
+def cause(problem: Exception) -> str:
+    """Return what lies at the bottom of requests' and urllib3's exceptions around it: Failed to resolve 'HOST'."""
+    inner = getattr(problem.args[0] if problem.args else None, "reason", problem)
+    return re.sub(r"^[\w.]*(Connection|Pool)\w*\(.*?\): ", "", str(inner)) or type(problem).__name__
 
 
 class Fetcher:
@@ -352,7 +359,7 @@ class Fetcher:
                 if status < 500 and status not in (408, 425, 429):
                     break
             except (requests.RequestException, OSError) as problem:
-                reason = bootstrap.mask(str(problem)) or type(problem).__name__
+                reason = bootstrap.mask(cause(problem))
         raise bootstrap.Failure(
             f"can't download {bootstrap.mask(source.url)}: {reason or 'stopped'}",
             "check the network or proxy and run the same command again: it goes on from here",
@@ -527,6 +534,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Read the command line, make the bundle, and return the exit code."""
     args = make_parser().parse_args(argv)
+    # SIGINT too: started from a script's background, Python would have been born deaf to it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         result = make(args)
     except bootstrap.Failure as problem:

@@ -18,11 +18,12 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bootstrap
+from scripts import verify
 
 LINE = re.compile(r"colab-local (\S+) (\S+) sha256:([0-9a-f]{64})")
 LAYERS = {
@@ -58,7 +59,7 @@ def read(argument: str) -> Side:
     found = LINE.search(text)
     try:
         document = json.loads(text)
-        if LINE.fullmatch(document["fingerprint"]) and isinstance(document["packages"], list):
+        if LINE.fullmatch(document["fingerprint"]) and {"layer", "lock", "packages", "differences"} <= set(document):
             return Side(argument, document["fingerprint"], document)
     except (ValueError, KeyError, TypeError):
         pass
@@ -77,7 +78,8 @@ def compare(one: Side, two: Side) -> List[str]:
     lines = [f"{name}: {a} / {b}" for name, a, b in zip(names, first.groups(), second.groups()) if a != b]  # noqa: B905
     if not (one.document and two.document):
         return lines or ["the content is not the same; what differs is in --verify --json of both"]
-    return lines + explain(one.document, two.document)
+    lines += explain(one.document, two.document)
+    return lines or ["the fingerprints differ, but the documents don't say in what: they were not written together"]
 
 
 def explain(one: Dict[str, Any], two: Dict[str, Any]) -> List[str]:
@@ -92,12 +94,23 @@ def explain(one: Dict[str, Any], two: Dict[str, Any]) -> List[str]:
     first, second = packages(one), packages(two)
     for key in sorted({*first, *second}):
         lines += explain_package(key, first.get(key), second.get(key), (one, two))
-    for word, document in (("first", one), ("second", two)):
-        for entry in document["differences"]:
-            if not entry["package"] or entry["kind"] == "disabled":
-                what = f"{entry['package']} {entry['path']}".strip()
-                lines.append(f"only in the {word}: {entry['kind']} {what}")
+    loose = [loose_differences(one, two), loose_differences(two, one)]
+    lines += [f"only in the first: {what}" for what in sorted(loose[0] - loose[1])]
+    lines += [f"only in the second: {what}" for what in sorted(loose[1] - loose[0])]
     return lines
+
+
+def loose_differences(document: Dict[str, Any], other: Dict[str, Any]) -> Set[str]:
+    """Return, as texts, what a check found that counts in the fingerprint without being a package's content.
+
+    A package that is only here has its line already; one of a name that the other side has too is a second one.
+    """
+    names = {entry["name"] for entry in other["packages"]}
+    return {
+        " ".join(entry[name] for name in ("kind", "package", "path", "found") if entry[name])
+        for entry in document["differences"]
+        if verify.is_loose(entry["kind"], entry["package"]) and (entry["path"] or entry["package"] in names)
+    }
 
 
 def packages(document: Dict[str, Any]) -> Dict[Tuple[str, str], Dict[str, Any]]:

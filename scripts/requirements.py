@@ -46,9 +46,7 @@ def parse(text: str) -> List[Requirement]:
     for entry in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
         if not entry.strip():
             continue
-        parts = re.match(
-            r"([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.*?))?\s*((?:--hash=sha256:[0-9a-f]{64}\s*)+)$", entry
-        )
+        parts = ENTRY.match(entry)
         if parts is None:
             raise bootstrap.Failure(
                 f"a locked requirement is not pinned and hashed (found {entry.strip()[:80]!r})",

@@ -8,30 +8,33 @@ What is compared with what
     conda-meta record. A file that had the prefix patched in must give its packaged hash when that is undone.
   * Python packages: the set and versions with the lock; every file with its RECORD (PEP 376).
   * environments/jupyter's files: with the hashes in the lock; the extension must be enabled.
+  * The records themselves, the programs in bin folders and a venv's own files: with what the receipt says that the
+    installation left, because no record has a hash of them, or not of what an installer made of them.
   * Whatever else lies in the environment is reported. Excepted are bytecode that Python writes beside its source,
-    and the files of the engine itself (conda-meta, and a venv's own, which are compared with a fresh venv's).
+    and what engines keep for themselves.
 
 The fingerprint, `colab-local ENV PLATFORM sha256:...`, is the same on two machines exactly when lock, platform and
 installed content are the same. It covers the lock's files, the platform, every file of every package, and with the
 host engine the version of this machine's Python. Where an installer writes its own prefix or user into a file, the
 content without these counts: not the prefix, the user, the time or the engine.
 It does not cover what is outside the environment: kernel, C library, NVIDIA driver, the bytes of this machine's own
-Python (host engine), settings in home folders; nor bytecode. Records can be altered together with their files: that
-shows in a fingerprint compared with another machine's, not in one machine's check.
+Python (host engine), settings in home folders; nor bytecode. Who alters the receipt too, together with records and
+files, passes this machine's check; a fingerprint compared with another machine's still shows it.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import json
 import os
 import re
 import shlex
+import stat
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -51,7 +54,26 @@ INSTALLERS_OWN = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cac
 ENGINES_OWN = re.compile(r"conda-meta/|\.lock$|CACHEDIR\.TAG$|\.condarc$|\.gitignore$")
 # Names in a venv that belong to the venv itself.
 VENVS_OWN = re.compile(r"pyvenv\.cfg$|lib64$|bin/(Activate\.ps1|activate(\.csh|\.fish)?)$|bin/(python(3(\.\d+)?)?)$")
+# What the receipt has hashes of: records, programs, a venv's own; conda-meta/state sets variables at activation.
+SEALED = re.compile(r"(.*/)?bin/[^/]+$|pyvenv\.cfg$|lib64$|conda-meta/([^/]+\.json|state)$|.*\.dist-info/RECORD$")
+# All that a console script says besides its import and its call, in the words of conda, rattler, pip and uv.
+LAUNCHER_LINE = re.compile(
+    rb"""\#!.*|\#\ -\*-\ coding:\ utf-8\ -\*-|import\ (re|sys)|if\ __name__\ ==\ (['"])__main__\2:|
+    sys\.argv\[0\]\ =\ re\.sub\(r'[^']*',\ '',\ sys\.argv\[0\]\)|
+    (el)?if\ sys\.argv\[0\]\.endswith\((['"])[\w.-]+\4\):|
+    sys\.argv\[0\]\ =\ sys\.argv\[0\](\[:-\d+\]|\.removesuffix\((['"])[\w.-]+\6\))|""",
+    re.VERBOSE,
+)
 EXTENSIONS = ("colab_local_jupyter", "jupyter_http_over_ws")
+# Asks the environment's own Jupyter which server extensions its settings, the user's among them, enable.
+ASK_JUPYTER = """\
+import json
+from notebook.notebookapp import NotebookApp
+app = NotebookApp(log_level=50)
+app.load_config_file()
+app.init_server_extension_config()
+print(json.dumps(app.nbserver_extensions))
+"""
 PREFIX = b"@PREFIX@"
 
 
@@ -109,7 +131,10 @@ class Difference(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """What lies under a prefix. files: {path: size in bytes}; links: {path: target}; paths are relative to it."""
+    """What lies under a prefix. files: {path: size in bytes}; links: {path: target}; paths are relative to it.
+
+    Pipes, sockets and devices, which can't be hashed, count as links to nowhere.
+    """
 
     files: Dict[str, int]
     links: Dict[str, str]
@@ -235,9 +260,29 @@ def walk(prefix: Path) -> Tree:
                     tree.links[path] = os.readlink(entry.path)  # noqa: PTH115 - Path.readlink() came with Python 3.9
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                else:
+                elif entry.is_file(follow_symlinks=False):
                     tree.files[path] = entry.stat(follow_symlinks=False).st_size
+                else:
+                    tree.links[path] = ""
     return tree
+
+
+def seal(prefix: Path) -> Dict[str, str]:
+    """Return what the receipt says of an environment that has just been made; see sealed()."""
+    return sealed(prefix, walk(prefix), {})
+
+
+def sealed(prefix: Path, tree: Tree, hashes: Dict[str, str]) -> Dict[str, str]:
+    """Return {path: sha256, " x" after it where the file is executable; "-> target" of a link} of what is SEALED.
+
+    hashes: of files, as far as they are known already.
+    """
+    found = {path: f"-> {target}" for path, target in tree.links.items() if SEALED.match(path)}
+    for path in filter(SEALED.match, tree.files):
+        executable = (prefix / path).stat().st_mode & stat.S_IXUSR
+        sha256 = hashes.get(path) or bootstrap.sha256_of(prefix / path)
+        found[path] = sha256 + (" x" if executable else "")
+    return dict(sorted(found.items()))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -268,9 +313,9 @@ def without_prefix(content: bytes, prefix: bytes) -> bytes:
     """Return a program's text with the two forms of its first line made one, and the prefix replaced.
 
     Where `#!PATH` can't hold the path (blanks, more than 127 bytes) installers write a line that is shell and
-    Python at once: '''exec' PATH "$0" "$@" (pip's vendored distlib, and uv after it).
+    Python at once: '''exec' PATH "$0" "$@" (pip's vendored distlib and uv, on two lines; conda and rattler on one).
     """
-    form = re.match(rb"#!/bin/sh\n'''exec' (\"[^\"\n]+\"|'[^'\n]+'|\S+) \"\$0\" \"\$@\"\n' '''\n", content)
+    form = re.match(rb"#!/bin/sh\n'''exec' (\"[^\"\n]+\"|'[^'\n]+'|\S+) \"\$0\" \"\$@\"(?:\n' | #)'''\n", content)
     if form:
         content = b"#!" + form.group(1).strip(b"'\"") + b"\n" + content[form.end() :]
     return content.replace(prefix, PREFIX)
@@ -279,13 +324,12 @@ def without_prefix(content: bytes, prefix: bytes) -> bytes:
 def launcher_target(text: bytes) -> str:
     """Return what a console script calls, "pip._internal.cli.main:main"; "" if it is no such script.
 
-    Installers word them differently; what they do is the import and the call.
+    Installers word them differently; what they do is the import and the call, and nothing else.
     """
-    found = re.search(rb"^from ([\w.]+) import (\w+)$", text, re.MULTILINE)
-    calls = re.search(rb"^\s*(?:sys\.exit|raise SystemExit)\(([\w.]+)\(\)\)\s*$", text, re.MULTILINE)
-    if not (found and calls and calls.group(1).split(b".")[0] == found.group(2)):
-        return ""
-    return f"{found.group(1).decode()}:{calls.group(1).decode()}"
+    lines = [line.strip() for line in text.splitlines()]
+    telling = b"\n".join(line for line in lines if not LAUNCHER_LINE.fullmatch(line))
+    found = re.fullmatch(rb"from ([\w.]+) import (\w+)\n(?:sys\.exit|raise SystemExit)\((\2[\w.]*)\(\)\)", telling)
+    return f"{found.group(1).decode()}:{found.group(3).decode()}" if found else ""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -366,6 +410,7 @@ class Check:
         self.prefix, self.receipt = prefix, receipt
         self.differences: List[Difference] = []
         self.notes: List[str] = []
+        self.linked: List[str] = []  # files that are links here
         self.shared: Set[str] = set()
         self.tree = walk(prefix)
         overlay = read_overlay(receipt)
@@ -376,13 +421,16 @@ class Check:
         self.differences += wrong
         self.packages = [*sorted(conda + python, key=lambda p: (p.layer, p.name)), overlay]
         self.known = {entry.path: entry for package in self.packages for entry in package.entries}
+        self.owners = {entry.path: package.title for package in self.packages for entry in package.entries}
         sizes = self.tree.files
         self.hashes = hash_files(
-            prefix, {path: sizes[path] for path in sizes if path in self.known or self.is_extra(path)}
+            prefix,
+            {p: sizes[p] for p in sizes if p in self.known or SEALED.match(p) or self.is_extra(p)},
         )
 
     def say(self, kind: str, package: str, path: str, found: str = "", need: str = "") -> None:
-        """Note a difference."""
+        """Note a difference; a name that is no text is spelled out."""
+        path = os.fsencode(path).decode("utf-8", "backslashreplace")
         self.differences.append(Difference(kind, package, path, found, need))
 
     # -- files
@@ -408,12 +456,18 @@ class Check:
             prefix, placeholder = os.fsencode(str(self.prefix)), os.fsencode(entry.placeholder)
             packaged = hashlib.sha256(unpatched(content, prefix, placeholder, entry.mode)).hexdigest()
             # An installer may change more than the prefix (a first line that got too long, a signature on macOS);
-            # then its own record of the result counts.
-            if packaged == entry.sha256 or (entry.in_prefix and found == entry.in_prefix):
+            # then its own record of the result counts. A placeholder that is left was not patched at all.
+            patched = packaged == entry.sha256 and placeholder not in content
+            if patched or (entry.in_prefix and found == entry.in_prefix):
                 return entry.sha256
         elif entry.kind in ("launcher", "script"):
             return self.program_identity(package, entry, found)
-        elif not entry.sha256 or found == entry.sha256:
+        elif found == entry.sha256 or entry.kind == "own":
+            return found
+        elif not entry.sha256 and path.endswith(".pyc"):
+            return ""
+        elif not entry.sha256:
+            self.say("unhashed", package.title, path)
             return found
         return self.changed(package, entry, found)
 
@@ -425,11 +479,11 @@ class Check:
         return f"changed {found}"
 
     def hash_of_link(self, path: str) -> Optional[str]:
-        """Return the hash of the file that a link leads to, or None if it leads nowhere."""
-        try:
-            return bootstrap.sha256_of(self.prefix / path)
-        except OSError:
+        """Return the hash of the file that a link leads to, or None if it leads to none."""
+        if not (self.prefix / path).is_file():
             return None
+        self.linked.append(path)
+        return bootstrap.sha256_of(self.prefix / path)
 
     def link_identity(self, package: Package, entry: Entry) -> str:
         """Compare a link of a conda package.
@@ -464,25 +518,29 @@ class Check:
         content = (self.prefix / entry.path).read_bytes()
         if entry.sha256 and found not in (entry.sha256, entry.in_prefix):
             return self.changed(package, entry, found)
-        if not content.startswith(b"#!"):  # a compiled program
-            return found
-        text = without_prefix(content, os.fsencode(str(self.prefix)))
+        if not (self.prefix / entry.path).stat().st_mode & stat.S_IXUSR:
+            self.say("mode", package.title, entry.path, "not executable")
+        text = without_prefix(content, os.fsencode(str(self.prefix))) if content.startswith(b"#!") else b""
         calls = launcher_target(text)
         if not entry.sha256 and not calls:  # conda writes no hash of the entry points that it makes
             return self.changed(package, entry, found)
+        if not text:  # a compiled program
+            return found
         first = text.split(b"\n", 1)[0]
         if b"python" in first and not first.startswith((b"#!" + PREFIX, b"#!/usr/bin/env")):
             self.say("moved", package.title, entry.path, first[2:].decode(errors="replace"), str(self.prefix))
             return f"changed {found}"
-        if not os.access(str(self.prefix / entry.path), os.X_OK):
-            self.say("mode", package.title, entry.path, "not executable")
         return f"calls {calls}" if calls else hashlib.sha256(text).hexdigest()
+
+    def is_venvs_own(self, path: str) -> bool:
+        """Return whether a name is one of those that belong to a venv itself."""
+        return self.receipt["layer"] != "conda" and bool(VENVS_OWN.match(path))
 
     def is_extra(self, path: str) -> bool:
         """Return whether a file belongs to no package, no engine, and is no bytecode beside its source."""
         if path in self.known or ENGINES_OWN.match(path):
             return False
-        if self.receipt["layer"] != "conda" and VENVS_OWN.match(path):
+        if self.is_venvs_own(path):
             return False
         cached = re.match(r"(.*?)__pycache__/([^/]+?)\.[^/.]+-\d+(?:\.opt-\d)?\.pyc$", path)
         return not (cached and cached.group(1) + cached.group(2) + ".py" in self.tree.files)
@@ -492,6 +550,28 @@ class Check:
         for path in sorted([*self.tree.files, *self.tree.links]):
             if self.is_extra(path):
                 self.say("extra", "", path, self.hashes.get(path) or self.tree.links.get(path, ""))
+
+    def check_seal(self) -> None:
+        """Compare records, programs and a venv's own files with what the installation left."""
+        if "seal" not in self.receipt:
+            return
+        need: Dict[str, str] = self.receipt["seal"]
+        found = sealed(self.prefix, self.tree, self.hashes)
+        told = {difference.path for difference in self.differences}
+        packages = {difference.package for difference in self.differences if not difference.path}
+        for path in sorted({*need, *found} - told):
+            owner = self.owners.get(path, "venv" if self.is_venvs_own(path) else "")
+            record = re.match(r".*/([^/-]+)-[^/]*\.dist-info/RECORD$", path)
+            if (requirements.normalise(record.group(1)) if record else owner.split(" ")[0]) in packages:
+                continue  # the whole package is missing, extra or of another version: that is told
+            if path not in found:
+                self.say("missing", owner, path)
+            elif path not in need:
+                self.say("extra", owner, path, found[path])
+            elif found[path].split(" x")[0] == need[path].split(" x")[0] and found[path] != need[path]:
+                self.say("mode", owner, path, f"{'' if found[path].endswith(' x') else 'not '}executable")
+            elif found[path] != need[path]:
+                self.say("changed", owner, path, found[path], need[path])
 
     # -- what is locked
 
@@ -514,22 +594,17 @@ class Check:
     def check_conda(self) -> None:
         """Compare the conda packages with the lock: names, versions, builds, hashes of the package files."""
         text = self.lock_text(self.receipt["platform"] + ".txt")
-        locked = {}
+        locked, hashes = {}, {}
         for url, sha256 in bootstrap.parse_explicit(text):
             file = re.sub(r"\.(conda|tar\.bz2)$", "", url.rsplit("/", 1)[1])
             name, version, build = file.rsplit("-", 2)
-            locked[name] = (version, build, sha256)
-        found = {p.name: (p.version, p.build, p.sha256) for p in self.packages if p.layer == "conda"}
-        for name in sorted({*locked, *found}):
-            have, need = found.get(name), locked.get(name)
-            if have is None and need is not None:
-                self.say("missing", name, "", need=" ".join(need[:2]))
-            elif need is None and have is not None:
-                self.say("extra", name, "", " ".join(have[:2]))
-            elif have is not None and need is not None and have[:2] != need[:2]:
-                self.say("version", name, "", " ".join(have[:2]), " ".join(need[:2]))
-            elif have is not None and need is not None and have[2] not in ("", need[2]):
-                self.say("version", name, "", have[2], need[2])
+            locked[name], hashes[name] = f"{version} {build}", sha256
+        found = [(p.name, f"{p.version} {p.build}") for p in self.packages if p.layer == "conda"]
+        self.compare_versions(found, locked, lambda one, two: one == two)
+        for package in self.packages:
+            need = hashes.get(package.name, "")
+            if package.layer == "conda" and package.sha256 not in ("", need) and need:
+                self.say("version", package.name, "", package.sha256, need)
 
     def check_python(self) -> None:
         """Compare the Python packages with the lock: names and versions."""
@@ -537,65 +612,88 @@ class Check:
         entries = requirements.applicable(
             requirements.parse(text), self.receipt["platform"], str(self.receipt["python"])
         )
-        locked = {entry.name: entry.version for entry in entries}
-        found = {package.name: package.version for package in self.packages if package.layer == "python"}
-        for name in sorted({*locked, *found}):
-            if name not in found:
-                self.say("missing", name, "", need=locked[name])
-            elif name not in locked:
-                self.say("extra", name, "", found[name])
-            elif not requirements.same_version(found[name], locked[name]):
-                self.say("version", name, "", found[name], locked[name])
+        found = [(package.name, package.version) for package in self.packages if package.layer == "python"]
+        self.compare_versions(found, {entry.name: entry.version for entry in entries}, requirements.same_version)
+
+    def compare_versions(
+        self, found: List[Tuple[str, str]], locked: Dict[str, str], same: Callable[[str, str], bool]
+    ) -> None:
+        """Report what is missing, extra or of another version.
+
+        found: (name, version), a name twice where there are two of it; locked: {name: version}.
+        """
+        for name in sorted({*locked, *(name for name, _ in found)}):
+            have, need = [version for other, version in found if other == name], locked.get(name)
+            fitting = [version for version in have if need is not None and same(version, need)]
+            if fitting:
+                have.remove(fitting[0])
+            elif need is not None and have:
+                self.say("version", name, "", have.pop(), need)
+            elif need is not None:
+                self.say("missing", name, "", need=need)
+            for version in have:
+                self.say("extra", name, "", version)
 
     # -- the rest
 
     def check_venv(self) -> str:
-        """Compare a venv's own files with those of a fresh venv of the same Python; return that Python's version."""
-        settings = dict(re.findall(r"(?m)^([\w-]+)\s*=\s*(.*?)\s*$", read_text(self.prefix / "pyvenv.cfg")))
+        """Return the version of the Python that the environment's own leads to, "" if there is none."""
         python = os.path.realpath(str(self.prefix / "bin" / "python"))
-        if not os.access(python, os.X_OK) or not settings.get("home"):
+        if not os.access(python, os.X_OK):
             self.say("missing", "this machine's Python", "bin/python", python)
             return ""
+        settings = dict(re.findall(r"(?m)^([\w-]+)\s*=\s*(.*?)\s*$", read_text(self.prefix / "pyvenv.cfg")))
         if settings.get("include-system-site-packages") != "false":
             self.say("changed", "venv", "pyvenv.cfg", "packages from outside the environment are let in")
         code = "import platform; print(platform.python_version())"
-        version = bootstrap.run([python, "-I", "-c", code]).strip()
+        try:
+            version = bootstrap.run([python, "-I", "-c", code], timeout=60).strip()
+        except bootstrap.Failure as problem:
+            self.say("changed", "venv", "bin/python", problem.what)
+            return ""
         if version != self.receipt["python"]:
             self.notes.append(
                 f"this machine's Python is now {version} (it was {self.receipt['python']} when installed)"
             )
-        with tempfile.TemporaryDirectory(prefix="colab-local-") as name:
-            fresh = Path(name).resolve() / self.prefix.name
-            bootstrap.run([python, "-I", "-m", "venv", "--without-pip", fresh])
-            for path in sorted(walk(fresh).files):
-                if not path.startswith("bin/"):
-                    continue
-                need = (fresh / path).read_text().replace(str(fresh), str(self.prefix))
-                if path not in self.tree.files:
-                    self.say("missing", "venv", path)
-                elif read_text(self.prefix / path) != need:
-                    self.say("changed", "venv", path)
         return version
 
     def check_extension(self) -> None:
-        """Report server extensions that nothing enables, or that the user's or the machine's settings disable.
+        """Report server extensions that the environment's own settings do not enable, or the user's disable.
 
-        Jupyter reads these folders in this order, the user's last and strongest (jupyter_core.paths).
+        Which setting is stronger is Jupyter's to say; it is asked where there are others than the environment's.
         """
-        user = Path(os.environ.get("JUPYTER_CONFIG_DIR") or Path.home() / ".jupyter")
-        folders = [Path("/etc/jupyter"), Path("/usr/local/etc/jupyter"), self.prefix / "etc" / "jupyter", user]
-        enabled: Dict[str, Tuple[Any, str]] = dict.fromkeys(EXTENSIONS, (None, "no settings file"))
-        for folder in folders:
-            files = sorted(folder.glob("jupyter_notebook_config.d/*.json"))
-            for path in [*files, folder / "jupyter_notebook_config.json"]:
-                try:
-                    named = json.loads(read_text(path) or "{}").get("NotebookApp", {}).get("nbserver_extensions", {})
-                except (ValueError, AttributeError):
-                    continue  # Jupyter itself says so at its start
-                enabled.update({name: (named[name], str(path)) for name in EXTENSIONS if name in named})
-        for name, (state, where) in enabled.items():
-            if state is not True:
-                self.say("disabled", f"server extension {name}", where)
+        own = self.prefix / "etc" / "jupyter"
+        user = os.environ.get("JUPYTER_CONFIG_DIR") or Path.home() / ".jupyter"
+        outside = [
+            *os.environ.get("JUPYTER_CONFIG_PATH", "").split(os.pathsep),
+            user,
+            "/usr/local/etc/jupyter",
+            "/etc/jupyter",
+        ]
+        patterns = ("jupyter_notebook_config.d/*.json", "jupyter_notebook_config.*", "jupyter_config.*")
+        files = [path for folder in outside if folder for pattern in patterns for path in Path(folder).glob(pattern)]
+        enabled: Dict[str, Any] = {}
+        if any(path.is_file() for path in files):
+            enabled = self.ask_jupyter()
+        else:
+            for path in sorted(own.glob(patterns[0])):
+                with contextlib.suppress(ValueError, AttributeError):  # damaged: that is told with its hash
+                    enabled.update(json.loads(read_text(path)).get("NotebookApp", {}).get("nbserver_extensions", {}))
+        for name in EXTENSIONS:
+            if enabled.get(name) is not True:
+                where = next((path for path in sorted(files) if name in read_text(path)), own)
+                self.say("disabled", f"server extension {name}", str(where))
+
+    def ask_jupyter(self) -> Dict[str, Any]:
+        """Return {server extension: whether it is enabled} as the environment's Jupyter finds it for this user."""
+        settings = {name: value for name, value in os.environ.items() if name.startswith("JUPYTER")}
+        env = bootstrap.child_environment(PYTHONDONTWRITEBYTECODE="1", **settings)
+        try:
+            said = bootstrap.run([self.prefix / "bin" / "python", "-c", ASK_JUPYTER], env=env, timeout=60)
+            return dict(json.loads(said.splitlines()[-1]))
+        except (bootstrap.Failure, ValueError, IndexError) as problem:
+            self.notes.append(f"Jupyter can't read its settings: {problem}")
+            return {}
 
     # -- all of it
 
@@ -616,7 +714,10 @@ class Check:
             self.check_conda()
         self.check_python()
         version = "" if self.receipt["layer"] == "conda" else self.check_venv()
+        self.check_seal()
         self.check_extension()
+        if self.linked:
+            self.notes.append(f"files that are links here: {len(self.linked)}, such as {self.linked[0]}")
         packages = [
             {
                 "layer": package.layer,
@@ -665,10 +766,14 @@ def fingerprint(receipt: Dict[str, Any], packages: List[Dict[str, Any]], differe
     lines = ["colab-local fingerprint 1", f"platform {receipt['platform']}", f"layer {receipt['layer']}"]
     lines += [f"lock {name} {sha256}" for name, sha256 in sorted(receipt["lock"]["files"].items())]
     lines += sorted(" ".join(str(package[name]) for name in names) for package in packages)
-    loose = [d for d in differences if d.kind in ("extra", "disabled", "mode") or d.package in ("venv", "lock")]
-    lines += sorted(f"{d.kind} {d.package} {d.path} {d.found}" for d in loose)
+    lines += sorted(f"{d.kind} {d.package} {d.path} {d.found}" for d in differences if is_loose(d.kind, d.package))
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return f"colab-local {receipt['env']} {receipt['platform']} sha256:{digest}"
+
+
+def is_loose(kind: str, package: str) -> bool:
+    """Return whether a difference counts in the fingerprint by itself, because no package's files show it."""
+    return kind in ("extra", "disabled", "mode") or package in ("venv", "lock")
 
 
 def check(receipt: Dict[str, Any]) -> Findings:
@@ -699,12 +804,12 @@ def repair(receipt: Dict[str, Any], shared: List[str]) -> str:
 
     shared: packages whose damage is in uv's cache too, because uv links its cache's files into environments.
     """
-    steps = [f"rm -r {shlex.quote(str(receipt['root']))}"]
-    if shared:
-        steps.append("uv cache clean " + " ".join(shared))
+    uv = shlex.quote(str(Path(receipt["prefix"]) / "bin" / "uv"))
+    steps = [f"{uv} cache clean {' '.join(shared)}"] if shared else []
     home = Path(receipt["root"]).parent.parent
     option = "" if str(home) == bootstrap.default_home() else f" --prefix {shlex.quote(str(home))}"
-    return " && ".join([*steps, f"python3 bootstrap.py --env {receipt['env']}{option}"])
+    again = f"python3 bootstrap.py --env {receipt['env']} --engine {receipt['engine']}{option}"
+    return " && ".join([*steps, f"rm -r {shlex.quote(str(receipt['root']))}", again])
 
 
 def command(args: Any) -> int:

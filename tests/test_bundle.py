@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 import bootstrap
-from scripts import offline, verify
-from tests.conftest import REPO, supported_python
+from scripts import bundle, offline, verify
+from tests.conftest import REPO, Installed, free_port, supported_python
 from tests.homes import LIGHT, Home, run_script, write_lockfiles
 from tests.mirror import Cut, Mirror, Slow, Status, Tamper, World, build_world, find_interpreter, own_environment
 
@@ -216,6 +217,14 @@ def test_one_file_with_everything(maker: Maker, world: World, tmp_path: Path) ->
     assert "Wrote" in maker.make(output).stdout and output.read_bytes() == other.read_bytes()
 
 
+def test_an_installed_environment_has_what_it_needs(maker: Maker, installed: Installed, tmp_path: Path) -> None:
+    """As README says: bundle.py runs with the Python of an environment that bootstrap.py made."""
+    argv = [str(installed.prefix / "bin" / "python"), *maker.argv(tmp_path / "bundle.tar")[1:]]
+    environ = maker.environ() | {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0 and "Wrote" in done.stdout, done.stderr
+
+
 def test_for_another_platform(maker: Maker, tmp_path: Path) -> None:
     output = tmp_path / "mac.tar"
     done = maker.make(output, "--platform", "osx-arm64", "--engine", "host", "--python", "3.12")
@@ -251,8 +260,9 @@ def test_the_real_lock_for_a_mac_from_the_real_index(tmp_path: Path) -> None:
         assert offline.check(output, files)["platform"] == "osx-arm64"
 
 
-def test_interrupted_it_goes_on(maker: Maker, world: World, tmp_path: Path) -> None:
-    """Ctrl-C in the middle of a download: the next run asks for the rest alone, and the bytes are the same."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_it_goes_on(maker: Maker, world: World, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C or a kill in a download: the next run asks for the rest alone. The same bytes, and nothing is left."""
     whole, output = tmp_path / "whole.tar", tmp_path / "bundle.tar"
     assert maker.make(whole).returncode == 0
     maker.mirror.reset()
@@ -264,10 +274,13 @@ def test_interrupted_it_goes_on(maker: Maker, world: World, tmp_path: Path) -> N
     while not (part.is_file() and part.stat().st_size > 500_000):
         assert time.monotonic() < deadline and running.poll() is None
         time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, said = running.communicate(timeout=60)
-    assert running.returncode == bootstrap.EXIT_INTERRUPTED, said
-    assert "error: interrupted" in said and "Traceback" not in said and not output.exists()
+    if number != signal.SIGKILL:
+        assert running.returncode == bootstrap.EXIT_INTERRUPTED, said
+        assert "error: interrupted" in said and "Traceback" not in said
+    assert not output.exists()
+    (tmp_path / "bundle.tar.part").write_bytes(b"half a tar, of a run that was killed while it wrote")
     kept = part.stat().st_size
     maker.mirror.reset()
     done = maker.make(output)
@@ -275,6 +288,7 @@ def test_interrupted_it_goes_on(maker: Maker, world: World, tmp_path: Path) -> N
     (request,) = maker.mirror.gets(big.name)
     assert request.first == kept > 500_000
     assert output.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("bundle.tar.*"))
 
 
 def test_cut_connections_and_busy_servers_are_tried_again(maker: Maker, world: World, tmp_path: Path) -> None:
@@ -303,6 +317,23 @@ def test_wrong_bytes_and_missing_files_make_no_bundle(
     assert done.returncode == code
     assert said in done.stderr and "hint:" in done.stderr and not output.exists()
     assert "Wrote" in maker.make(output).stdout
+
+
+def test_why_a_server_does_not_answer_is_said_shortly() -> None:
+    with pytest.raises(requests.ConnectionError) as caught:
+        requests.get(f"http://127.0.0.1:{free_port()}/", timeout=10)
+    assert re.fullmatch(r"[^<>]*\[Errno \d+\] Connection refused", bundle.cause(caught.value))
+
+
+def test_a_python_without_what_it_needs_is_told_which_one_has_it() -> None:
+    """As when it is pasted with the machine's own python3: two lines, no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-S", str(REPO / "scripts" / "bundle.py")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == bootstrap.EXIT_FAILED
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: scripts/bundle.py needs requests")
+    assert hint == f"hint: {bootstrap.default_home()}/current/cpu/bin/python scripts/bundle.py"
 
 
 def test_wrong_options(maker: Maker, tmp_path: Path) -> None:

@@ -59,11 +59,16 @@ def use(home: Home) -> None:
     assert f"({server.pid})" in busy.stderr and "hint: kill" in busy.stderr
 
 
-def test_install_use_uninstall_install_again(tmp_path: Path, locks: list[Path]) -> None:
+def test_install_use_uninstall_install_again(
+    tmp_path: Path, locks: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Afterwards the file system is as before; what the user put into the folder stays, and is named.
 
     The prefix has whatever a shell, a URL or a launcher's first line could trip over.
     """
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     folder = "it's a cölab $HOME 機械"
     home = Home(tmp_path / "user" / folder, tmp_path / "user")
     home.user.mkdir()
@@ -109,6 +114,7 @@ def test_install_use_uninstall_install_again(tmp_path: Path, locks: list[Path]) 
     assert "Left, because colab-local did not make it" in done.stderr
     files = {path for path in home.path.rglob("*") if not path.is_dir()} - {home.path / ".lock"}
     assert files == set(mine)
+    assert not list(temporary.iterdir())
 
 
 def test_side_by_side_rollback_and_prune(tmp_path: Path, locks: list[Path]) -> None:

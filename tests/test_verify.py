@@ -100,7 +100,10 @@ def mended(*paths: Path) -> Iterator[None]:
             yield
         finally:
             for path, keep in zip(paths, kept, strict=True):
-                bootstrap.remove_tree(path)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif os.path.lexists(path):
+                    path.unlink()
                 if os.path.lexists(keep):
                     shutil.move(keep, path)
 
@@ -182,7 +185,11 @@ def info(prefix: Path, name: str) -> Path:
         ("{site}/sneaky.pth", Path.touch, ("extra", "", "{site}/sneaky.pth")),
         ("{site}/__pycache__/no.cpython-311.pyc", Path.touch, ("extra", "", "{site}/__pycache__/no.cpython-311.pyc")),
         ("bin/evil", lambda p: p.symlink_to("/bin/sh"), ("extra", "", "bin/evil")),
+        ("bin/pipe", os.mkfifo, ("extra", "", "bin/pipe")),
         ("bin/jupyter", lambda p: p.chmod(0o644), ("mode", "jupyter-core", "bin/jupyter")),
+        ("bin/uv", lambda p: p.chmod(0o644), ("mode", "uv", "bin/uv")),
+        ("bin/python3", lambda p: (p.unlink(), p.symlink_to("/bin/true")), ("changed", "venv", "bin/python3")),
+        ("lib64", lambda p: (p.unlink(), p.symlink_to("/usr/lib")), ("changed", "venv", "lib64")),
         ("bin/activate", flip, ("changed", "venv", "bin/activate")),
         ("bin/activate", Path.unlink, ("missing", "venv", "bin/activate")),
         (
@@ -225,24 +232,44 @@ def test_packages_that_are_missing_extra_or_of_another_version(host: Home) -> No
         found = kinds(verify.check(receipt(host)))
         assert ("missing", "tornado", "") in found
         assert ("extra", "", f"{site.relative_to(host.prefix)}/tornado/web.py") in found
-    extra = site / "intruder-1.0.dist-info"
-    with mended(extra):
+    with mended(other):  # two of one name: which one importlib.metadata finds is chance
+        shutil.copytree(tornado, other)
+        found = kinds(verify.check(receipt(host)))
+        assert ("extra", "tornado", "") in found and ("version", "tornado", "") not in found
+    extra, program = site / "intruder-1.0.dist-info", host.prefix / "bin" / "intruder"
+    with mended(extra, program):
         extra.mkdir()
         (extra / "METADATA").write_text("Name: intruder\nVersion: 1.0\n")
-        (extra / "RECORD").write_text("intruder-1.0.dist-info/METADATA,,\n../../../../../etc/passwd,,\n")
+        names = ("intruder-1.0.dist-info/METADATA", "intruder-1.0.dist-info/RECORD", "../../../bin/intruder")
+        program.write_text("#!/bin/sh\n")
+        digest = base64.urlsafe_b64encode(hashlib.sha256(b"#!/bin/sh\n").digest()).rstrip(b"=").decode()
+        rows = [f"{name},sha256={digest}" for name in names[2:]] + [f"{name},," for name in names[:2]]
+        (extra / "RECORD").write_text("\n".join([*rows, "../../../../../etc/passwd,,"]))
         found = kinds(verify.check(receipt(host)))
-        assert ("extra", "intruder", "") in found
-        assert ("outside", "intruder 1.0", "../../../../../etc/passwd") in found
+        assert found == {
+            ("extra", "intruder", ""),
+            ("mode", "intruder 1.0", "bin/intruder"),
+            ("outside", "intruder 1.0", "../../../../../etc/passwd"),
+            ("unhashed", "intruder 1.0", f"{extra.relative_to(host.prefix)}/METADATA"),
+        }
 
 
-def test_a_forged_record_shows_in_the_fingerprint(host: Home) -> None:
-    """Who changes a file and its RECORD passes one machine's check, but not the comparison with another's."""
+def test_a_forged_record_is_found(host: Home) -> None:
+    """Who changes a file and its RECORD contradicts the receipt, and with a forged receipt still other machines."""
     site = next(host.prefix.glob("lib/python3.*/site-packages"))
-    with mended(site / "tornado" / "web.py", info(host.prefix, "tornado") / "RECORD"):
+    record = info(host.prefix, "tornado") / "RECORD"
+    path = record.relative_to(host.prefix).as_posix()
+    with mended(site / "tornado" / "web.py", record):
         forge(site, "tornado/web.py", b"import antigravity\n")
-        found = verify.check(receipt(host))
-        assert not found.differences
-        assert found.fingerprint != good(host).fingerprint
+        (found,) = verify.check(receipt(host)).differences
+        assert (found.kind, found.package.split()[0], found.path) == ("changed", "tornado", path)
+        forged = {**receipt(host), "seal": verify.seal(host.prefix)}
+        passing = verify.check(forged)
+        assert not passing.differences
+        assert passing.fingerprint != good(host).fingerprint
+        record.write_text(re.sub(r"(?m)^tornado/web.py,.*$", "tornado/web.py,,", record.read_text()))
+        (found,) = verify.check({**forged, "seal": verify.seal(host.prefix)}).differences
+        assert (found.kind, found.path) == ("unhashed", f"{site.relative_to(host.prefix)}/tornado/web.py")
 
 
 def test_a_moved_environment_is_found(host: Home) -> None:
@@ -255,20 +282,34 @@ def test_a_moved_environment_is_found(host: Home) -> None:
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
         old = re.compile(r"(?m)^(\.\./\.\./\.\./bin/jupyter-notebook),.*$")
         record.write_text(old.sub(rf"\1,sha256={digest},{len(content)}", record.read_text()))
-        (found,) = verify.check(receipt(host)).differences
-        assert (found.kind, found.path, found.found) == ("moved", "bin/jupyter-notebook", "/opt/elsewhere/bin/python")
+        found = verify.check({**receipt(host), "seal": verify.seal(host.prefix)})
+    (one,) = found.differences
+    assert (one.kind, one.path, one.found) == ("moved", "bin/jupyter-notebook", "/opt/elsewhere/bin/python")
 
 
-def test_an_extension_that_the_user_has_disabled(host: Home) -> None:
-    settings = host.user / ".jupyter" / "jupyter_notebook_config.json"
-    settings.parent.mkdir(exist_ok=True)
-    settings.write_text(json.dumps({"NotebookApp": {"nbserver_extensions": {"colab_local_jupyter": False}}}))
+OFF = {"NotebookApp": {"nbserver_extensions": {"colab_local_jupyter": False}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "disabled"),
+    [
+        ("jupyter_notebook_config.json", json.dumps(OFF), True),
+        ("jupyter_notebook_config.py", "c.NotebookApp.nbserver_extensions = {'colab_local_jupyter': False}", True),
+        ("jupyter_notebook_config.d/mine.json", json.dumps(OFF), False),  # the environment's own is stronger
+    ],
+)
+def test_an_extension_that_the_user_has_disabled(host: Home, name: str, text: str, disabled: bool) -> None:
+    """Jupyter itself says whether the user's settings are stronger."""
+    settings = host.user / ".jupyter" / name
+    settings.parent.mkdir(parents=True)
+    settings.write_text(text)
     try:
         done = host.run("--verify", check=False)
     finally:
-        settings.unlink()
-    assert done.returncode == bootstrap.EXIT_DIFFERS
-    assert f"disabled  server extension colab_local_jupyter: {settings}" in done.stdout
+        shutil.rmtree(host.user / ".jupyter")
+    assert done.returncode == (bootstrap.EXIT_DIFFERS if disabled else bootstrap.EXIT_OK), done.stdout
+    assert (f"disabled  server extension colab_local_jupyter: {settings}" in done.stdout) is disabled
+    assert "http_over_ws" not in done.stdout
 
 
 def test_the_copies_of_the_lock_are_checked(host: Home) -> None:
@@ -290,11 +331,18 @@ def test_what_a_user_reads_and_how_to_mend_it(host: Home, tmp_path: Path) -> Non
             flip(path)
         done = host.run("--verify", "--json", check=False)
     assert done.returncode == bootstrap.EXIT_DIFFERS
+    assert re.search(r"(?m)^Checking \d+ files \(\d+ MB\)$", done.stderr), "off a terminal, progress is one line"
     assert "... and 5 more: --json lists them all" in done.stderr
     assert len(json.loads(done.stdout)["differences"]) == 25
     assert "error: 25 differences from the lock, of " in done.stderr
     (hint,) = re.findall(r"(?m)^hint: (.*)$", done.stderr)
-    assert hint.startswith(f"rm -r {host.prefix} && uv cache clean tornado && python3 bootstrap.py --env cpu")
+    again = f"python3 bootstrap.py --env cpu --engine host --prefix {host.path}"
+    assert hint == f"{host.prefix}/bin/uv cache clean tornado && rm -r {host.prefix} && {again}"
+
+
+def test_it_is_about_as_quick_as_sha256sum(host: Home) -> None:
+    """Whole processes, the same files, the same cores; the real environment: python3 scripts/benchmark.py verify."""
+    assert verify.measure(str(host.path), "cpu")["ratio"] <= 1.5
 
 
 @needs_interpreter
@@ -316,13 +364,26 @@ def edit_record(prefix: Path, name: str, change: Callable[[dict[str, Any]], obje
     return path
 
 
+def unpatched(path: Path) -> bytes:
+    """Return a file as it lies in its conda package, which is how a failed installation may leave it."""
+    prefix = next(parent for parent in path.parents if (parent / "conda-meta").is_dir())
+    record = json.loads(next((prefix / "conda-meta").glob("prefixed-*.json")).read_text())
+    entry = next(e for e in record["paths_data"]["paths"] if prefix / e["_path"] == path)
+    placeholder = entry["prefix_placeholder"].encode()
+    content = verify.unpatched(path.read_bytes(), bytes(prefix), placeholder, entry["file_mode"])
+    assert hashlib.sha256(content).hexdigest() == entry["sha256"]
+    return content
+
+
 @needs_interpreter
 @pytest.mark.parametrize(
     ("target", "damage", "expected"),
     [
         ("bin/where-am-i", flip, ("changed", "prefixed")),
         ("bin/where-am-i", lambda p: p.write_text("#!/bin/sh\necho /opt/elsewhere\n"), ("changed", "prefixed")),
+        ("bin/where-am-i", lambda p: p.write_bytes(unpatched(p)), ("changed", "prefixed")),
         ("lib/libprefix.bin", flip, ("changed", "prefixed")),
+        ("lib/libprefix.bin", lambda p: p.write_bytes(unpatched(p)), ("changed", "prefixed")),
         ("lib/libprefix.bin", Path.unlink, ("missing", "prefixed")),
         ("ssl/cacert.pem", flip, ("changed", "ca-certificates")),
         ("bin/python3", lambda p: (p.unlink(), p.symlink_to("uv")), ("changed", "python")),
@@ -330,6 +391,8 @@ def edit_record(prefix: Path, name: str, change: Callable[[dict[str, Any]], obje
         ("bin/pip", flip, ("changed", "pip")),
         ("lib/python3.*/site-packages/pip/__init__.py", flip, ("changed", "pip")),
         ("lib/left-over.so", Path.touch, ("extra", "")),
+        ("conda-meta/state", Path.touch, ("extra", "")),
+        ("bin/uv", lambda p: p.chmod(0o644), ("mode", "uv")),
     ],
 )
 def test_damage_in_the_conda_layer_is_found(
@@ -370,6 +433,19 @@ def test_conda_packages_that_are_not_those_of_the_lock(conda: tuple[Home, Home])
         assert done.returncode == bootstrap.EXIT_DIFFERS and "record" in done.stderr and "hint:" in done.stderr
 
 
+CONDAS_LAUNCHER = r"""#!{prefix}/bin/python
+# -*- coding: utf-8 -*-
+import re
+import sys
+
+from a.b import main
+
+if __name__ == '__main__':
+    sys.argv[0] = re.sub(r'(-script\.pyw?|\.exe)?$', '', sys.argv[0])
+    sys.exit(main())
+"""
+
+
 def test_conda_records_as_other_tools_write_them(tmp_path: Path) -> None:
     """conda's own: entry points and .pyc files without a hash, a first line that got too long."""
     prefix = tmp_path / "prefix"
@@ -377,9 +453,8 @@ def test_conda_records_as_other_tools_write_them(tmp_path: Path) -> None:
     (prefix / "conda-meta").mkdir()
     long = f"#!/usr/bin/env python\nprint('{prefix}')\n"
     (prefix / "bin" / "long").write_text(long)
-    (prefix / "bin" / "tool").write_text(
-        f"#!{prefix}/bin/python\nfrom a.b import main\nif x:\n    sys.exit(main())\n"
-    )
+    tool = CONDAS_LAUNCHER.format(prefix=prefix)
+    (prefix / "bin" / "tool").write_text(tool)
     for name in ("long", "tool"):
         (prefix / "bin" / name).chmod(0o755)
     paths = [
@@ -397,9 +472,10 @@ def test_conda_records_as_other_tools_write_them(tmp_path: Path) -> None:
     identities = {entry.path: check.identity(package, entry) for entry in package.entries}
     assert not check.differences
     assert identities == {"bin/tool": "calls a.b:main", "bin/long": "1" * 64}
-    (prefix / "bin" / "tool").write_text("#!/bin/sh\nrm -rf /\n")
-    check = verify.Check(prefix, {"layer": "conda", "lock": {"jupyter": {}, "files": {}}})
-    assert check.identity(package, package.entries[0]).startswith("changed")
+    for evil in ("#!/bin/sh\nrm -rf /\n", tool + "import antigravity\n", "\x7fELF"):
+        (prefix / "bin" / "tool").write_text(evil)
+        check = verify.Check(prefix, {"layer": "conda", "lock": {"jupyter": {}, "files": {}}})
+        assert check.identity(package, package.entries[0]).startswith("changed"), evil
 
 
 def test_undoing_condas_patch_of_a_binary() -> None:
@@ -431,6 +507,21 @@ def test_compare_explains_package_by_package(host: Home, conda: tuple[Home, Home
     assert lines[0].startswith("conda package pip ") and "the files differ" in lines[0]
     assert lines[1] == f"  changed in the second: {path.relative_to(conda[1].prefix)}"
     assert len(lines) == 3
+    program = conda[1].prefix / "bin" / "uv"  # no package's bytes differ, yet it is not the same
+    program.chmod(0o644)
+    damaged.write_text(conda[1].run("--verify", "--json", check=False).stdout)
+    program.chmod(0o755)
+    done = run_script("compare.py", here, damaged)
+    assert done.returncode == bootstrap.EXIT_DIFFERS
+    assert done.stdout.splitlines()[0].startswith("only in the second: mode uv ")
+    pip = next(conda[1].prefix.glob("lib/python3.*/site-packages/pip-*.dist-info"))
+    second = pip.with_name("tornado-1.0.dist-info")  # two of one name
+    second.mkdir()
+    (second / "RECORD").write_text("")
+    damaged.write_text(conda[1].run("--verify", "--json", check=False).stdout)
+    shutil.rmtree(second)
+    said = run_script("compare.py", here, damaged).stdout
+    assert "only in the second: extra tornado 1.0\n" in said, said
     other = tmp_path / "other.json"
     other.write_text(host.run("--verify", "--json").stdout)
     document = json.loads(run_script("compare.py", "--json", here, other).stdout)
