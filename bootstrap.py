@@ -2128,6 +2128,9 @@ def main(argv=None):
         return fail(problem)
     except KeyboardInterrupt:
         return fail(Failure("interrupted", "run the same command again: it goes on from here", EXIT_INTERRUPTED))
+    except BrokenPipeError:  # whoever read our output (head, less) has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        return EXIT_FAILED
     except OSError as problem:
         return fail(Failure("{} ({})".format(problem.strerror or problem, problem.filename or "no file")))
 

@@ -219,6 +219,23 @@ def test_on_ubuntu_an_old_driver_is_updated_with_ubuntus_own_command(tmp_path: P
     assert done.stderr.splitlines()[1] == "hint: sudo ubuntu-drivers install && sudo reboot"
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does when it has seen enough
+    argv = [
+        sys.executable,
+        str(REPO / "bootstrap.py"),
+        "--dry-run",
+        "--engine",
+        "host",
+        "--prefix",
+        str(tmp_path / "home"),
+    ]
+    done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (bootstrap.EXIT_FAILED, "")
+
+
 def bootstrap_run(
     arguments: list[str], env: dict[str, str] | None = None, python: str | None = None
 ) -> subprocess.CompletedProcess[str]:
