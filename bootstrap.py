@@ -657,6 +657,7 @@ def run(argv, env=None, input=None, timeout=None, cwd=None):
 
     env: its environment, default child_environment(); input: text for its stdin, default none at all;
     timeout: seconds. Raise Failure with the line of its output that tells most when it fails; the log has all of it.
+    A Python that gets -c or -m needs -I too: else it takes modules from the current folder first, whoever filled it.
     """
     argv = [str(arg) for arg in argv]
     shown = mask(" ".join(shlex.quote(arg) for arg in argv))
@@ -1379,18 +1380,19 @@ class Installation:
         hashed = ["--no-deps", "--require-hashes", "-r", requirements, "--target", temporary]
         offline = ["--no-index", "--find-links", self.wheels] if self.wheels else []
         try:
-            if _succeeds([python, "-c", "import pip"]):
+            if _succeeds([python, "-I", "-c", "import pip"]):
                 flags = ["--quiet", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
                 env = child_environment(PIP_ROOT_USER_ACTION="ignore")
-                run([python, "-m", "pip", "install"] + flags + hashed + offline, env=env)
+                run([python, "-I", "-m", "pip", "install"] + flags + hashed + offline, env=env)
             elif shutil.which("uv"):
                 run(
                     ["uv", "pip", "install", "--quiet", "--python", python] + hashed + offline,
                     env=self.uv_environment(),
                 )
             else:  # a venv of its own brings the pip that is bundled with Python
-                run([python, "-m", "venv", str(temporary) + "-venv"])
-                run([str(temporary) + "-venv/bin/python", "-m", "pip", "install", "--quiet"] + hashed + offline)
+                run([python, "-I", "-m", "venv", str(temporary) + "-venv"])
+                pip = [str(temporary) + "-venv/bin/python", "-I", "-m", "pip"]
+                run(pip + ["install", "--quiet"] + hashed + offline)
             folder.parent.mkdir(parents=True, exist_ok=True)
             remove_tree(folder)
             os.replace(str(temporary), str(folder))
@@ -1401,7 +1403,7 @@ class Installation:
     def create_with_host(self):
         # type: () -> None
         """Make a venv from this machine's Python; pip comes from the lock, not from the machine."""
-        run([self.python, "-m", "venv", "--without-pip", self.prefix])
+        run([self.python, "-I", "-m", "venv", "--without-pip", self.prefix])
 
     def uv_environment(self):
         # type: () -> Dict[str, str]
@@ -1452,7 +1454,7 @@ class Installation:
         # type: () -> None
         """Copy environments/jupyter into the environment; no file of a package is overwritten."""
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        packages = Path(run([self.prefix / "bin" / "python", "-c", code]).strip())
+        packages = Path(run([self.prefix / "bin" / "python", "-I", "-c", code]).strip())
         records = {}  # type: Dict[Path, Dict[str, bytes]]
         for name, digest in sorted(self.lock.jupyter.items()):
             part, _, rest = name.partition("/")
@@ -1516,7 +1518,7 @@ class Installation:
                     "name": self.name,
                     "root": str(self.root),
                     "prefix": str(self.prefix),
-                    "python": run([self.prefix / "bin" / "python", "-c", code]).strip(),
+                    "python": run([self.prefix / "bin" / "python", "-I", "-c", code]).strip(),
                     "lock": {"digest": self.lock.digest, "files": names, "jupyter": self.overlay},
                     "jupyter_argv": self.jupyter_argv(),
                     "port": self.args.port,
@@ -1670,7 +1672,7 @@ def find_python(wanted, versions):
     found = []
     for candidate in candidates:
         try:
-            executable, version = run([candidate, "-c", code], timeout=60).split("\n")[:2]
+            executable, version = run([candidate, "-I", "-c", code], timeout=60).split("\n")[:2]
         except (Failure, ValueError) as problem:
             found.append("{}: {}".format(candidate, str(problem).splitlines()[-1].strip()))
             continue
@@ -1691,9 +1693,10 @@ def find_python(wanted, versions):
 def check_host_python(python):
     # type: (str) -> None
     """Raise Failure unless this Python can get at a pip: its own, a uv, or the one bundled with venv."""
-    if _succeeds([python, "-c", "import pip"]) or shutil.which("uv") or _succeeds([python, "-c", "import ensurepip"]):
+    isolated = [python, "-I", "-c"]
+    if _succeeds(isolated + ["import pip"]) or shutil.which("uv") or _succeeds(isolated + ["import ensurepip"]):
         return
-    version = run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
+    version = run(isolated + ["import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
     raise Failure(
         "{} has neither pip nor venv's bundled pip".format(python),
         install_command(version),

@@ -30,7 +30,7 @@ def locks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def install(home: Home, lock: Path) -> str:
     """Install from a lock with the host engine and return the environment's name."""
-    home.run("--engine", "host", "--lockfiles", lock)
+    home.run("--engine", "host", "--lockfiles", lock, cwd=home.user)
     return home.prefix.name
 
 
@@ -64,7 +64,8 @@ def test_install_use_uninstall_install_again(
 ) -> None:
     """Afterwards the file system is as before; what the user put into the folder stays, and is named.
 
-    The prefix has whatever a shell, a URL or a launcher's first line could trip over.
+    The prefix has whatever a shell, a URL or a launcher's first line could trip over. The current folder has modules
+    by the names of those that the Pythons are asked for, as a stranger may put them into a shared folder.
     """
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -75,6 +76,8 @@ def test_install_use_uninstall_install_again(
     (home.user / "notes.txt").write_text("mine")
     (home.user / ".bashrc").write_text("alias ll='ls -l'\n")
     (home.user / "link").symlink_to("nowhere")
+    for name in ("sysconfig", "platform", "venv", "ensurepip", "pip", "json"):
+        (home.user / f"{name}.py").write_text("raise SystemExit('code of the current folder was run')")
     before = snapshot(home.user)
     install(home, locks[0])
     made = {name.split("/")[0] for name in set(snapshot(home.user)) - set(before)}
