@@ -1079,13 +1079,25 @@ def check_disk(home, needed):
         )
 
 
+def read_receipt(home, name):
+    # type: (Any, str) -> Optional[Dict[str, Any]]
+    """Return the receipt of the environment `name` in a home, or None.
+
+    One that names a folder elsewhere is none: the home was copied, and that folder is the first home's.
+    """
+    home = Path(str(home))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        receipt = json.loads((home / "receipts" / name / "receipt.json").read_text(encoding="utf-8"))
+        if os.path.realpath(receipt["root"]) == os.path.realpath(str(home / "envs" / name)):
+            return dict(receipt)
+    return None
+
+
 def read_receipts(home):
     # type: (Any) -> List[Dict[str, Any]]
     """Return the receipts of the environments in a home, newest first."""
-    receipts = []
-    for path in Path(str(home)).glob("receipts/*/receipt.json"):
-        with contextlib.suppress(OSError, ValueError):
-            receipts.append(json.loads(path.read_text(encoding="utf-8")))
+    found = [read_receipt(home, path.parent.name) for path in Path(str(home)).glob("receipts/*/receipt.json")]
+    receipts = [receipt for receipt in found if receipt]
     return sorted(receipts, key=lambda receipt: str(receipt.get("created")), reverse=True)
 
 
@@ -1192,7 +1204,7 @@ class Installation:
     def is_made(self):
         # type: () -> bool
         """Return whether the environment is whole: it has a receipt, which is written last."""
-        return (self.receipts / "receipt.json").is_file() and (self.prefix / "bin" / "python").exists()
+        return bool(read_receipt(self.home, self.name)) and (self.prefix / "bin" / "python").exists()
 
     def is_current(self):
         # type: () -> bool

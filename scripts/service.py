@@ -433,6 +433,12 @@ def uninstall(home: Any, dry_run: bool = False) -> int:
     if receipt is None:
         return bootstrap.EXIT_OK
     path, token_file = Path(receipt["file"]), Path(receipt["token_file"])
+    maker = token_file.parent.parent
+    if maker.resolve() != home and receipt_path(maker).exists():  # this home is a copy of it
+        bootstrap.say("left the {} service: it is that of {}".format(receipt["kind"], maker))
+        if not dry_run:
+            receipt_path(home).unlink()
+        return bootstrap.EXIT_OK
     if dry_run:
         bootstrap.say("would stop the {} service and remove {} and {}".format(receipt["kind"], path, token_file))
         return bootstrap.EXIT_OK

@@ -184,6 +184,26 @@ def answer(home: Home, text: str) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(status), output.decode()
 
 
+def test_a_copied_home_speaks_for_itself_alone(tmp_path: Path) -> None:
+    """Its receipts name the folders of the first home, which nothing done to the copy may touch."""
+    first, copy = tmp_path / "first", Home(tmp_path / "copy", tmp_path / "user")
+    name = "cpu-0123456789ab"
+    root = first / "envs" / name
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "python").symlink_to(supported_python())
+    receipt = {"env": "cpu", "name": name, "root": str(root), "prefix": str(root), "created": "2026"}
+    (first / "receipts" / name).mkdir(parents=True)
+    (first / "receipts" / name / "receipt.json").write_text(json.dumps(receipt))
+    (first / "current").mkdir()
+    (first / "current" / "cpu").symlink_to(f"../envs/{name}")
+    assert bootstrap.current_receipt(first, "cpu")
+    shutil.copytree(first, copy.path, symlinks=True)
+    before = snapshot(first)
+    assert "no cpu environment is installed" in copy.run("--verify", check=False).stderr
+    copy.run("--uninstall", "--yes")
+    assert not copy.path.exists() and snapshot(first) == before
+
+
 def test_it_asks_on_a_terminal(tmp_path: Path) -> None:
     """An empty answer means no. What a killed installation left can be removed too."""
     home = Home(tmp_path / "home", tmp_path)
