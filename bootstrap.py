@@ -238,8 +238,28 @@ def parse_rules(texts):
 def mask(text):
     # type: (str) -> str
     """Return `text` without the credentials of URLs and without Jupyter tokens: fit for a screen or a log."""
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)  # to the last @: a password may hold one
     return re.sub(r"([?&]token=)[^&\s]+", r"\1***", text)
+
+
+def printable(text):
+    # type: (str) -> str
+    """Return `text` without what steers a terminal: it may come from a server, another host or a file's name."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
+
+
+def split_login(url):
+    # type: (str) -> Tuple[str, str]
+    """Return a URL without its user and password, and the Authorization header that stands for them, or ""."""
+    import base64
+    from urllib.parse import unquote_to_bytes
+
+    found = re.match(r"(\w+://)([^/?#]*)@(.*)", url, re.DOTALL)
+    if not found:
+        return url, ""
+    user, _, password = found.group(2).partition(":")
+    login = base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password)).decode()
+    return found.group(1) + found.group(3), "Basic " + login
 
 
 def megabytes(count):
@@ -485,14 +505,14 @@ _log_path = ""
 def say(text=""):
     # type: (str) -> None
     """Print a line for the user, and into the log."""
-    print(text, file=sys.stderr if json_mode else sys.stdout, flush=True)
+    print(printable(text), file=sys.stderr if json_mode else sys.stdout, flush=True)
     log(text)
 
 
 def report(text):
     # type: (str) -> None
     """Print a line about progress on stderr, and into the log."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
     log(text)
 
 
@@ -817,6 +837,18 @@ def download(url, target, sha256=None, size=None, rules=(), progress=None):
             bar.close()
 
 
+def make_request(url, method="GET"):
+    # type: (str, str) -> Any
+    """Return the HTTP request for a URL; user and password in it are for its own host, not where that redirects."""
+    import urllib.request
+
+    plain, login = split_login(url)
+    request = urllib.request.Request(plain, method=method, headers={"User-Agent": "colab-local"})
+    if login:
+        request.add_unredirected_header("Authorization", login)
+    return request
+
+
 def _fetch(source, part, bar):
     # type: (str, Path, Progress) -> bool
     """Bring `source` into the file `part`, going on where an earlier try stopped; True if it went on."""
@@ -828,7 +860,8 @@ def _fetch(source, part, bar):
     counted = 0  # bytes of this file that the bar knows of
     for attempt in range(1, TRIES + 1):
         have = part.stat().st_size if part.exists() else 0
-        request = urllib.request.Request(source, headers={"User-Agent": "colab-local", "Accept-Encoding": "identity"})
+        request = make_request(source)
+        request.add_header("Accept-Encoding", "identity")
         if have and not source.startswith("file:"):
             request.add_header("Range", "bytes={}-".format(have))
         try:
@@ -1063,6 +1096,15 @@ def check_home(home):
     for path in [parent] + [home / name for name in names if os.path.lexists(str(home / name))]:
         if not path.is_dir():
             raise Failure("{} is a file where a folder should be".format(path), elsewhere, EXIT_USAGE)
+    owner, user = parent.stat().st_uid, os.getuid()
+    if parent == home and user and owner not in (0, user):  # what root chooses stands: volumes of containers
+        raise Failure(
+            "{} belongs to another user, who could change what runs from it (found uid {}, need {})".format(
+                home, owner, user
+            ),
+            elsewhere,
+            EXIT_MACHINE,
+        )
     if not os.access(str(parent), os.W_OK | os.X_OK):
         raise Failure("{} can't be written by {}".format(parent, user_name()), elsewhere, EXIT_MACHINE)
 
@@ -1646,8 +1688,7 @@ def is_reachable(url):
     if url.startswith("file:"):
         return True
     try:
-        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "colab-local"})
-        urllib.request.urlopen(request, timeout=8).close()
+        urllib.request.urlopen(make_request(url, "HEAD"), timeout=8).close()
     except urllib.error.HTTPError as problem:
         return problem.code < 500
     except (OSError, ValueError):
@@ -1914,6 +1955,12 @@ def make_installation(args, index):
         raise Failure(
             "the {} installer can't install under a path with blanks (found {!r})".format(engine, args.home),
             "python3 bootstrap.py --engine pixi",
+            EXIT_USAGE,
+        )
+    if engine == "pixi" and any(split_login(target)[1] for _, target in rules):
+        raise Failure(
+            "pixi would keep the password of --mirror in files that others can read",
+            "python3 bootstrap.py --engine miniforge",
             EXIT_USAGE,
         )
     lock = make_lock(index, Path(args.lockfiles), args.env, subdir, layer)
