@@ -69,8 +69,9 @@ WantedBy=default.target
 
 
 def quote_for_systemd(word: str) -> str:
-    """Return one word of ExecStart= or Environment= as systemd.syntax(7) wants it, %, $ and quotes included."""
-    return '"{}"'.format(word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$"))
+    """Return one word of ExecStart= or Environment= as systemd.syntax(7) wants it, %, $ and line breaks too."""
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "%": "%%", "$": "$$"})
+    return '"{}"'.format(word.translate(escapes))
 
 
 def unit_text(argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:

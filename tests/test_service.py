@@ -259,7 +259,7 @@ def test_service_survives_crash_logout_and_reboot_and_goes_without_trace(
 @needs_root
 def test_systemd_reads_the_command_as_it_was_meant(machine: Booted) -> None:
     """Blanks, quotes, %, $, backslashes and other letters arrive unharmed, in the environment too."""
-    odd = ["a b", "50%", "$HOME", "${X}", "q\"uo'te", "back\\slash", "süß", ""]
+    odd = ["a b", "50%", "$HOME", "${X}", "q\"uo'te", "back\\slash", "line\n[Service]", "süß", ""]
     token_file = Path('/tmp/k %n $X "ö"')
     show = "import json,os,sys; json.dump([sys.argv[1:], os.environ['JUPYTER_TOKEN_FILE']], open('/run/seen', 'w'))"
     text = service.unit_text(["/usr/bin/python3", "-c", show, *odd], "cpu", Path("/"), token_file)
