@@ -238,8 +238,28 @@ def parse_rules(texts):
 def mask(text):
     # type: (str) -> str
     """Return `text` without the credentials of URLs and without Jupyter tokens: fit for a screen or a log."""
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)  # to the last @: a password may hold one
     return re.sub(r"([?&]token=)[^&\s]+", r"\1***", text)
+
+
+def printable(text):
+    # type: (str) -> str
+    """Return `text` without what steers a terminal: it may come from a server, another host or a file's name."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
+
+
+def split_login(url):
+    # type: (str) -> Tuple[str, str]
+    """Return a URL without its user and password, and the Authorization header that stands for them, or ""."""
+    import base64
+    from urllib.parse import unquote_to_bytes
+
+    found = re.match(r"(\w+://)([^/?#]*)@(.*)", url, re.DOTALL)
+    if not found:
+        return url, ""
+    user, _, password = found.group(2).partition(":")
+    login = base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password)).decode()
+    return found.group(1) + found.group(3), "Basic " + login
 
 
 def megabytes(count):
@@ -485,14 +505,14 @@ _log_path = ""
 def say(text=""):
     # type: (str) -> None
     """Print a line for the user, and into the log."""
-    print(text, file=sys.stderr if json_mode else sys.stdout, flush=True)
+    print(printable(text), file=sys.stderr if json_mode else sys.stdout, flush=True)
     log(text)
 
 
 def report(text):
     # type: (str) -> None
     """Print a line about progress on stderr, and into the log."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
     log(text)
 
 
@@ -657,6 +677,7 @@ def run(argv, env=None, input=None, timeout=None, cwd=None):
 
     env: its environment, default child_environment(); input: text for its stdin, default none at all;
     timeout: seconds. Raise Failure with the line of its output that tells most when it fails; the log has all of it.
+    A Python that gets -c or -m needs -I too: else it takes modules from the current folder first, whoever filled it.
     """
     argv = [str(arg) for arg in argv]
     shown = mask(" ".join(shlex.quote(arg) for arg in argv))
@@ -816,6 +837,18 @@ def download(url, target, sha256=None, size=None, rules=(), progress=None):
             bar.close()
 
 
+def make_request(url, method="GET"):
+    # type: (str, str) -> Any
+    """Return the HTTP request for a URL; user and password in it are for its own host, not where that redirects."""
+    import urllib.request
+
+    plain, login = split_login(url)
+    request = urllib.request.Request(plain, method=method, headers={"User-Agent": "colab-local"})
+    if login:
+        request.add_unredirected_header("Authorization", login)
+    return request
+
+
 def _fetch(source, part, bar):
     # type: (str, Path, Progress) -> bool
     """Bring `source` into the file `part`, going on where an earlier try stopped; True if it went on."""
@@ -827,7 +860,8 @@ def _fetch(source, part, bar):
     counted = 0  # bytes of this file that the bar knows of
     for attempt in range(1, TRIES + 1):
         have = part.stat().st_size if part.exists() else 0
-        request = urllib.request.Request(source, headers={"User-Agent": "colab-local", "Accept-Encoding": "identity"})
+        request = make_request(source)
+        request.add_header("Accept-Encoding", "identity")
         if have and not source.startswith("file:"):
             request.add_header("Range", "bytes={}-".format(have))
         try:
@@ -1062,6 +1096,15 @@ def check_home(home):
     for path in [parent] + [home / name for name in names if os.path.lexists(str(home / name))]:
         if not path.is_dir():
             raise Failure("{} is a file where a folder should be".format(path), elsewhere, EXIT_USAGE)
+    owner, user = parent.stat().st_uid, os.getuid()
+    if parent == home and user and owner not in (0, user):  # what root chooses stands: volumes of containers
+        raise Failure(
+            "{} belongs to another user, who could change what runs from it (found uid {}, need {})".format(
+                home, owner, user
+            ),
+            elsewhere,
+            EXIT_MACHINE,
+        )
     if not os.access(str(parent), os.W_OK | os.X_OK):
         raise Failure("{} can't be written by {}".format(parent, user_name()), elsewhere, EXIT_MACHINE)
 
@@ -1078,13 +1121,25 @@ def check_disk(home, needed):
         )
 
 
+def read_receipt(home, name):
+    # type: (Any, str) -> Optional[Dict[str, Any]]
+    """Return the receipt of the environment `name` in a home, or None.
+
+    One that names a folder elsewhere is none: the home was copied, and that folder is the first home's.
+    """
+    home = Path(str(home))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        receipt = json.loads((home / "receipts" / name / "receipt.json").read_text(encoding="utf-8"))
+        if os.path.realpath(receipt["root"]) == os.path.realpath(str(home / "envs" / name)):
+            return dict(receipt)
+    return None
+
+
 def read_receipts(home):
     # type: (Any) -> List[Dict[str, Any]]
     """Return the receipts of the environments in a home, newest first."""
-    receipts = []
-    for path in Path(str(home)).glob("receipts/*/receipt.json"):
-        with contextlib.suppress(OSError, ValueError):
-            receipts.append(json.loads(path.read_text(encoding="utf-8")))
+    found = [read_receipt(home, path.parent.name) for path in Path(str(home)).glob("receipts/*/receipt.json")]
+    receipts = [receipt for receipt in found if receipt]
     return sorted(receipts, key=lambda receipt: str(receipt.get("created")), reverse=True)
 
 
@@ -1191,7 +1246,7 @@ class Installation:
     def is_made(self):
         # type: () -> bool
         """Return whether the environment is whole: it has a receipt, which is written last."""
-        return (self.receipts / "receipt.json").is_file() and (self.prefix / "bin" / "python").exists()
+        return bool(read_receipt(self.home, self.name)) and (self.prefix / "bin" / "python").exists()
 
     def is_current(self):
         # type: () -> bool
@@ -1379,18 +1434,19 @@ class Installation:
         hashed = ["--no-deps", "--require-hashes", "-r", requirements, "--target", temporary]
         offline = ["--no-index", "--find-links", self.wheels] if self.wheels else []
         try:
-            if _succeeds([python, "-c", "import pip"]):
+            if _succeeds([python, "-I", "-c", "import pip"]):
                 flags = ["--quiet", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
                 env = child_environment(PIP_ROOT_USER_ACTION="ignore")
-                run([python, "-m", "pip", "install"] + flags + hashed + offline, env=env)
+                run([python, "-I", "-m", "pip", "install"] + flags + hashed + offline, env=env)
             elif shutil.which("uv"):
                 run(
                     ["uv", "pip", "install", "--quiet", "--python", python] + hashed + offline,
                     env=self.uv_environment(),
                 )
             else:  # a venv of its own brings the pip that is bundled with Python
-                run([python, "-m", "venv", str(temporary) + "-venv"])
-                run([str(temporary) + "-venv/bin/python", "-m", "pip", "install", "--quiet"] + hashed + offline)
+                run([python, "-I", "-m", "venv", str(temporary) + "-venv"])
+                pip = [str(temporary) + "-venv/bin/python", "-I", "-m", "pip"]
+                run(pip + ["install", "--quiet"] + hashed + offline)
             folder.parent.mkdir(parents=True, exist_ok=True)
             remove_tree(folder)
             os.replace(str(temporary), str(folder))
@@ -1401,7 +1457,7 @@ class Installation:
     def create_with_host(self):
         # type: () -> None
         """Make a venv from this machine's Python; pip comes from the lock, not from the machine."""
-        run([self.python, "-m", "venv", "--without-pip", self.prefix])
+        run([self.python, "-I", "-m", "venv", "--without-pip", self.prefix])
 
     def uv_environment(self):
         # type: () -> Dict[str, str]
@@ -1452,7 +1508,7 @@ class Installation:
         # type: () -> None
         """Copy environments/jupyter into the environment; no file of a package is overwritten."""
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        packages = Path(run([self.prefix / "bin" / "python", "-c", code]).strip())
+        packages = Path(run([self.prefix / "bin" / "python", "-I", "-c", code]).strip())
         records = {}  # type: Dict[Path, Dict[str, bytes]]
         for name, digest in sorted(self.lock.jupyter.items()):
             part, _, rest = name.partition("/")
@@ -1516,7 +1572,7 @@ class Installation:
                     "name": self.name,
                     "root": str(self.root),
                     "prefix": str(self.prefix),
-                    "python": run([self.prefix / "bin" / "python", "-c", code]).strip(),
+                    "python": run([self.prefix / "bin" / "python", "-I", "-c", code]).strip(),
                     "lock": {"digest": self.lock.digest, "files": names, "jupyter": self.overlay},
                     "jupyter_argv": self.jupyter_argv(),
                     "port": self.args.port,
@@ -1632,8 +1688,7 @@ def is_reachable(url):
     if url.startswith("file:"):
         return True
     try:
-        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "colab-local"})
-        urllib.request.urlopen(request, timeout=8).close()
+        urllib.request.urlopen(make_request(url, "HEAD"), timeout=8).close()
     except urllib.error.HTTPError as problem:
         return problem.code < 500
     except (OSError, ValueError):
@@ -1670,7 +1725,7 @@ def find_python(wanted, versions):
     found = []
     for candidate in candidates:
         try:
-            executable, version = run([candidate, "-c", code], timeout=60).split("\n")[:2]
+            executable, version = run([candidate, "-I", "-c", code], timeout=60).split("\n")[:2]
         except (Failure, ValueError) as problem:
             found.append("{}: {}".format(candidate, str(problem).splitlines()[-1].strip()))
             continue
@@ -1691,9 +1746,10 @@ def find_python(wanted, versions):
 def check_host_python(python):
     # type: (str) -> None
     """Raise Failure unless this Python can get at a pip: its own, a uv, or the one bundled with venv."""
-    if _succeeds([python, "-c", "import pip"]) or shutil.which("uv") or _succeeds([python, "-c", "import ensurepip"]):
+    isolated = [python, "-I", "-c"]
+    if _succeeds(isolated + ["import pip"]) or shutil.which("uv") or _succeeds(isolated + ["import ensurepip"]):
         return
-    version = run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
+    version = run(isolated + ["import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
     raise Failure(
         "{} has neither pip nor venv's bundled pip".format(python),
         install_command(version),
@@ -1899,6 +1955,12 @@ def make_installation(args, index):
         raise Failure(
             "the {} installer can't install under a path with blanks (found {!r})".format(engine, args.home),
             "python3 bootstrap.py --engine pixi",
+            EXIT_USAGE,
+        )
+    if engine == "pixi" and any(split_login(target)[1] for _, target in rules):
+        raise Failure(
+            "pixi would keep the password of --mirror in files that others can read",
+            "python3 bootstrap.py --engine miniforge",
             EXIT_USAGE,
         )
     lock = make_lock(index, Path(args.lockfiles), args.env, subdir, layer)

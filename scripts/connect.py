@@ -123,7 +123,8 @@ def control_argv(ssh: Ssh, socket_path: str, *order: str) -> List[str]:
 def colab_url(local: int, server: Json) -> str:
     """Return what the user pastes into Colab."""
     token = urllib.parse.quote(server["token"], safe="")  # a user's own may hold anything
-    return "http://localhost:{}{}?token={}".format(local, server["base_url"], token)
+    path = urllib.parse.quote(server["base_url"], safe="/%")  # the host's word: nothing that a shell or @ could turn
+    return "http://localhost:{}{}?token={}".format(local, path, token)
 
 
 def pauses() -> Iterator[float]:
@@ -329,7 +330,8 @@ class Connection:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(connect_agent.MARK):  # what login scripts print is not ours
-                self._messages.put(json.loads(line[len(connect_agent.MARK) :]))
+                with contextlib.suppress(ValueError):
+                    self._messages.put(json.loads(line[len(connect_agent.MARK) :]))
         self._messages.put(None)
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
@@ -512,6 +514,8 @@ class Session:
 
     def node(self, login: Connection, name: str) -> Ssh:
         """Return how to reach a compute node: through the line to its login node, no second login there."""
+        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # the login node's word, and ProxyCommand's shell reads it
+            raise Failure("the Slurm job runs on something that is no host's name ({!r})".format(name))
         proxy = control_argv(self.ssh, login.socket_path, "-W", "[%h]:%p")
         command = " ".join(shlex.quote(word) for word in proxy)
         user = self.ssh.destination.rpartition("@")[0] or self.args.login or ""

@@ -350,6 +350,7 @@ def why_not_loadable(python: str) -> str:
         done = subprocess.run(
             [python, "-W", "ignore", "-c", _CAN_LOAD],
             env=bootstrap.child_environment(),
+            cwd="/",  # -c looks for modules in the current folder first, whoever filled it
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

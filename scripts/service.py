@@ -69,8 +69,9 @@ WantedBy=default.target
 
 
 def quote_for_systemd(word: str) -> str:
-    """Return one word of ExecStart= or Environment= as systemd.syntax(7) wants it, %, $ and quotes included."""
-    return '"{}"'.format(word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$"))
+    """Return one word of ExecStart= or Environment= as systemd.syntax(7) wants it, %, $ and line breaks too."""
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "%": "%%", "$": "$$"})
+    return '"{}"'.format(word.translate(escapes))
 
 
 def unit_text(argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
@@ -433,6 +434,12 @@ def uninstall(home: Any, dry_run: bool = False) -> int:
     if receipt is None:
         return bootstrap.EXIT_OK
     path, token_file = Path(receipt["file"]), Path(receipt["token_file"])
+    maker = token_file.parent.parent
+    if maker.resolve() != home and receipt_path(maker).exists():  # this home is a copy of it
+        bootstrap.say("left the {} service: it is that of {}".format(receipt["kind"], maker))
+        if not dry_run:
+            receipt_path(home).unlink()
+        return bootstrap.EXIT_OK
     if dry_run:
         bootstrap.say("would stop the {} service and remove {} and {}".format(receipt["kind"], path, token_file))
         return bootstrap.EXIT_OK

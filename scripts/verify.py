@@ -687,9 +687,9 @@ class Check:
     def ask_jupyter(self) -> Dict[str, Any]:
         """Return {server extension: whether it is enabled} as the environment's Jupyter finds it for this user."""
         settings = {name: value for name, value in os.environ.items() if name.startswith("JUPYTER")}
-        env = bootstrap.child_environment(PYTHONDONTWRITEBYTECODE="1", **settings)
+        env = bootstrap.child_environment(**settings)
         try:
-            said = bootstrap.run([self.prefix / "bin" / "python", "-c", ASK_JUPYTER], env=env, timeout=60)
+            said = bootstrap.run([self.prefix / "bin" / "python", "-I", "-B", "-c", ASK_JUPYTER], env=env, timeout=60)
             return dict(json.loads(said.splitlines()[-1]))
         except (bootstrap.Failure, ValueError, IndexError) as problem:
             self.notes.append(f"Jupyter can't read its settings: {problem}")

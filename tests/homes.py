@@ -66,11 +66,13 @@ class Home:
         check: bool = True,
         program: Path = REPO,
         inside: tuple[str, ...] = (),
+        cwd: Path | None = None,
         **extra: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run bootstrap.py on it as this user.
 
-        program: folder of the bootstrap.py; inside: a command that runs it; extra: environment variables.
+        program: folder of the bootstrap.py; inside: a command that runs it; cwd: the current folder; extra:
+        environment variables.
         """
         self.user.mkdir(parents=True, exist_ok=True)
         argv = [*inside, supported_python(), str(program / "bootstrap.py"), "--prefix", str(self.path)]
@@ -80,6 +82,7 @@ class Home:
         done = subprocess.run(
             argv,
             env=own_environment(self.user) | tools | extra,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import http.server
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -431,6 +435,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "can't be written by" in error and hint.startswith("hint: python3 bootstrap.py --prefix ")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's folder takes root to make")
+def test_another_users_folder_is_no_home(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        os.chown(folder, 23456, -1)
+        os.chmod(folder, 0o777)  # noqa: PTH101, S103
+        done = run_as(12345, ["--dry-run", "--engine", "host", "--prefix", folder], clean_environment(tmp_path))
+    assert done.returncode == bootstrap.EXIT_MACHINE
+    assert "belongs to another user" in done.stderr and "found uid 23456, need 12345" in done.stderr
+
+
 def test_a_dry_run_writes_nothing_and_shows_the_steps_that_a_real_run_takes(tmp_path: Path) -> None:
     home = tmp_path / "home"
     done = bootstrap_run(
@@ -501,6 +515,56 @@ def test_several_files_are_downloaded_at_once(tmp_path: Path) -> None:
     assert all(path.read_bytes() == b"x" for _, path, _ in files)
 
 
+class Guarded(http.server.BaseHTTPRequestHandler):
+    """Wants a password, then sends on to the same port under another name; notes who was told what."""
+
+    seen: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        name, _, port = self.headers["Host"].partition(":")
+        login = self.headers.get("Authorization")
+        self.seen.append((name, login))
+        away = name == "127.0.0.1"
+        self.send_response(302 if away and login else 401 if away else 200)
+        if away and login:
+            self.send_header("Location", f"http://localhost:{port}/file")
+        self.send_header("Content-Length", "0" if away else "4")
+        self.end_headers()
+        self.wfile.write(b"" if away else b"file")
+
+    do_HEAD = do_GET
+
+
+def test_a_mirrors_password_goes_to_the_mirror_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        rules = [("https://conda.example.org/", f"http://me:s%40cret@127.0.0.1:{port}/")]
+        digest = hashlib.sha256(b"file").hexdigest()
+        bootstrap.download("https://conda.example.org/x", tmp_path / "x", digest, None, rules)
+        assert bootstrap.is_reachable(rules[0][1])
+        with pytest.raises(bootstrap.Failure, match="HTTP 401"):
+            bootstrap.download(f"http://127.0.0.1:{port}/x", tmp_path / "y", digest)
+        server.shutdown()
+    login = "Basic " + base64.b64encode(b"me:s@cret").decode()
+    assert Guarded.seen == [("127.0.0.1", login), ("localhost", None)] * 2 + [("127.0.0.1", None)]
+    said = capsys.readouterr()
+    assert "cret" not in said.out + said.err
+
+
+def test_pixi_gets_no_password_that_it_would_write_down(tmp_path: Path) -> None:
+    rule = "https://conda.anaconda.org/=https://me:s3cret@mirror.example.org/"
+    arguments = ["--dry-run", "--engine", "pixi", "--mirror", rule, "--prefix", str(tmp_path / "home")]
+    done = bootstrap_run(arguments, env=clean_environment(tmp_path))
+    assert done.returncode == bootstrap.EXIT_USAGE and "password of --mirror" in done.stderr
+    assert "hint: python3 bootstrap.py --engine miniforge" in done.stderr and "s3cret" not in done.stderr
+
+
+def test_what_others_say_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    bootstrap.report("one\x1b]52;c;aGk=\x07\r\x9b31m\ttwo\nmaße")
+    assert capsys.readouterr().err == "one?]52;c;aGk=???31m\ttwo\nmaße\n"
+
+
 def test_urls_are_rewritten_by_the_longest_rule() -> None:
     rules = bootstrap.parse_rules(
         ["https://conda.anaconda.org/=http://mirror/all/", "https://conda.anaconda.org/conda-forge/=file:///cf/"]
@@ -529,6 +593,7 @@ def test_one_package_is_taken_out_of_the_lock_with_its_hashes() -> None:
 
 def test_secrets_are_masked_wherever_text_is_shown() -> None:
     assert bootstrap.mask("get https://me:secret@host/x?token=abc&y=1") == "get https://***@host/x?token=***&y=1"
+    assert bootstrap.mask("from https://me:s@cret@host/ to http://x/") == "from https://***@host/ to http://x/"
 
 
 @pytest.mark.parametrize(

@@ -640,6 +640,28 @@ def test_users_options_come_before_ours() -> None:
     assert shlex.join(connect_py.ssh_options(args, for_node=True)) == "-F c -i k1 -i k2 -o ConnectTimeout=1"
 
 
+def test_what_the_host_answers_is_no_shell_code_here(tmp_path: Path) -> None:
+    """A login node names the compute node, for ProxyCommand; a host its Jupyter's path, for a command to paste."""
+    args = connect_py.make_parser().parse_args(["--slurm", "me@login"])
+    session = connect_py.Session(args, str(tmp_path), lambda event: None)
+    login = connect_py.Connection(session.ssh, str(tmp_path))
+    assert session.node(login, "node-7.example.org").destination == "me@node-7.example.org"
+    for name in ("x';touch pwned;'", "$(touch pwned)", "-oProxyCommand=touch", "a b", ""):
+        with pytest.raises(bootstrap.Failure, match="no host's name"):
+            session.node(login, name)
+    url = connect_py.colab_url(8888, {"base_url": "@evil.example/;touch pwned\n'", "token": "t"})
+    assert url == "http://localhost:8888%40evil.example/%3Btouch%20pwned%0A%27?token=t"
+    assert connect_py.colab_url(8888, {"base_url": "/a%20b/", "token": "t"}) == "http://localhost:8888/a%20b/?token=t"
+
+
+def test_an_answer_that_is_none_ends_the_connection_and_hangs_nobody(tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\necho '{connect_agent.MARK}{{broken'\necho 'host: gone wrong' >&2\n")
+    ssh.chmod(0o755)
+    with pytest.raises(bootstrap.Failure, match="gone wrong"):
+        connect_py.Connection(connect_py.Ssh("host", (), str(ssh)), str(tmp_path)).__enter__()
+
+
 def test_pauses_double_up_to_half_a_minute() -> None:
     waits = connect_py.pauses()
     assert [next(waits) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -600,3 +601,19 @@ def test_rdp_is_not_touched_when_its_firewall_rule_is_gone(
     with pytest.raises(bootstrap.Failure, match="RDP stays off"):
         rdp.Rdp(receipt, "s3cret88", False).apply()
     assert not gnome.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="what root would do for others")
+def test_root_believes_no_list_that_another_user_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "root" / ".ssh" / "authorized_keys"
+    keys.parent.mkdir(parents=True, mode=0o700)
+    keys.write_text("mine")
+    monkeypatch.setenv("HOME", str(tmp_path / "root"))
+    entry = {"user": "root", "kind": "mirror", "how": "rdp", "rdp_files": [str(keys)], "created": "2026"}
+    path = plan.receipt_path(tmp_path / "theirs")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"schema": 1, "desktops": [{**entry, "files": {}, "folders": [], "modes": {}}]}))
+    os.chown(path, 12345, -1)
+    with pytest.raises(bootstrap.Failure, match="belongs to another user"):
+        desktop.uninstall(tmp_path / "theirs")
+    assert keys.read_text() == "mine"

@@ -106,7 +106,10 @@ def make_receipt(home: Path, prefix: Path) -> list[str]:
     folder = place / "receipts" / "cpu-0123456789ab"
     folder.mkdir(parents=True)
     argv = [str(place / "current" / "cpu" / "bin" / "jupyter-notebook"), "--no-browser", "--port=8888"]
-    receipt = {"schema": 1, "env": "cpu", "prefix": str(prefix), "jupyter_argv": argv, "created": "2026-11-23"}
+    root = place / "envs" / folder.name
+    root.parent.mkdir()
+    root.symlink_to(prefix)
+    receipt = {"schema": 1, "env": "cpu", "root": str(root), "prefix": str(prefix), "jupyter_argv": argv}
     (folder / "receipt.json").write_text(json.dumps(receipt))
     return argv
 

@@ -144,6 +144,8 @@ def test_installer_brings_exactly_the_commit(tmp_path: Path) -> None:
         ((*GIT, "--user", "a b; reboot"), "ordinary user"),
         ((*GIT, "--set", "https_proxy"), "--set takes NAME=VALUE"),
         ((*GIT, "--set", "https_proxy=http://me:secret@proxy.example.org"), "a password in https_proxy"),
+        ((*GIT, "--set", "https_proxy=me:secret@proxy.example.org:3128"), "a password in https_proxy"),
+        (("--git", "https://secret@git.example.org/x.git", *GIT[2:]), "a password in a URL"),
         ((*GIT, "--", "--service"), "before the --"),
         ((*GIT, "--ssh-key", "/nonexistent.pub"), "can't read /nonexistent.pub"),
         ((*GIT, "--set", "X=" + "x" * 20_000), "too large"),

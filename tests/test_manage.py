@@ -30,7 +30,7 @@ def locks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def install(home: Home, lock: Path) -> str:
     """Install from a lock with the host engine and return the environment's name."""
-    home.run("--engine", "host", "--lockfiles", lock)
+    home.run("--engine", "host", "--lockfiles", lock, cwd=home.user)
     return home.prefix.name
 
 
@@ -64,7 +64,8 @@ def test_install_use_uninstall_install_again(
 ) -> None:
     """Afterwards the file system is as before; what the user put into the folder stays, and is named.
 
-    The prefix has whatever a shell, a URL or a launcher's first line could trip over.
+    The prefix has whatever a shell, a URL or a launcher's first line could trip over. The current folder has modules
+    by the names of those that the Pythons are asked for, as a stranger may put them into a shared folder.
     """
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -75,6 +76,8 @@ def test_install_use_uninstall_install_again(
     (home.user / "notes.txt").write_text("mine")
     (home.user / ".bashrc").write_text("alias ll='ls -l'\n")
     (home.user / "link").symlink_to("nowhere")
+    for name in ("sysconfig", "platform", "venv", "ensurepip", "pip", "json"):
+        (home.user / f"{name}.py").write_text("raise SystemExit('code of the current folder was run')")
     before = snapshot(home.user)
     install(home, locks[0])
     made = {name.split("/")[0] for name in set(snapshot(home.user)) - set(before)}
@@ -179,6 +182,26 @@ def answer(home: Home, text: str) -> tuple[int, str]:
     status = os.waitpid(pid, 0)[1]
     os.close(terminal)
     return os.waitstatus_to_exitcode(status), output.decode()
+
+
+def test_a_copied_home_speaks_for_itself_alone(tmp_path: Path) -> None:
+    """Its receipts name the folders of the first home, which nothing done to the copy may touch."""
+    first, copy = tmp_path / "first", Home(tmp_path / "copy", tmp_path / "user")
+    name = "cpu-0123456789ab"
+    root = first / "envs" / name
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "python").symlink_to(supported_python())
+    receipt = {"env": "cpu", "name": name, "root": str(root), "prefix": str(root), "created": "2026"}
+    (first / "receipts" / name).mkdir(parents=True)
+    (first / "receipts" / name / "receipt.json").write_text(json.dumps(receipt))
+    (first / "current").mkdir()
+    (first / "current" / "cpu").symlink_to(f"../envs/{name}")
+    assert bootstrap.current_receipt(first, "cpu")
+    shutil.copytree(first, copy.path, symlinks=True)
+    before = snapshot(first)
+    assert "no cpu environment is installed" in copy.run("--verify", check=False).stderr
+    copy.run("--uninstall", "--yes")
+    assert not copy.path.exists() and snapshot(first) == before
 
 
 def test_it_asks_on_a_terminal(tmp_path: Path) -> None:

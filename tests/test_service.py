@@ -259,7 +259,7 @@ def test_service_survives_crash_logout_and_reboot_and_goes_without_trace(
 @needs_root
 def test_systemd_reads_the_command_as_it_was_meant(machine: Booted) -> None:
     """Blanks, quotes, %, $, backslashes and other letters arrive unharmed, in the environment too."""
-    odd = ["a b", "50%", "$HOME", "${X}", "q\"uo'te", "back\\slash", "süß", ""]
+    odd = ["a b", "50%", "$HOME", "${X}", "q\"uo'te", "back\\slash", "line\n[Service]", "süß", ""]
     token_file = Path('/tmp/k %n $X "ö"')
     show = "import json,os,sys; json.dump([sys.argv[1:], os.environ['JUPYTER_TOKEN_FILE']], open('/run/seen', 'w'))"
     text = service.unit_text(["/usr/bin/python3", "-c", show, *odd], "cpu", Path("/"), token_file)
@@ -279,7 +279,9 @@ def prepared_home(tmp_path: Path) -> Path:
     (home / "current" / "cpu").symlink_to(prefix)
     receipt = home / "receipts" / "cpu-0123456789ab" / "receipt.json"
     receipt.parent.mkdir(parents=True)
-    receipt.write_text(json.dumps({"schema": 1, "env": "cpu", "prefix": str(prefix), "created": "2026"}))
+    receipt.write_text(
+        json.dumps({"schema": 1, "env": "cpu", "root": str(prefix), "prefix": str(prefix), "created": "2026"})
+    )
     return home
 
 
@@ -373,6 +375,16 @@ def test_what_the_user_changed_is_kept(tmp_path: Path, mac: Path) -> None:
     service.uninstall(home)
     assert not path.exists()
     assert "<!-- mine -->" in path.with_name(path.name + ".yours").read_text()
+
+
+def test_the_service_of_another_home_outlives_a_copy_of_it(tmp_path: Path, mac: Path) -> None:
+    home, copy = prepared_home(tmp_path), tmp_path / "copy"
+    assert install_on_mac(home, options(home))
+    shutil.copytree(home, copy, symlinks=True)
+    assert service.uninstall(copy) == 0
+    assert not (copy / "receipts" / "service.json").exists()
+    assert service.Launchd().path.exists() and (mac / "loaded").exists()
+    assert connect_agent.token_file(home).exists()
 
 
 def test_a_strangers_service_is_left_alone(tmp_path: Path, mac: Path) -> None:

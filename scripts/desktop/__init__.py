@@ -121,9 +121,15 @@ def uninstall(home: Any, dry_run: bool = False) -> int:
 
     What the user has changed since stays. Raises bootstrap.Failure if a step fails; the rest is kept listed.
     """
-    code = bootstrap.EXIT_OK
-    for entry in plan.entries(plan.receipt_path(Path(home))):
-        code = max(code, _remove(Path(home), person.find(entry["user"]), entry["kind"], dry_run))
+    code, path = bootstrap.EXIT_OK, plan.receipt_path(Path(home))
+    for entry in plan.entries(path):
+        who = person.find(entry["user"])
+        if path.stat().st_uid not in (0, who.uid):  # root would remove what another user says is this one's
+            raise bootstrap.Failure(
+                f"{path} lists a desktop of {who.name}, but belongs to another user",
+                f"ls -l {shlex.quote(str(path))}",
+            )
+        code = max(code, _remove(Path(home), who, entry["kind"], dry_run))
     return code
 
 

@@ -187,10 +187,17 @@ What comes after -- goes to bootstrap.py. Check the result: cloud-init schema --
     return parser
 
 
+def holds_secret(text: str) -> bool:
+    """Return whether a URL, or a proxy without http://, names a password, or a user, who for https is a token."""
+    scheme, _, rest = text.partition("://") if "://" in text else ("", "", text)
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    return bool(at) and (":" in user or scheme in ("http", "https"))
+
+
 def check_url(url: str, schemes: Sequence[str]) -> str:
     """Return the URL; raise Failure if it is none, or holds a password."""
     parts = urlsplit(url)
-    if parts.password:
+    if holds_secret(url):
         raise Failure("a password in a URL can be read by every user of the machine (found one in user-data)")
     if parts.scheme not in schemes or not parts.netloc or re.search(r"[\s\"\\]", url):
         raise Failure(f"not a URL of {', '.join(schemes)} (found {url!r})")
@@ -230,7 +237,7 @@ def make_request(args: argparse.Namespace) -> Request:
     for name in variables:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or f"{name}=" not in " ".join(args.set):
             raise Failure(f"--set takes NAME=VALUE (found {name!r})")
-        if urlsplit(variables[name]).password:
+        if holds_secret(variables[name]):
             raise Failure(f"a password in {name} can be read by every user of the machine")
     packages = ["ca-certificates", "python3"]
     options = ["--env", args.env, *args.options]
