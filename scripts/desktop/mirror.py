@@ -558,8 +558,8 @@ def check(wished: Wish, person: Person, changed: bool) -> List[str]:
         look.stays_up(dead)
         look.private([wished.port])
         said.append(f"{wished.how} has been running for {look.STAYS_ALIVE:g} s")
-    elif dead():
-        raise look.Problem(dead() or "")
+    else:
+        look.working(dead)
     number = int(wished.seen.display.lstrip(":"))
     for found in proc.listeners([6000 + number]):  # started by the display manager, so not ours to stop
         bootstrap.say(f"note: the screen's own X server listens on TCP ({found}); add to its command: -nolisten tcp")
