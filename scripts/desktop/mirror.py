@@ -447,7 +447,7 @@ def stop(receipt: Receipt) -> None:
     person, entry = receipt.person, receipt.entry
     if "how" not in entry:
         return
-    for how, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + patience
         told = set()
         running = server(person, entry["screen"], entry["how"])
@@ -455,7 +455,7 @@ def stop(receipt: Receipt) -> None:
             if running.pid not in told:
                 told.add(running.pid)
                 with person.hat(), contextlib.suppress(ProcessLookupError):
-                    os.kill(running.pid, how)
+                    os.kill(running.pid, number)
             time.sleep(0.1)
             running = server(person, entry["screen"], entry["how"])
 
