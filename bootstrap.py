@@ -23,14 +23,14 @@ Linux x86_64 or aarch64 with glibc, or macOS on Apple silicon; for --gpu, Linux 
 Environment variables
   COLAB_LOCAL_HOME         as --prefix
   COLAB_LOCAL_MIRROR       as --mirror; several rules separated by white space
-  CONDA_EXE                the conda that --engine conda uses
+  CONDA_EXE, MAMBA_EXE     the conda or mamba that --engine conda uses, before those on PATH
   http_proxy, https_proxy, no_proxy, SSL_CERT_FILE    as usual
   pip's and uv's own configuration says where Python packages come from
 
 Exit codes
   0 done, or nothing to do     1 a step failed              2 wrong usage
   3 this machine does not fit  4 damaged or altered file    5 download failed
-  6 busy (another run)         7 --verify found a difference  130 interrupted
+  6 busy: still in use         7 --verify found a difference  130 interrupted
 """
 
 # This file must parse on every Python there is, so that the check below can speak instead of a SyntaxError:
@@ -83,6 +83,7 @@ REPOSITORY = Path(__file__).resolve().parent
 OVERLAY = REPOSITORY / "environments" / "jupyter"  # what every environment gets besides its packages
 DEFAULT_ENVIRONMENT = "cpu"
 DEFAULT_PORT = 8888
+FOLDERS = ("envs", "current", "previous", "receipts", "cache", "logs", "tools", "bin", "run")  # of a home
 COLAB_ORIGIN = "https://colab.research.google.com"
 RECEIPT_SCHEMA = 1
 INDEX_SCHEMA = 1
@@ -193,17 +194,6 @@ def conda_platform(system, machine):
     return "{}-{}".format(systems.get(system, system.lower()), cpu)
 
 
-def installer_platform(subdir):
-    # type: (str) -> str
-    """Return the Rust target triple that pixi's releases use for a conda platform."""
-    return {
-        "linux-64": "x86_64-unknown-linux-musl",
-        "linux-aarch64": "aarch64-unknown-linux-musl",
-        "osx-arm64": "aarch64-apple-darwin",
-        "osx-64": "x86_64-apple-darwin",
-    }[subdir]
-
-
 def rewrite(url, rules):
     # type: (str, Rules) -> str
     """Return `url` with the longest matching FROM of the (FROM, TO) rules replaced by its TO."""
@@ -280,7 +270,8 @@ def misfit(value, shape, where="it"):
             return where
         for key in shape:
             name = key.rstrip("?")
-            for part in list(value) if key == "*" else [name] if name in value or key == name else []:
+            parts = [name] if name in value or name == key else []
+            for part in list(value) if key == "*" else parts:
                 found = misfit(value.get(part), shape[key], "{}/{}".format(where, part))
                 if found:
                     return found
@@ -349,16 +340,18 @@ def jupyter_argv(prefix, port=DEFAULT_PORT, notebook_dir=None, as_root=False):
     return argv + ["--allow-root"] if as_root else argv
 
 
-def ssh_line(port, user, address, ssh_port=22):
-    # type: (int, str, str, int) -> str
-    """Return the line that brings this machine's Jupyter to the laptop it is typed on.
+def ssh_line(port, user, address, ssh_port=22, local=""):
+    # type: (int, str, str, int, str) -> str
+    """Return the line that brings a port of this machine, Jupyter's say, to the laptop it is typed on.
 
     Without -N: sshd sends small packets at once only for a connection that has a session, a shell say. With -N it
-    holds each back until the one before is acknowledged, and every cell takes 40 ms longer.
+    holds each back until the one before is acknowledged: every cell, key and click takes 40 ms longer.
+
+    port: on this machine; ssh_port: of its sshd; local: where it is on the laptop, [ADDRESS:]PORT, default `port`.
     """
     extra = " -p {}".format(ssh_port) if ssh_port != 22 else ""
     target = shlex.quote("{}@{}".format(user, address))
-    return "ssh -o ExitOnForwardFailure=yes -L {0}:localhost:{0}{1} {2}".format(port, extra, target)
+    return "ssh -o ExitOnForwardFailure=yes -L {}:localhost:{}{} {}".format(local or port, port, extra, target)
 
 
 def parse_nvidia_smi(text):
@@ -373,8 +366,8 @@ def parse_nvidia_smi(text):
         fields = [field.strip() for field in line.split(",")]
         if len(fields) >= 3 and version_tuple(fields[1]):
             memory = int(fields[2]) if fields[2].isdigit() else 0
-            told = fields[3:4] if version_tuple(fields[-1]) else []
-            gpus.append(Gpu(fields[0], fields[1], "".join(told), memory))
+            capability = fields[3] if len(fields) > 3 and version_tuple(fields[3]) else ""
+            gpus.append(Gpu(fields[0], fields[1], capability, memory))
     return gpus
 
 
@@ -404,7 +397,7 @@ def machine_refusal(host, environment, platforms):
             "the {} environment has no lock for this machine (found {} {}, need one of: {})".format(
                 environment, host.system, host.machine, ", ".join(sorted(platforms))
             ),
-            "python3 bootstrap.py --cpu" if environment != "cpu" and subdir != "win-64" else "",
+            "python3 bootstrap.py --cpu" if environment != "cpu" else "",
             EXIT_MACHINE,
         )
     requires = platforms[subdir].get("requires", {})
@@ -587,7 +580,7 @@ def remove_tree(path):
 def remove_empty(folder):
     # type: (Path) -> None
     """Remove a folder and those in it that hold nothing at all but our lock and this run's log."""
-    for name in ("receipts", "envs", "current", "previous", "tools", "bin", "cache/sha256", "cache", "run"):
+    for name in ("cache/sha256",) + FOLDERS:
         with contextlib.suppress(OSError):
             (folder / name).rmdir()
     left = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {"-"}
@@ -1073,6 +1066,13 @@ def address_for_others():
     return socket.gethostname()
 
 
+def ssh_port_for_others():
+    # type: () -> int
+    """Return the port of this machine's sshd: the one that this session came through, else the usual one."""
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return int(connection[3]) if len(connection) == 4 and connection[3].isdigit() else 22
+
+
 def existing_parent(path):
     # type: (Path) -> Path
     """Return the nearest folder above `path`, itself included, that exists."""
@@ -1085,7 +1085,6 @@ def check_home(home):
     # type: (Path) -> None
     """Raise Failure unless the home folder is there and ours to write, or can be made."""
     elsewhere = "python3 bootstrap.py --prefix {}".format(shlex.quote(str(user_home() / "colab-local")))
-    names = ("envs", "current", "previous", "receipts", "cache", "logs", "tools", "bin", "run")
     if not re.match(r"[^:\n\ud800-\udfff]+\Z", str(home)):
         raise Failure(
             "--prefix can't have a colon, a line break or undecodable bytes (found {})".format(ascii(str(home))),
@@ -1093,7 +1092,7 @@ def check_home(home):
             EXIT_USAGE,
         )
     parent = existing_parent(home)
-    for path in [parent] + [home / name for name in names if os.path.lexists(str(home / name))]:
+    for path in [parent] + [home / name for name in FOLDERS if os.path.lexists(str(home / name))]:
         if not path.is_dir():
             raise Failure("{} is a file where a folder should be".format(path), elsewhere, EXIT_USAGE)
     owner, user = parent.stat().st_uid, os.getuid()
@@ -1267,12 +1266,7 @@ class Installation:
         create = Step("create", title, str(self.prefix), getattr(self, "create_with_" + self.engine))
         steps = self.download_steps() + [
             create,
-            Step(
-                "packages",
-                "Install the locked Python packages",
-                str(self.prefix),
-                self.install_packages,
-            ),
+            Step("packages", "Install the locked Python packages", str(self.prefix), self.install_packages),
             Step("jupyter", "Add the server extension and settings", str(self.prefix), self.add_jupyter),
             Step("try", "Warm up and try out (TensorFlow, XLA, extension)", str(self.prefix), self.try_out),
             Step("receipt", "Write the receipt", str(self.receipts), self.write_receipt),
@@ -1441,7 +1435,7 @@ class Installation:
             elif shutil.which("uv"):
                 run(
                     ["uv", "pip", "install", "--quiet", "--python", python] + hashed + offline,
-                    env=self.uv_environment(),
+                    env=uv_environment(),
                 )
             else:  # a venv of its own brings the pip that is bundled with Python
                 run([python, "-I", "-m", "venv", str(temporary) + "-venv"])
@@ -1458,20 +1452,6 @@ class Installation:
         # type: () -> None
         """Make a venv from this machine's Python; pip comes from the lock, not from the machine."""
         run([self.python, "-I", "-m", "venv", "--without-pip", self.prefix])
-
-    def uv_environment(self):
-        # type: () -> Dict[str, str]
-        """Return uv's environment: the user's own, and pip's index where only pip has been told of one."""
-        env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never")
-        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-        told = any(name in env for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"))
-        if not told and not (config / "uv" / "uv.toml").exists() and not Path("/etc/uv/uv.toml").exists():
-            places = [Path("/etc/pip.conf"), Path.home() / ".pip" / "pip.conf", config / "pip" / "pip.conf"]
-            places += [Path(os.environ["PIP_CONFIG_FILE"])] if os.environ.get("PIP_CONFIG_FILE") else []
-            url = pip_index_url(dict(os.environ), [p.read_text(errors="replace") for p in places if p.is_file()])
-            if url:
-                env["UV_DEFAULT_INDEX"] = url
-        return env
 
     def install_packages(self):
         # type: () -> None
@@ -1492,7 +1472,7 @@ class Installation:
                 argv += ["-r", requirements / name]
         if self.wheels:
             argv += ["--no-index", "--find-links", self.wheels]
-        run(argv, env=self.uv_environment())
+        run(argv, env=uv_environment())
 
     def lock_texts(self):
         # type: () -> Dict[str, str]
@@ -1637,6 +1617,32 @@ def _succeeds(argv):
     return True
 
 
+def config_folder():
+    # type: () -> Path
+    """Return the folder of the user's settings (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+
+
+def pip_settings():
+    # type: () -> List[str]
+    """Return the texts of pip's configuration files, the weakest first."""
+    places = [Path("/etc/pip.conf"), Path.home() / ".pip" / "pip.conf", config_folder() / "pip" / "pip.conf"]
+    places += [Path(os.environ["PIP_CONFIG_FILE"])] if os.environ.get("PIP_CONFIG_FILE") else []
+    return [path.read_text(errors="replace") for path in places if path.is_file()]
+
+
+def uv_environment():
+    # type: () -> Dict[str, str]
+    """Return uv's environment: the user's own, and pip's index where only pip has been told of one."""
+    env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never")
+    told = any(name in env for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"))
+    if not told and not (config_folder() / "uv" / "uv.toml").exists() and not Path("/etc/uv/uv.toml").exists():
+        url = pip_index_url(dict(os.environ), pip_settings())
+        if url:
+            env["UV_DEFAULT_INDEX"] = url
+    return env
+
+
 def _path_with(folder):
     # type: (Path) -> str
     """Return PATH with `folder` first."""
@@ -1677,6 +1683,17 @@ def conda_refusal(program):
         version = found.group() if found else "without a version"
         return "found {} {}, need {} or newer".format(kind, version, need)
     return None
+
+
+def demand_conda():
+    # type: () -> str
+    """Return the conda of this machine that --engine conda uses; raise Failure when there is none that fits."""
+    program = find_conda()
+    if program:
+        return program
+    given = os.environ.get("CONDA_EXE") or shutil.which("conda") or shutil.which("mamba")
+    why = "{}: {}".format(given, conda_refusal(given)) if given else "no conda, mamba or micromamba is there"
+    raise Failure("--engine conda: " + why, "python3 bootstrap.py --engine miniforge", EXIT_MACHINE)
 
 
 def is_reachable(url):
@@ -1830,7 +1847,12 @@ exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged 
     choice.add_argument("--cpu", dest="env", action="store_const", const="cpu", help="CPU TensorFlow (the default)")
     choice.add_argument("--gpu", dest="env", action="store_const", const="gpu", help="TensorFlow for an NVIDIA GPU")
     choice.add_argument("--env", dest="env", metavar="NAME", help="an environment of lockfiles/index.json by name")
-    what.add_argument("--lockfiles", metavar="DIR", default=str(REPOSITORY / "lockfiles"), help="other lockfiles")
+    what.add_argument(
+        "--lockfiles",
+        metavar="DIR",
+        default=str(REPOSITORY / "lockfiles"),
+        help="use other lockfiles than this checkout's",
+    )
     what.add_argument("--no-gpu-check", action="store_true", help="--gpu without a GPU: for building images")
 
     how = parser.add_argument_group("how it is made")
@@ -1842,7 +1864,7 @@ exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged 
         help="who makes the environment: auto takes a conda that is there, else Miniforge, else (conda hosts "
         "unreachable) host: this machine's Python and no conda at all",
     )
-    how.add_argument("--python", metavar="EXE", help="use this interpreter: --engine host")
+    how.add_argument("--python", metavar="EXE", help="use this interpreter; means --engine host")
     how.add_argument(
         "--prefix", dest="home", metavar="DIR", help="where everything lands (default: %s)" % default_home()
     )
@@ -1856,8 +1878,12 @@ exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged 
     how.add_argument("--offline", metavar="FILE", help="install from a bundle made by scripts/bundle.py, no network")
 
     jupyter = parser.add_argument_group("Jupyter")
-    jupyter.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="on loopback (default: 8888)")
-    jupyter.add_argument("--notebook-dir", metavar="DIR", default="~", help="default: your home folder")
+    jupyter.add_argument(
+        "--port", type=port_number, default=DEFAULT_PORT, help="its port on loopback (default: 8888)"
+    )
+    jupyter.add_argument(
+        "--notebook-dir", metavar="DIR", default="~", help="what Colab's file pane shows (default: your home folder)"
+    )
     jupyter.add_argument("--launch", action="store_true", help="start it at the end, in this terminal")
     jupyter.add_argument(
         "--service", action="store_true", help="keep it running: a systemd user unit or launchd agent"
@@ -1874,14 +1900,17 @@ exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged 
     desktop.add_argument(
         "--desktop",
         choices=["mirror", "virtual"],
-        help="the real screen, or one of its own; nothing else is installed unless --cpu or --gpu is given, too",
+        help="mirror: the screen that is there; virtual: one of its own; no environment is installed unless --cpu or "
+        "--gpu is given, too",
     )
-    desktop.add_argument("--vnc", choices=["tiger", "tight"], help="server of the virtual desktop")
+    desktop.add_argument(
+        "--vnc", choices=["tiger", "tight"], help="VNC server of the virtual desktop: TigerVNC or TightVNC"
+    )
     sessions = ["auto", "xfce", "lxde", "gnome-flashback", "openbox"]
     desktop.add_argument("--session", choices=sessions, default="auto", help="what runs in it")
     desktop.add_argument("--display", type=int, metavar="N", help="display number (default: the first free one)")
     desktop.add_argument("--geometry", metavar="WxH", help="its size (default: 1600x900)")
-    desktop.add_argument("--vnc-password-file", metavar="FILE", help="6-8 characters; - reads standard input")
+    desktop.add_argument("--vnc-password-file", metavar="FILE", help="yours, 6-8 characters; - reads standard input")
     desktop.add_argument("--reset-vnc-password", action="store_true", help="make a new one")
     desktop.add_argument(
         "--desktop-user", metavar="USER", help="whose desktop (default: you; under sudo, its caller)"
@@ -1939,18 +1968,7 @@ def make_installation(args, index):
             raise Failure("; ".join(notices + [problem.what]), problem.hint, problem.code)
         layer = "host-" + version
     elif engine == "conda":
-        conda = find_conda()
-        if conda is None:
-            given = os.environ.get("CONDA_EXE") or shutil.which("conda") or shutil.which("mamba")
-            raise Failure(
-                "--engine conda: {}".format(
-                    "{}: {}".format(given, conda_refusal(given))
-                    if given
-                    else "no conda, mamba or micromamba is there"
-                ),
-                "python3 bootstrap.py --engine miniforge",
-                EXIT_MACHINE,
-            )
+        conda = demand_conda()
     elif engine in ("miniforge", "anaconda") and re.search(r"\s", args.home):
         raise Failure(
             "the {} installer can't install under a path with blanks (found {!r})".format(engine, args.home),
@@ -2027,9 +2045,7 @@ def next_steps(installation):
     # type: (Installation) -> List[str]
     """Return the lines that tell the user how to go on; every command is one line that can be pasted."""
     argv = installation.jupyter_argv()
-    user, address = user_name(), address_for_others()
-    connection = os.environ.get("SSH_CONNECTION", "").split()
-    ssh_port = int(connection[3]) if len(connection) == 4 and connection[3].isdigit() else 22
+    port = installation.args.port
     return [
         "Next steps",
         "  1. Start Jupyter here and leave it running; it prints a URL with a token:",
@@ -2038,10 +2054,10 @@ def next_steps(installation):
         "",
         "  2. Only if your browser is on another machine, run this there and leave it running:",
         "",
-        ssh_line(installation.args.port, user, address, ssh_port),
+        ssh_line(port, user_name(), address_for_others(), ssh_port_for_others()),
         "",
         "  3. In Colab (https://colab.research.google.com): the arrow beside Connect > Connect to a local runtime,",
-        "     paste the URL (http://localhost:{}/?token=...), Connect.".format(installation.args.port),
+        "     paste the URL (http://localhost:{}/?token=...), Connect.".format(port),
         "     If the browser asks whether Colab may access other apps and services on this device:",
         "     Chrome: click Allow. Firefox: tick Remember my choice for this site, click Allow.",
         "     It stays at connecting? Run where the browser is: python3 scripts/doctor.py",
@@ -2118,7 +2134,7 @@ def fail(problem):
 
 def _interrupt(number, frame):
     # type: (int, Any) -> None
-    """Treat SIGTERM and SIGHUP like Ctrl-C: clean up, then end."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C, and take note of all three: clean up, then end."""
     global _interrupted
     _interrupted = True
     raise KeyboardInterrupt

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -119,8 +120,6 @@ def install(rounds: int) -> None:
 
 def train(home: Path, env: str, steps: int) -> None:
     """Train the article's network on random pictures, on the CPU and on the GPU if TensorFlow sees one."""
-    import json
-
     python = str(home / "current" / env / "bin" / "python")
     quiet = bootstrap.child_environment(TF_CPP_MIN_LOG_LEVEL="3")
     done = subprocess.run([python, "-c", TRAIN, str(steps)], env=quiet, capture_output=True, text=True, check=False)

@@ -146,29 +146,6 @@ def find_uv() -> str:
     raise bootstrap.Failure("no uv is here", "python3 bootstrap.py --cpu")
 
 
-def pip_settings() -> List[str]:
-    """Return the texts of pip's configuration files, the weakest first."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    places = [Path("/etc/pip.conf"), Path.home() / ".pip" / "pip.conf", config / "pip" / "pip.conf"]
-    places += [Path(os.environ["PIP_CONFIG_FILE"])] if os.environ.get("PIP_CONFIG_FILE") else []
-    return [path.read_text(errors="replace") for path in places if path.is_file()]
-
-
-def uv_environment(requires: Dict[str, str]) -> Dict[str, str]:
-    """Return uv's environment: the user's own, and pip's index where only pip has been told of one.
-
-    requires: the platform's entry in index.json; macOS wheels are chosen for the version in it.
-    """
-    env = bootstrap.child_environment(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1")
-    env.update({"MACOSX_DEPLOYMENT_TARGET": requires["macos"]} if "macos" in requires else {})
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    told = any(name in env for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"))
-    if not told and not (config / "uv" / "uv.toml").exists() and not Path("/etc/uv/uv.toml").exists():
-        url = bootstrap.pip_index_url(dict(os.environ), pip_settings())
-        env.update({"UV_DEFAULT_INDEX": url} if url else {})
-    return env
-
-
 def uv_platform(platform: str, requires: Dict[str, str]) -> str:
     """Return uv's name of a platform: x86_64-manylinux_2_28, aarch64-apple-darwin."""
     glibc = requires.get("glibc", "2.17").replace(".", "_")
@@ -193,8 +170,9 @@ def find_wheels(choice: Choice, folder: Path) -> List[Source]:
     asked.write_text("".join(f"{entry.name}=={entry.version} {hashes[entry]}\n" for entry in wanted))
     argv = [find_uv(), "pip", "compile", "--quiet", "--no-deps", "--no-header", "--format", "pylock.toml"]
     argv += ["--python-platform", uv_platform(choice.platform, requires), "--python-version", choice.python]
+    target = {"MACOSX_DEPLOYMENT_TARGET": requires["macos"]} if "macos" in requires else {}  # of the wheels chosen
     try:
-        bootstrap.run([*argv, "-o", answer, asked], env=uv_environment(requires), timeout=600)
+        bootstrap.run([*argv, "-o", answer, asked], env={**bootstrap.uv_environment(), **target}, timeout=600)
     except bootstrap.Failure as problem:
         raise bootstrap.Failure(
             f"can't ask the package index: {problem.what}",
@@ -480,7 +458,7 @@ def make(args: argparse.Namespace) -> Dict[str, Any]:
         changed = not is_there(output, manifest)
         if changed:
             bootstrap.check_disk(output.parent, 2 * sum(source.size for source in sources))
-            fetcher = Fetcher(folder, credentials(dict(os.environ), pip_settings()))
+            fetcher = Fetcher(folder, credentials(dict(os.environ), bootstrap.pip_settings()))
             fetcher.fetch_all(sources, args.jobs)
             digest = write(output, manifest, files, {source.name: fetcher.path(source) for source in sources})
         else:
@@ -520,13 +498,13 @@ def make_parser() -> argparse.ArgumentParser:
         default="miniforge",
         help="who makes the environment there; conda: one that is there already; host: its Python, no conda layer",
     )
-    parser.add_argument(
-        "--python", metavar="3.X", help="its minor version on the machine it is for, for --engine host"
-    )
+    parser.add_argument("--python", metavar="3.X", help="minor version of that machine's Python, for --engine host")
     parser.add_argument("--output", metavar="FILE", help="default: colab-local-ENV-PLATFORM.tar here")
     parser.add_argument("--mirror", action="append", default=[], metavar="FROM=TO", help="as bootstrap.py's")
     parser.add_argument("--jobs", type=int, default=JOBS, help="downloads at a time (default: %(default)s)")
-    parser.add_argument("--lockfiles", default=str(bootstrap.REPOSITORY / "lockfiles"), metavar="DIR")
+    parser.add_argument(
+        "--lockfiles", default=str(bootstrap.REPOSITORY / "lockfiles"), metavar="DIR", help="as bootstrap.py's"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return parser
 

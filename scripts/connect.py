@@ -232,7 +232,7 @@ def refusal(message: Json, ssh: Ssh, env: Optional[str], stop: str) -> Failure:
         "absent": install_command(ssh, env),
         "absent-gpu": install_command(ssh, env or "gpu"),
         "env": install_command(ssh, env),
-        "start": typed(ssh, " 'tail -n 40 {}/logs/jupyter-*.log'".format("~/.local/share/colab-local")),
+        "start": typed(ssh, " 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'"),
         "silent": stop + "   ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
         "job": typed(ssh, " squeue --me"),
@@ -498,6 +498,7 @@ class Session:
         self.local = 0
         self.desktop: Dict[int, int] = {}
         self.line: Optional[Connection] = None
+        self.shown = ""  # the URL that the user has been given
 
     def typed(self, option: str = "") -> str:
         """Return the command that runs this program for the same host."""
@@ -580,20 +581,19 @@ class Session:
     def forward_desktop(self, connection: Connection) -> None:
         """Forward the ports of the desktops to 50000 higher ones and say which of them show something."""
         found = self.request(connection, "desktops", ports=DESKTOP_PORTS)["ports"]
-        for remote, listens in ((int(port), listens) for port, listens in found.items()):
+        for port, is_up in found.items():
+            remote = int(port)  # a JSON object's keys are texts
             again = remote in self.desktop
             local = connection.forward(remote, self.desktop.get(remote, 50000 + remote), exact=again)
             self.desktop[remote] = local
             if again:
                 continue
-            if listens:
+            if is_up:
                 bootstrap.say(
                     "the desktop of {}: {}".format(self.server["host"], viewer(sys.platform, remote, local))
                 )
             else:
                 bootstrap.report("note: nothing listens at port {} yet (forwarded to {})".format(remote, local))
-
-    shown = ""
 
     def show(self, wanted: int) -> None:
         """Print the URL and what to do with it."""
@@ -731,12 +731,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--desktop", action="store_true", help="forward its desktops too: VNC port 5901 there is 55901 here")
     add(
         "--port",
-        type=port_number,
+        type=bootstrap.port_number,
         help="port on this machine (default: the same as there, or the next free one)",
     )
     add(
         "--remote-port",
-        type=port_number,
+        type=bootstrap.port_number,
         help="port there, if Jupyter has to be started (default: bootstrap.py's)",
     )
     add("--env", help="environment there: cpu, gpu ... (default: the one installed last)")
@@ -752,25 +752,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("-v", "--verbose", action="store_true", help="show what ssh says")
     ssh = parser.add_argument_group("ssh's own options, passed on")
-    ssh.add_argument("-p", dest="ssh_port", type=port_number, metavar="PORT", help="ssh's port on the host")
-    ssh.add_argument("-l", dest="login", metavar="USER")
+    ssh.add_argument("-p", dest="ssh_port", type=bootstrap.port_number, metavar="PORT", help="ssh's port on the host")
+    ssh.add_argument("-l", dest="login", metavar="USER", help="as USER@ before the host")
     ssh.add_argument("-J", dest="jump", metavar="[USER@]JUMP[:PORT]", help="jump host(s)")
-    ssh.add_argument("-i", dest="identity", action="append", metavar="KEY FILE")
-    ssh.add_argument("-F", dest="config", metavar="CONFIG FILE")
+    ssh.add_argument("-i", dest="identity", action="append", metavar="KEY", help="a private key's file")
+    ssh.add_argument("-F", dest="config", metavar="CONFIG", help="instead of ~/.ssh/config")
     ssh.add_argument("-o", dest="option", action="append", metavar="NAME=VALUE", help="any of ssh_config(5)")
     ssh.add_argument("--ssh", default="ssh", metavar="PROGRAM", help="another ssh program")
     return parser
-
-
-def port_number(text: str) -> int:
-    """Parse a TCP port."""
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535 (found {!r})".format(text))
-    return int(text)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -789,7 +778,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             raise Failure("a host can't be named {}".format(args.destination), code=bootstrap.EXIT_USAGE)
         # SIGINT too: started from a script's background, Python would have been born deaf to it.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+            signal.signal(number, signal.default_int_handler)
         short = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108  (mkdtemp; a socket's name is limited)
         with tempfile.TemporaryDirectory(prefix="colab-", dir=short) as folder:
             session = Session(args, folder, emit)

@@ -379,6 +379,15 @@ def current_environments() -> List[Dict[str, Any]]:
     return [receipt for i, receipt in enumerate(found) if receipt and receipt not in found[:i]]
 
 
+def broken_environment() -> Optional[Fault]:
+    """Return why Jupyter can't start in one of the environments in use on this machine, or None."""
+    for receipt in current_environments():
+        reason = why_not_loadable(str(Path(receipt["prefix"]) / "bin" / "python"))
+        if reason:
+            return Fault("extension-not-loadable", f"Jupyter can't start in {receipt['prefix']}: {reason}")
+    return None
+
+
 def start_command() -> str:
     """Return the command that starts Jupyter on this machine, or the one that prepares it."""
     for receipt in current_environments():
@@ -526,12 +535,9 @@ class Examination:
                 f"nothing listens on port {port}, but Jupyter runs on port {ports}",
                 f"paste the address of port {servers[0].port} into Colab; {self._list_command(servers[0])} shows it",
             )
-        for receipt in current_environments():
-            reason = why_not_loadable(str(Path(receipt["prefix"]) / "bin" / "python"))
-            if reason:
-                return Fault("extension-not-loadable", f"Jupyter can't start in {receipt['prefix']}: {reason}")
         what = f"nothing listens on {self.runtime.netloc} ({error.strerror or error})"
-        return Fault("nothing-listens", what, start_command() if current_environments() else "")
+        hint = start_command() if current_environments() else ""
+        return broken_environment() or Fault("nothing-listens", what, hint)
 
     @staticmethod
     def _list_command(server: Server) -> str:
@@ -745,15 +751,10 @@ def only_server(timeout: float) -> Runtime:
     """Return the only server that runs on this machine for this user."""
     servers = running_servers()
     if not servers:
-        what = "no Jupyter of yours runs on this machine"
-        for receipt in current_environments():
-            reason = why_not_loadable(str(Path(receipt["prefix"]) / "bin" / "python"))
-            if reason:
-                raise Fault("extension-not-loadable", f"Jupyter can't start in {receipt['prefix']}: {reason}")
         hint = start_command()
         if not current_environments():  # a laptop, perhaps, with a tunnel to the Jupyter of another machine
             hint += f"   or, behind a tunnel: python3 scripts/doctor.py http://localhost:{bootstrap.DEFAULT_PORT}"
-        raise Fault("nothing-listens", what, hint)
+        raise broken_environment() or Fault("nothing-listens", "no Jupyter of yours runs on this machine", hint)
     servers = [server for server in servers if is_reachable(server)] or servers[:1]
     if len(servers) > 1:
         each = ", ".join(f"http://localhost:{server.port}" for server in servers)

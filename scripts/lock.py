@@ -133,10 +133,9 @@ def read_text(path: Path) -> str:
     """Return a text file's content; raise Failure if it can't be read."""
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as problem:
-        raise Failure(f"can't read {path} ({problem.strerror})", "git checkout -- environments") from None
-    except UnicodeDecodeError as problem:
-        raise Failure(f"can't read {path} ({problem})", "git checkout -- environments") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", problem)
+        raise Failure(f"can't read {path} ({reason})", "git checkout -- environments") from None
 
 
 def read_yaml(path: Path, shape: Any) -> Any:
@@ -1305,8 +1304,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--date", metavar="YYYY-MM-DD", help="with --follow: the date of that freeze")
     made.add_argument("--python", metavar="X.Y.Z", help="with --follow: hosted Colab's Python, if it has changed")
-    made.add_argument("--environments", type=Path, default=REPOSITORY / "environments", metavar="DIR", help="specs")
-    made.add_argument("--lockfiles", type=Path, default=REPOSITORY / "lockfiles", metavar="DIR", help="output")
+    made.add_argument(
+        "--environments", type=Path, default=REPOSITORY / "environments", metavar="DIR", help="other specs"
+    )
+    made.add_argument("--lockfiles", type=Path, default=REPOSITORY / "lockfiles", metavar="DIR", help="write there")
     return made
 
 
@@ -1338,13 +1339,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(argv)
     except Failure as failure:
-        print(f"error: {failure.what}", file=sys.stderr)
-        if failure.hint:
-            print(f"hint: {failure.hint}", file=sys.stderr)
-        return failure.code
+        return bootstrap.fail(failure)
     except KeyboardInterrupt:
-        print("error: interrupted; lockfiles/ is as it was", file=sys.stderr)
-        return bootstrap.EXIT_INTERRUPTED
+        return bootstrap.fail(Failure("interrupted; lockfiles/ is as it was", code=bootstrap.EXIT_INTERRUPTED))
 
 
 def leave(code: int) -> NoReturn:

@@ -47,7 +47,6 @@ OURS = (
 )
 # An engine's folder is ours where its marker says that we installed it.
 MARKED = {"conda/.colab-local.json": ("conda",), "bin/.pixi.json": ("bin/pixi", "bin/.pixi.json")}
-FOLDERS = ("envs", "current", "previous", "receipts", "cache", "tools", "logs", "run", "bin")
 SERVICES = (("scripts.service", "service.json"), ("scripts.desktop", "desktop.json"))
 NAME = re.compile(r"[\w.-]+-[0-9a-f]{12}$")  # of an environment: <env>-<lock digest>
 
@@ -348,7 +347,7 @@ def uninstall(args: Any) -> Dict[str, Any]:
                 remove_environment(home, entry)
             for path in outermost(made(home)):
                 remove(path)
-            for name in FOLDERS:
+            for name in bootstrap.FOLDERS:
                 with contextlib.suppress(OSError):
                     (home / name).rmdir()
             remove_home(home, parents)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import getpass
 import hashlib
 import json
 import os
@@ -161,8 +160,7 @@ class Systemd(Manager):
     kind = "systemd"
 
     def __init__(self) -> None:
-        config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-        self.path = Path(config) / "systemd" / "user" / UNIT
+        self.path = bootstrap.config_folder() / "systemd" / "user" / UNIT
 
     def text(self, argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
         return unit_text(argv, env, home, token_file)
@@ -247,7 +245,7 @@ def _succeeds(argv: Sequence[str]) -> bool:
 def lingers() -> bool:
     """Whether systemd keeps this user's services while they are logged out."""
     with contextlib.suppress(Failure):
-        return _run(["loginctl", "show-user", getpass.getuser(), "--property=Linger", "--value"]).strip() == "yes"
+        return _run(["loginctl", "show-user", bootstrap.user_name(), "--property=Linger", "--value"]).strip() == "yes"
     return False
 
 
@@ -289,9 +287,10 @@ def find_manager(instead: str = "") -> Manager:
         deadline = time.monotonic() + 20
         while not _succeeds(show):
             if time.monotonic() > deadline:
+                user = bootstrap.user_name()
                 raise Failure(
-                    "systemd runs no services for user {} here".format(getpass.getuser()),
-                    "sudo loginctl enable-linger {}   then the same command again".format(getpass.getuser()),
+                    "systemd runs no services for user {} here".format(user),
+                    "sudo loginctl enable-linger {}   then the same command again".format(user),
                 )
             time.sleep(0.2)
     return manager
@@ -330,12 +329,12 @@ def check_port(manager: Manager, home: Path, port: int) -> None:
     """Raise Failure if something else has the port: the service could never start."""
     if manager.is_active() or bootstrap.port_is_free(port):
         return
-    ours = connect_agent.running_servers(home)
-    if any(server["port"] == port for server in ours):
-        pid = next(server["pid"] for server in ours if server["port"] == port)
-        raise Failure(
-            "Jupyter runs already, started by hand (process {}, port {})".format(pid, port), "kill {}".format(pid)
-        )
+    for server in connect_agent.running_servers(home):
+        if server["port"] == port:
+            raise Failure(
+                "Jupyter runs already, started by hand (process {pid}, port {port})".format(**server),
+                "kill {pid}".format(**server),
+            )
     raise Failure(
         "port {} is taken by another program".format(port),
         "python3 bootstrap.py --service --port {}".format(connect_agent.free_port(port)),
@@ -388,7 +387,7 @@ def command(args: argparse.Namespace) -> int:
     bootstrap.say("  Remove:            python3 bootstrap.py --uninstall")
     if isinstance(manager, Systemd) and not lingers():
         bootstrap.report("note: without lingering, systemd ends this service when you log out and starts it at login")
-        bootstrap.report("hint: sudo loginctl enable-linger " + getpass.getuser())
+        bootstrap.report("hint: sudo loginctl enable-linger " + bootstrap.user_name())
     return bootstrap.EXIT_OK
 
 

@@ -32,8 +32,8 @@ def cuda_libraries_found(tensorflow: Any) -> bool:
     """Return whether TensorFlow's own gate finds every CUDA library through the loader; it needs no GPU for that.
 
     The gate is tsl::internal::DsoLoader::MaybeTryDlopenGPULibraries() in libtensorflow_framework; it returns an
-    absl::Status,
-    which the C++ ABI passes through a hidden pointer. An OK status is the one word 1 (absl/status/status.h).
+    absl::Status, which the C++ ABI passes through a hidden pointer. An OK status is the one word 1
+    (absl/status/status.h).
     """
     import ctypes
 

@@ -375,14 +375,18 @@ def hash_batch(prefix: str, paths: List[str], advance: Callable[[int], None]) ->
     return found
 
 
+def cpu_count() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hash_files(prefix: Path, sizes: Dict[str, int]) -> Dict[str, str]:
     """Return {path: sha256} of files under a prefix, hashed by as many threads as there are CPUs for us.
 
     hashlib and read() let other threads run meanwhile, so threads are enough.
     """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     progress = bootstrap.Progress(f"Checking {len(sizes)} files", sum(sizes.values()))
-    pool = ThreadPoolExecutor(cpus)
+    pool = ThreadPoolExecutor(cpu_count())
     try:
         jobs = [pool.submit(hash_batch, str(prefix), batch, progress.advance) for batch in batches(sizes)]
         return dict(pair for job in jobs for pair in job.result())
@@ -402,8 +406,8 @@ def hash_files(prefix: Path, sizes: Dict[str, int]) -> Dict[str, str]:
 class Check:
     """The check of one environment: what its parts share.
 
-    prefix: the environment; receipt: how it was made; tree: what lies there; packages: what the records say;
-    hashes: of the regular files that a record describes.
+    prefix: the environment; receipt: how it was made; tree: what lies there; packages: what the records say, by path
+    in known (entry) and owners (package's title); hashes: of the regular files that count; shared: as in Findings.
     """
 
     def __init__(self, prefix: Path, receipt: Dict[str, Any]) -> None:
@@ -423,10 +427,8 @@ class Check:
         self.known = {entry.path: entry for package in self.packages for entry in package.entries}
         self.owners = {entry.path: package.title for package in self.packages for entry in package.entries}
         sizes = self.tree.files
-        self.hashes = hash_files(
-            prefix,
-            {p: sizes[p] for p in sizes if p in self.known or SEALED.match(p) or self.is_extra(p)},
-        )
+        counts = (path for path in sizes if path in self.known or SEALED.match(path) or self.is_extra(path))
+        self.hashes = hash_files(prefix, {path: sizes[path] for path in counts})
 
     def say(self, kind: str, package: str, path: str, found: str = "", need: str = "") -> None:
         """Note a difference; a name that is no text is spelled out."""
@@ -884,8 +886,7 @@ def measure(home: str, env: str, rounds: int = 3) -> Dict[str, float]:
     prefix = Path(receipt["prefix"])
     checker = Check(prefix, receipt)
     names = "\0".join(f"{prefix}/{path}" for path in checker.hashes).encode()
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    reference = ["xargs", "-0", "-P", str(cpus), "-n", "200", "sha256sum"]
+    reference = ["xargs", "-0", "-P", str(cpu_count()), "-n", "200", "sha256sum"]
     program = [sys.executable, str(bootstrap.REPOSITORY / "bootstrap.py"), "--verify", "--env", env, "--prefix", home]
 
     def timed(argv: List[str], stdin: bytes) -> float:

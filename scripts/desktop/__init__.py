@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +79,11 @@ def set_up(args: Any) -> Dict[str, Any]:
     if not args.dry_run:
         for text in next_steps(line, local, is_rdp=kind.facts.get("how") == "rdp"):
             bootstrap.say(text)
-    result = {"ok": True, "desktop": args.desktop, "user": who.name, "changed": bool(done)}
     return {
-        **result,
+        "ok": True,
+        "desktop": args.desktop,
+        "user": who.name,
+        "changed": bool(done),
         "plan": [step.title for step in todo],
         **kind.facts,
         "local_port": local,
@@ -143,7 +144,7 @@ def _home(home: Path, who: Person) -> Path:
 @contextlib.contextmanager
 def _locked(home: Path, who: Person) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        with who.hat() if who.home in home.parents else contextlib.nullcontext():
+        with who.hat_below_home(home):
             stack.enter_context(bootstrap.locked(home))
         yield
 
@@ -221,16 +222,12 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
 
 
 def ssh_line(user: str, port: int, local: int) -> str:
-    """Return the command for the laptop. `localhost` on both sides, spelled as ssh wants it: LOCAL:HOST:PORT.
-
-    Without -N, as bootstrap.ssh_line: with it every key and click would wait 40 ms.
+    """Return the command for the laptop, whose own end is on localhost, whatever its ssh's GatewayPorts says.
 
     port: on this machine; local: on the laptop, high enough not to meet a screen that is shared there.
     """
-    connection = os.environ.get("SSH_CONNECTION", "").split()
-    other = f" -p {connection[3]}" if len(connection) == 4 and connection[3] != "22" else ""
-    target = shlex.quote(f"{user}@{bootstrap.address_for_others()}")
-    return f"ssh -o ExitOnForwardFailure=yes -L localhost:{local}:localhost:{port}{other} {target}"
+    address, ssh_port = bootstrap.address_for_others(), bootstrap.ssh_port_for_others()
+    return bootstrap.ssh_line(port, user, address, ssh_port, f"localhost:{local}")
 
 
 def next_steps(line: str, local: int, is_rdp: bool) -> List[str]:
@@ -286,7 +283,7 @@ def _remove(home: Path, who: Person, kind: str, dry_run: bool) -> int:
 
 def _tidy_home(home: Path, who: Person) -> None:
     """Remove our own folder if the desktop was all there was in it."""
-    with who.hat() if who.home in home.parents else contextlib.nullcontext(), contextlib.suppress(OSError):
+    with who.hat_below_home(home), contextlib.suppress(OSError):
         (home / "receipts").rmdir()
         if [p.name for p in home.iterdir()] == [".lock"]:
             (home / ".lock").unlink()

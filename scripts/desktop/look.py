@@ -43,6 +43,13 @@ def private(ports: Sequence[int]) -> None:
         raise Problem(f"it listens beyond loopback ({', '.join(outside)})")
 
 
+def working(alive: Callable[[], Optional[str]]) -> None:
+    """Raise Problem with what `alive` says is wrong with a server's process, if anything."""
+    complaint = alive()
+    if complaint:
+        raise Problem(complaint)
+
+
 def listening(
     port: int, display: Optional[int], alive: Callable[[], Optional[str]], timeout: float = APPEARS_WITHIN
 ) -> None:
@@ -59,9 +66,7 @@ def listening(
             x_over_tcp(display)
         if up:
             return
-        complaint = alive()
-        if complaint:
-            raise Problem(complaint)
+        working(alive)
         if time.monotonic() > deadline:
             raise Problem(f"nothing listens on port {port} (waited {timeout:g} s)")
         time.sleep(0.1)
@@ -160,6 +165,4 @@ def stays_up(alive: Callable[[], Optional[str]], appears: float = 20.0, seconds:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         time.sleep(0.25)
-        complaint = alive()
-        if complaint:
-            raise Problem(complaint)
+        working(alive)

@@ -447,7 +447,7 @@ def stop(receipt: Receipt) -> None:
     person, entry = receipt.person, receipt.entry
     if "how" not in entry:
         return
-    for how, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + patience
         told = set()
         running = server(person, entry["screen"], entry["how"])
@@ -455,7 +455,7 @@ def stop(receipt: Receipt) -> None:
             if running.pid not in told:
                 told.add(running.pid)
                 with person.hat(), contextlib.suppress(ProcessLookupError):
-                    os.kill(running.pid, how)
+                    os.kill(running.pid, number)
             time.sleep(0.1)
             running = server(person, entry["screen"], entry["how"])
 
@@ -558,8 +558,8 @@ def check(wished: Wish, person: Person, changed: bool) -> List[str]:
         look.stays_up(dead)
         look.private([wished.port])
         said.append(f"{wished.how} has been running for {look.STAYS_ALIVE:g} s")
-    elif dead():
-        raise look.Problem(dead() or "")
+    else:
+        look.working(dead)
     number = int(wished.seen.display.lstrip(":"))
     for found in proc.listeners([6000 + number]):  # started by the display manager, so not ours to stop
         bootstrap.say(f"note: the screen's own X server listens on TCP ({found}); add to its command: -nolisten tcp")

@@ -12,7 +12,7 @@ import pwd
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Callable, Dict, Iterator, Optional, Sequence
+from typing import IO, Callable, ContextManager, Dict, Iterator, Optional, Sequence
 
 import bootstrap
 
@@ -96,6 +96,10 @@ class Person:
             os.seteuid(0)
             os.setegid(gid)
             os.setgroups(groups)
+
+    def hat_below_home(self, path: Path) -> ContextManager[None]:
+        """Wear the hat where `path` lies below this user's home folder, stay who we are elsewhere."""
+        return self.hat() if self.home in path.parents else contextlib.nullcontext()
 
     def run(
         self,

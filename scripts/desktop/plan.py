@@ -58,15 +58,8 @@ class Receipt:
             {"user": person.name, "kind": kind, "files": {}, "folders": [], "modes": {}},
         )
 
-    @contextlib.contextmanager
-    def _writer(self) -> Any:
-        """As whom the receipt is written: the user below their own home folder, whoever we are elsewhere."""
-        hat = self.person.hat() if self.person.home in self.path.parents else contextlib.nullcontext()
-        with hat:
-            yield
-
     def _all(self) -> List[Dict[str, Any]]:
-        with self._writer():
+        with self.person.hat_below_home(self.path):
             return entries(self.path)
 
     def others(self) -> List[Dict[str, Any]]:
@@ -74,17 +67,13 @@ class Receipt:
         return [e for e in self._all() if (e["user"], e["kind"]) != (self.person.name, self.kind)]
 
     def _store(self, entries: Sequence[Dict[str, Any]]) -> None:
-        with self._writer():
+        with self.person.hat_below_home(self.path):
             if not entries:
                 with contextlib.suppress(FileNotFoundError):
                     self.path.unlink()
                 return
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"schema": 1, "desktops": entries}, indent=1) + "\n"
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            temporary.write_text(text)
-            temporary.chmod(0o600)
-            temporary.replace(self.path)
+            bootstrap.write_atomically(self.path, text, 0o600)
 
     def save(self) -> None:
         """Write it down. Called before each change, so that an interrupted run can be undone, too."""

@@ -13,7 +13,7 @@ from typing import List, Optional
 import bootstrap
 
 from . import files, proc
-from .person import Person
+from .person import Person, find
 from .plan import Receipt, Step
 
 LINGER = Path("/var/lib/systemd/linger")
@@ -79,11 +79,7 @@ class Linger(Step):
     def apply(self) -> None:
         person = self.receipt.person
         self.receipt.note(linger=True)
-        enable = ["loginctl", "--no-ask-password", "enable-linger", person.name]
-        me = person if os.getuid() else None
-        tried = [enable, ["sudo", "-n", *enable]] if me else [enable]
-        runner = me or _root()
-        if not any(runner.succeeds(argv) for argv in tried):
+        if not _told_logind("enable-linger", person):
             self.receipt.note(linger=False)
             bootstrap.say(
                 "note: the desktop will end when you log out. To keep it, and to have it back after a reboot, run: "
@@ -91,10 +87,12 @@ class Linger(Step):
             )
 
 
-def _root() -> Person:
-    from .person import find
-
-    return find("root")
+def _told_logind(what: str, person: Person) -> bool:
+    """Enable or disable a user's lingering, by sudo where that asks nothing; say whether it worked."""
+    argv = ["loginctl", "--no-ask-password", what, person.name]
+    if os.getuid() == 0:
+        return find("root").succeeds(argv)
+    return person.succeeds(argv) or person.succeeds(["sudo", "-n", *argv])
 
 
 def wait_for_manager(person: Person, timeout: float = 20) -> None:
@@ -172,10 +170,9 @@ class Unlinger(Step):
         return "" if entry.get("linger") and not others and (LINGER / self.receipt.person.name).exists() else None
 
     def apply(self) -> None:
-        runner = self.receipt.person if os.getuid() else _root()
-        argv = ["loginctl", "--no-ask-password", "disable-linger", self.receipt.person.name]
-        if not (runner.succeeds(argv) or (os.getuid() and runner.succeeds(["sudo", "-n", *argv]))):
-            bootstrap.say(f"note: to take lingering back, run: sudo {' '.join(argv)}")
+        person = self.receipt.person
+        if not _told_logind("disable-linger", person):
+            bootstrap.say(f"note: to take lingering back, run: sudo loginctl disable-linger {person.name}")
 
 
 def stop(person: Person, display: int, with_systemd: bool) -> None:

@@ -137,24 +137,22 @@ def _so_far(person: Person) -> Dict[str, str]:
 def wish(args: Any, person: Person, receipt: Receipt) -> Wish:
     """Return what to set up: options first, then what an earlier run chose, then the best there is."""
     before = _so_far(person)
-    vnc = getattr(args, "vnc", None) or next((k for k, v in SERVERS.items() if before.get("VNC_SERVER") == v), None)
+    vnc = args.vnc or next((k for k, v in SERVERS.items() if before.get("VNC_SERVER") == v), None)
     if vnc is None:
         # TightVNC's X server lacks RENDER, RANDR and XInput2, and GTK 4 programs abort on it.
         vnc = "tiger" if packages.available("Xtigervnc") or not packages.available("Xtightvnc") else "tight"
-    session = getattr(args, "session", None) or "auto"
-    if session == "auto":
-        session = before.get("VNC_DESKTOP", "auto")
+    session = before.get("VNC_DESKTOP", "auto") if args.session == "auto" else args.session
     if session not in packages.SESSIONS:
         ready = (name for name, needs in packages.SESSIONS.items() if all(packages.here(n) for n in needs))
         session = next(ready, "xfce")
-    geometry = getattr(args, "geometry", None) or before.get("VNC_GEOMETRY", "1600x900")
+    geometry = args.geometry or before.get("VNC_GEOMETRY", "1600x900")
     if not GEOMETRY.fullmatch(geometry):
         raise bootstrap.Failure(
             f"the screen size is not understood (found {geometry}, need WIDTHxHEIGHT)",
             "python3 bootstrap.py --desktop virtual --geometry 1600x900",
             bootstrap.EXIT_USAGE,
         )
-    display = choose_display(getattr(args, "display", None), receipt.entry.get("display"), person)
+    display = choose_display(args.display, receipt.entry.get("display"), person)
     return Wish(vnc, session, display, geometry)
 
 
@@ -284,8 +282,7 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
         running = service.session(person, wished.display)
 
         def wrong() -> Optional[str]:
-            if dead():  # without systemd nobody starts it again: no use waiting
-                raise look.Problem(dead() or "")
+            look.working(dead)  # without systemd nobody starts it again: no use waiting
             return service.complaint(person, wished.display, program)
 
         look.stays_up(wrong)
@@ -295,8 +292,8 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
         if running is None or again is None or running.pid != again.pid:
             raise look.Problem("the session ended and was started again")
         said.append(f"{program} has been running for {look.STAYS_ALIVE:g} s")
-    elif dead():
-        raise look.Problem(dead() or "")
+    else:
+        look.working(dead)
     return said
 
 

@@ -150,7 +150,8 @@ Readable.add_representer(str, _text)
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser; its --help is the manual."""
     parser = argparse.ArgumentParser(
-        description="Write cloud-init user-data that makes a fresh machine a Colab local runtime.",
+        prog="cloud_init.py",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python scripts/fleet/cloud_init.py --git https://example.org/colab-local.git --commit $(git rev-parse HEAD)
