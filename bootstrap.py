@@ -1212,6 +1212,7 @@ class Installation:
         self.notices = []  # type: List[str]
         self.seconds = {}  # type: Dict[str, float]
         self.overlay = {}  # type: Dict[str, str]
+        self.seal = {}  # type: Dict[str, str]
         self.installers = []  # type: List[Dict[str, str]]
 
     # -- where things are
@@ -1509,16 +1510,21 @@ class Installation:
         # type: () -> None
         """Import, compute and load the extension once: it proves the environment and leaves it warm.
 
-        Both children also write the .pyc files that make the first cell and Jupyter's first start quick.
+        Both children also write the .pyc files that make the first cell and Jupyter's first start quick. Meanwhile
+        the receipt's seal is taken of what was installed.
         """
         from concurrent.futures import ThreadPoolExecutor
+
+        from scripts import verify
 
         python = self.prefix / "bin" / "python"
         names = sorted(locked_names(self.lock.pypi))
         program = REPOSITORY / "scripts" / "tryout.py"
         env = child_environment(TF_CPP_MIN_LOG_LEVEL="3", PATH=_path_with(self.prefix / "bin"))
         expect = ["--expect-gpu"] if self.lock.accelerator == "gpu" and not self.args.no_gpu_check else []
+        tree = verify.walk(self.prefix)  # before .pyc files come and go
         with ThreadPoolExecutor(2) as pool:
+            sealing = pool.submit(verify.sealed, self.prefix, tree, {})
             serving = pool.submit(run, [python, program, "serve"], env, None, 300)
             try:
                 found = json.loads(
@@ -1529,14 +1535,13 @@ class Installation:
                 for child in list(_children):
                     child.terminate()
                 raise
+        self.seal = sealing.result()
         self.notices += found["notices"]
         log(json.dumps(found))
 
     def write_receipt(self):
         # type: () -> None
         """Write down what was made: from now on the environment counts as whole."""
-        from scripts import verify
-
         names = {name: sha256_of(self.receipts / "lock" / name) for name in self.lock_texts()}
         code = "import platform; print(platform.python_version())"
         write_atomically(
@@ -1557,7 +1562,7 @@ class Installation:
                     "jupyter_argv": self.jupyter_argv(),
                     "port": self.args.port,
                     "notebook_dir": str(self.args.notebook_dir),
-                    "seal": verify.seal(self.prefix),
+                    "seal": self.seal,
                     "made": [str(path) for path in self.made_outside()],
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     "seconds": {name: round(value, 2) for name, value in self.seconds.items()},

@@ -267,11 +267,6 @@ def walk(prefix: Path) -> Tree:
     return tree
 
 
-def seal(prefix: Path) -> Dict[str, str]:
-    """Return what the receipt says of an environment that has just been made; see sealed()."""
-    return sealed(prefix, walk(prefix), {})
-
-
 def sealed(prefix: Path, tree: Tree, hashes: Dict[str, str]) -> Dict[str, str]:
     """Return {path: sha256, " x" after it where the file is executable; "-> target" of a link} of what is SEALED.
 
