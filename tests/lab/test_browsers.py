@@ -299,7 +299,7 @@ def test_the_browser_holds_the_server_to_cors(browser: Browser, no_credentials: 
 
 # --- the browser's question, and what we tell its user ------------------------------------------------------
 
-# What each browser calls things, as the doctor and the README have to call them.
+# What each browser calls things, as the doctor and docs/browsers.md have to call them.
 WORDS = {
     "chromium": ("access other apps and services on this device", "Allow", "Apps on device"),
     "firefox": ("access other apps and services on this device", "Allow", "Access this device", "Blocked"),
@@ -354,8 +354,8 @@ def test_the_doctor_knows_that_the_browser_is_left(browser: Browser, straight: S
         assert text in doctor.stdout
 
 
-def test_readme_tells_what_to_click() -> None:
-    text = (REPO / "README.md").read_text()
+def test_the_page_about_browsers_tells_what_to_click() -> None:
+    text = (REPO / "docs" / "browsers.md").read_text()
     for words in WORDS.values():
         for word in words:
             assert word.lower() in text.lower(), word
