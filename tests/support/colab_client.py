@@ -142,7 +142,7 @@ class Server:
 
 def _json(content: bytes) -> Any:
     try:
-        return json.loads(content)
+        return json.loads(content.removeprefix(b")]}'\n"))  # as Colab's page does with what is below /api/colab/
     except ValueError:
         return None
 
