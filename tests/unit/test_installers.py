@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from colab_local.locking import installers
+
 REPO = Path(__file__).resolve().parent.parent.parent
 KNOWN = json.loads((REPO / "environments/installers.json").read_text())
 
@@ -27,7 +29,7 @@ def load() -> Any:
     return module
 
 
-installers = load()
+program = load()
 
 
 def sha256(name: str) -> str:
@@ -106,7 +108,7 @@ def run(url: str, folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
     """Run the program on a copy of installers.json; return its status and the file as it is then."""
     file = folder / "installers.json"
     file.write_text(json.dumps(KNOWN, indent=1) + "\n")
-    status = installers.main(["--file", str(file), "--api", url, "--archive", f"{url}/archive/", *options])
+    status = program.main(["--file", str(file), "--api", url, "--archive", f"{url}/archive/", *options])
     return status, json.loads(file.read_text())
 
 
@@ -153,19 +155,74 @@ def test_what_does_not_fit_together_is_an_error(
 ) -> None:
     pages[path] = edit(pages[path])
     with served(pages) as url:
-        assert run(url, tmp_path, "--write") == (1, KNOWN)
+        assert run(url, tmp_path, "--write") == (5, KNOWN)
     assert said in capsys.readouterr().err
     del pages[path]
     with served(pages) as url:
-        assert run(url, tmp_path, "--write") == (1, KNOWN)
+        assert run(url, tmp_path, "--write") == (5, KNOWN)
 
 
-def test_the_pinned_files_are_what_their_versions_and_platforms_say() -> None:
-    """Every engine has a file for every platform, from its project's own place."""
-    words = {"miniforge": installers.MINIFORGE, "anaconda": installers.MINIFORGE, "pixi": installers.PIXI}
-    for name, platforms in words.items():
-        entry = KNOWN[name]
-        assert set(entry["files"]) == set(platforms)
-        for platform, file in entry["files"].items():
-            assert entry["version"] in file["url"] and platforms[platform] in file["url"]
-            assert file["url"].startswith("https://")
+def test_the_pinned_files_follow_from_project_version_and_platform() -> None:
+    assert list(installers.wrong_names(KNOWN)) == []
+
+
+EDITS = [
+    ("https://", "http://"),
+    ("/releases/download/", "/releases/latest/"),
+    ("github.com/", "github.com/somebody/"),
+    ("repo.anaconda.com", "mirror.example.org"),
+    ('"version": "', '"version": "1'),
+    ('"sha256": "', '"sha256": "g'),
+    ('"size": null', '"size": 12'),
+    ('"linux-aarch64": {', '"linux-riscv64": {'),
+    ("aarch64.", "x86_64."),
+]
+TEXTS = {name: json.dumps(KNOWN[name], indent=1) for name in installers.SOURCES}
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [(name, before, after) for name in TEXTS for before, after in EDITS if before in TEXTS[name]],
+)
+def test_a_wrong_name_is_seen_without_a_network(name: str, before: str, after: str) -> None:
+    """Another project, scheme, version or platform."""
+    entry = json.loads(TEXTS[name].replace(before, after, 1))
+    assert list(installers.wrong_names({**KNOWN, name: entry})), (name, before)
+
+
+def test_swapped_platforms_are_seen() -> None:
+    for name in installers.SOURCES:
+        content = json.loads(json.dumps(KNOWN))
+        files = content[name]["files"]
+        files["linux-64"], files["osx-arm64"] = files["osx-arm64"], files["linux-64"]
+        assert len(list(installers.wrong_names(content))) == 2
+
+
+def test_hashes_and_sizes_are_compared_with_the_published_ones(pages: Pages) -> None:
+    """That needs a network: nothing in the repository contradicts a wrong hash."""
+    known = {
+        "pixi": KNOWN["pixi"],
+        "anaconda": {**KNOWN["anaconda"], "files": json.loads(json.dumps(KNOWN["anaconda"]["files"]))},
+    }
+    version = known["anaconda"]["version"]
+    for platform, word in installers.MINIFORGE.items():
+        known["anaconda"]["files"][platform]["sha256"] = sha256(version + word)
+    release(pages, "prefix-dev/pixi", f"v{known['pixi']['version']}", [], sha256)
+    names = {Path(entry["url"]).name: entry["sha256"] for entry in KNOWN["pixi"]["files"].values()}
+    release(pages, "prefix-dev/pixi", f"v{known['pixi']['version']}", list(names), names.__getitem__)
+    pages[f"/repos/prefix-dev/pixi/releases/tags/v{known['pixi']['version']}"] = pages[
+        "/repos/prefix-dev/pixi/releases/latest"
+    ]
+    with served(pages) as url:
+        pages["/archive/"] = pages["/archive/"].replace("@HERE@", url)
+
+        def found() -> list[str]:
+            lines = installers.wrong_files(known, url, f"{url}/archive/")
+            return [line for line in lines if ": url: " not in line]  # the pages here are on loopback
+
+        assert found() == []
+        known["anaconda"]["files"]["linux-64"]["sha256"] = "0" * 64
+        known["pixi"]["files"]["osx-arm64"]["sha256"] = "1" * 64
+        assert len(found()) == 2
+        del pages["/archive/"]
+        assert any("can't be read" in line for line in found())
