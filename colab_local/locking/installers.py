@@ -6,7 +6,8 @@ import json
 import os
 import re
 import urllib.request
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from colab_local.base.errors import EXIT_NETWORK, Failure
@@ -36,11 +37,11 @@ def unreadable(text: str) -> Failure:
 
 def read(url: str) -> str:
     """Return the text of a page; GH_TOKEN, if it is set, is shown to GitHub's API alone."""
-    request = urllib.request.Request(url, headers={"User-Agent": "colab-local"})  # noqa: S310 - https, see the callers
+    request = urllib.request.Request(url, headers={"User-Agent": "colab-local"})
     if url.startswith(API) and os.environ.get("GH_TOKEN"):
         request.add_header("Authorization", f"Bearer {os.environ['GH_TOKEN']}")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode())
     except (OSError, ValueError) as problem:
         raise unreadable(f"{url} can't be read ({problem})") from None

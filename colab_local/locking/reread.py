@@ -192,7 +192,8 @@ def check_download_size(spec: Spec, shown: str, requirements: str, told: int) ->
     here = [row for row in rows if row[5] == "everywhere" or platform in row[5] or row[5].startswith("Python ")]
     sizes = [int(row[3].removesuffix(" kB").replace(",", "")) * 1000 for row in here if row[0] in names]
     if not sum(sizes) - 1000 * len(sizes) <= told <= sum(sizes):
-        yield f"index.json: {spec.name}/{platform}: pypi_download: found {told}, packages.txt's sizes add up to {sum(sizes)}"
+        what = f"index.json: {spec.name}/{platform}: pypi_download"
+        yield f"{what}: found {told}, packages.txt's sizes add up to {sum(sizes)}"
 
 
 def check_jupyter_files(folder: Path, known: Mapping[str, Any]) -> Iterator[str]:
