@@ -157,6 +157,24 @@ def parse_pins(text: str) -> dict[str, str]:
     return pins
 
 
+def platform_marker(platforms: Sequence[str]) -> str:
+    """Return the shortest marker that is true on these platforms and on no other that we lock."""
+    chosen = sorted(platforms)
+    known = {
+        (): "",
+        ("linux-64", "linux-aarch64"): "sys_platform == 'linux'",
+        ("osx-arm64",): "sys_platform == 'darwin'",
+        ("linux-64", "osx-arm64"): "platform_machine != 'aarch64'",
+        ("linux-aarch64", "osx-arm64"): "platform_machine != 'x86_64'",
+    }
+    if tuple(chosen) in known:
+        return known[tuple(chosen)]
+    return " or ".join(
+        "sys_platform == '{sys_platform}' and platform_machine == '{platform_machine}'".format(**MARKER_VALUES[p])
+        for p in chosen
+    )
+
+
 def constraints(pins: Mapping[str, str], exceptions: Mapping[str, Any]) -> list[str]:
     """Return hosted Colab's versions as uv's constraints, less the exceptions of colab-exceptions.yml."""
     lines = []
