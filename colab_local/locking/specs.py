@@ -33,24 +33,6 @@ EXCEPTIONS_SHAPE = {"*": {"reason": r".+", "platforms?": [r".+"]}}
 Target = tuple[str, str]  # conda platform, Python series
 
 
-def platform_marker(platforms: Sequence[str]) -> str:
-    """Return the shortest marker that is true on these platforms and on no other that we lock."""
-    chosen = sorted(platforms)
-    known = {
-        (): "",
-        ("linux-64", "linux-aarch64"): "sys_platform == 'linux'",
-        ("osx-arm64",): "sys_platform == 'darwin'",
-        ("linux-64", "osx-arm64"): "platform_machine != 'aarch64'",
-        ("linux-aarch64", "osx-arm64"): "platform_machine != 'x86_64'",
-    }
-    if tuple(chosen) in known:
-        return known[tuple(chosen)]
-    return " or ".join(
-        "sys_platform == '{sys_platform}' and platform_machine == '{platform_machine}'".format(**MARKER_VALUES[p])
-        for p in chosen
-    )
-
-
 @dataclass(frozen=True)
 class Spec:
     """One environment file with what belongs to it: specs of both layers, and the machine it is for."""
