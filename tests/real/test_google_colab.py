@@ -341,9 +341,8 @@ def test_magics_and_pictures(own_page: Colab) -> None:
 def test_without_a_mark_the_page_is_asked(prefix: Path, tmp_path: Path) -> None:
     """nbconvert, papermill, VS Code: nobody answers, and local meanings follow after one question."""
     code = "from google.colab import files\nopen('f', 'w').close()\nfiles.download('f')\nfiles.download('f')"
-    cells: list[dict[str, Any]] = [
-        {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": [], "source": code}
-    ]
+    cell: dict[str, Any] = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
+    cell["source"] = code
     spec = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
     path = tmp_path / "a.ipynb"
     path.write_text(json.dumps({"cells": [cell], "metadata": spec, "nbformat": 4, "nbformat_minor": 4}))

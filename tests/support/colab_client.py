@@ -333,7 +333,7 @@ class Colab:
                 printed[content["name"]].append(content["text"])
             elif kind == "error":
                 outputs.error = f"{content['ename']}: {content['evalue']}"
-            elif kind in ("execute_result", "display_data"):
+            elif kind in ("execute_result", "display_data", "update_display_data"):
                 outputs.data.append(content["data"])
                 outputs.metadata.append(content["metadata"])
                 outputs.result = content["data"].get("text/plain", "")
