@@ -32,7 +32,8 @@ from colab_local.base.downloads import (
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import check_disk, sha256_of
 from colab_local.base.programs import child_environment, telling_line
-from colab_local.base.progress import Progress, Screen
+from colab_local.base.progress import Progress
+from colab_local.base.terminal import Screen
 from colab_local.base.text import mask
 from colab_local.install.engines import Job
 from colab_local.install.engines import host as host_engine
@@ -827,7 +828,9 @@ def on_a_terminal(code: str) -> str:
     import pty
 
     head = f"import sys; sys.path.insert(0, {str(REPO)!r}); from pathlib import Path\n"
-    head += "".join(f"from colab_local.base.{name} import *\n" for name in ("terminal", "progress", "programs", "downloads"))
+    head += "".join(
+        f"from colab_local.base.{name} import *\n" for name in ("terminal", "progress", "programs", "downloads")
+    )
     argv = [sys.executable, "-c", head + code]
     ours, theirs = pty.openpty()
     child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs)
