@@ -361,11 +361,9 @@ def attempt(argv: Sequence[str]) -> tuple[int, str]:
 
 def installed_pythons() -> dict[str, str]:
     """Return an interpreter of this machine for each Python series that the locks cover, as far as there is one."""
-    pyenv = sorted(Path.home().glob(".pyenv/versions/*/bin/python"))
     found = {}
     for series in PYTHONS:
-        installed = [str(path) for path in pyenv if path.parts[-3].startswith(f"{series}.")]
-        for candidate in (sys.executable, shutil.which(f"python{series}"), *installed):
+        for candidate in (sys.executable, shutil.which(f"python{series}")):
             # asked, because a pyenv shim stands on PATH also when it leads nowhere
             ask = "import sys; print('%d.%d' % sys.version_info[:2])"
             if candidate and attempt([candidate, "-c", ask])[1].strip() == series:
