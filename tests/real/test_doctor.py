@@ -23,7 +23,7 @@ import trustme
 
 from colab_local.base.network import parse_listeners
 from colab_local.laptop import colab_page, cures, examination
-from tests.support import pythons
+from tests.support import pythons as other_pythons
 from tests.support.jupyter_servers import (
     ALLOW_CREDENTIALS,
     ALLOW_ORIGIN,
@@ -403,7 +403,7 @@ def test_help_teaches(tmp_path: Path) -> None:
 
 def test_runs_on_old_pythons(tmp_path: Path) -> None:
     """A laptop has whatever Python it has; 3.8 is the oldest that is promised."""
-    for old in old_pythons() or [pythons.demand("3.8")]:
+    for old in old_pythons() or [other_pythons.demand("3.8")]:
         found = examine(tmp_path, f"http://localhost:{free_port()}", python=old)
         assert found.fault == "nothing-listens", found
 
