@@ -87,8 +87,9 @@ def read_exceptions(folder: Path) -> dict[str, Any]:
 
 
 def read_cards(folder: Path) -> dict[str, dict[str, str]]:
-    """Return {environment: {capability: CUDA}} of gpu-cards.yml: the cards that a person has seen and approved."""
-    return dict(read_yaml(folder / "gpu-cards.yml", CARDS_SHAPE))
+    """Return {environment: {capability: CUDA}} of gpu-cards.yml: the cards that a person has approved; {} for none."""
+    path = folder / "gpu-cards.yml"
+    return dict(read_yaml(path, CARDS_SHAPE)) if path.exists() else {}
 
 
 def card_differences(approved: Mapping[str, str], found: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
