@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from packaging.utils import canonicalize_name
 
 from colab_local.base.documents import misfit
 from colab_local.base.errors import Failure
-from colab_local.locking.wheels import platform_marker
 
 CHANNEL = "https://conda.anaconda.org/conda-forge/"
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -138,6 +137,24 @@ def parse_pins(text: str) -> dict[str, str]:
                 raise Failure(f"colab-pins.txt, line {number}: need name==version (found {pin!r})")
             pins[canonicalize_name(name)] = version
     return pins
+
+
+def platform_marker(platforms: Sequence[str]) -> str:
+    """Return the shortest marker that is true on these platforms and on no other that we lock."""
+    chosen = sorted(platforms)
+    known = {
+        (): "",
+        ("linux-64", "linux-aarch64"): "sys_platform == 'linux'",
+        ("osx-arm64",): "sys_platform == 'darwin'",
+        ("linux-64", "osx-arm64"): "platform_machine != 'aarch64'",
+        ("linux-aarch64", "osx-arm64"): "platform_machine != 'x86_64'",
+    }
+    if tuple(chosen) in known:
+        return known[tuple(chosen)]
+    return " or ".join(
+        "sys_platform == '{sys_platform}' and platform_machine == '{platform_machine}'".format(**MARKER_VALUES[p])
+        for p in chosen
+    )
 
 
 def constraints(pins: Mapping[str, str], exceptions: Mapping[str, Any]) -> list[str]:
