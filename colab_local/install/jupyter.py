@@ -89,5 +89,19 @@ def add_jupyter(prefix: Path, lock: Lock, screen: Screen) -> dict[str, str]:
         added[os.path.relpath(str(target), str(prefix))] = digest
         recorded[os.path.relpath(str(target), str(packages))] = content
     for info in {name.split("/")[1] for name in lock.jupyter if ".dist-info/" in name}:
-        write_atomically(packages / info / "RECORD", dist_record(recorded) + f"{info}/RECORD,,\n")
+        owned = {path: content for path, content in recorded.items() if owns(info, path)}
+        write_atomically(packages / info / "RECORD", dist_record(owned) + f"{info}/RECORD,,\n")
     return added
+
+
+def owns(info: str, path: str) -> bool:
+    """Return whether a file of environments/jupyter/ belongs to the distribution whose folder is `info`.
+
+    path: relative to the environment's packages. google.colab is a distribution of its own, so that pip takes it for
+    installed; all else belongs to the server extension.
+
+    >>> [owns("google_colab-1.dist-info", path) for path in ("google/colab/files.py", "../../etc/a.json")]
+    [True, False]
+    """
+    of_google = path.startswith(("google/", "google_colab-"))
+    return of_google == info.startswith("google_colab-")

@@ -107,16 +107,14 @@ def solve(
         screen.report(f"{spec.name}'s locked Python layer doesn't fit its specs any more: solving it anew")
         python = solve_python(spec, pins)
     lock = Solution(spec, conda, python, {})
-    conda_python = {wheel for platform in spec.platforms for wheel in lock.wheels(platform)}
-    shown = {next(iter(package.wheels.values())) for package in python}  # one for the licence, wherever it is used
-    lock.about.update(read_wheels(conda_python | shown))
+    lock.about.update(read_wheels(lock.all_wheels()))
     return lock
 
 
 def read_files(lockfiles: Path) -> dict[str, str]:
-    """Return the text of every file under lockfiles/, by its path there."""
+    """Return the text of every file under lockfiles/, by its path there; line ends stay as they are in the file."""
     return {
-        path.relative_to(lockfiles).as_posix(): path.read_text(encoding="utf-8", errors="replace")
+        path.relative_to(lockfiles).as_posix(): path.read_bytes().decode("utf-8", "replace")
         for path in sorted(lockfiles.rglob("*"))
         if path.is_file() and ".pixi" not in path.parts
     }

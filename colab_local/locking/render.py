@@ -58,6 +58,11 @@ class Solution:
         target = (platform, self.series)
         return [package.wheels[target] for package in self.python if target in package.wheels]
 
+    def all_wheels(self) -> set[Wheel]:
+        """Return the wheels that packages.txt and index.json speak of: installed ones, and one of every package."""
+        beside = {wheel for platform in self.spec.platforms for wheel in self.wheels(platform)}
+        return beside | {next(iter(package.wheels.values())) for package in self.python}
+
 
 def digest(text: str) -> str:
     """Return the SHA-256 of a text file's content."""

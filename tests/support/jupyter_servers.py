@@ -254,3 +254,17 @@ def serve(
     argv = [str(prefix / "bin" / "jupyter-notebook"), *(f for f in base if f.split("=")[0] not in given), *flags]
     with start(argv, home, port, env) as running:
         yield running
+
+
+@contextmanager
+def serve_lab(prefix: Path, home: Path, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """Start the JupyterLab of the environment at `prefix` with the flags that Colab needs."""
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    flags = [flag.replace("--NotebookApp.", "--ServerApp.") for flag in colab_flags(port, home)]
+    argv = [
+        str(prefix / "bin" / "jupyter-lab"),
+        *(flag.replace("--notebook-dir", "--ServerApp.root_dir") for flag in flags),
+    ]
+    with start(argv, home, port, env) as running:
+        yield running

@@ -55,7 +55,7 @@ CHANNEL = "https://conda.anaconda.org/conda-forge"
 HOSTS = ("https://conda.anaconda.org/", "https://github.com/", "https://repo.anaconda.com/")
 
 MINIFORGE = "26.7.2-0"
-ANACONDA = "2025.12-2"
+ANACONDA = "2026.07-1"
 PIXI = "0.81.0"
 
 # What makes the Python layer big, and what Jupyter with the extension does not need to start.
@@ -257,6 +257,7 @@ def build_installer(target: Path, name: str, version: str) -> None:
         f"{site}/conda.py": (STANDINS / "conda.py").read_bytes(),
         f"{site}/standin.pth": f"{own}\n".encode(),
         "bin/conda.body": b"from conda import leave, main\n\nleave(main())\n",
+        "bin/mamba.body": b"from conda import leave, main\n\nleave(main())\n",
         "conda-meta/history": b"",
         ".condarc": b"channels:\n  - conda-forge\n" if name == "Miniforge3" else b"channels:\n  - defaults\n",
         # as heavy as it takes for a cut in the middle to mean something
