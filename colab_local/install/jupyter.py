@@ -16,7 +16,7 @@ from colab_local.install.lockfiles import OVERLAY, Lock, read_locked
 
 DEFAULT_PORT = 8888
 LAUNCHER = "colab/jupyter-notebook"  # in an environment; from environments/jupyter/prefix
-TOKEN_FILE = "COLAB_LOCAL_TOKEN_FILE"  # the variable that names the file with the token, where we start Jupyter
+TOKEN_FILE = "COLAB_LOCAL_TOKEN_FILE"  # noqa: S105 - the variable that names the file with the token
 COLAB_ORIGIN = "https://colab.research.google.com"
 
 

@@ -263,7 +263,8 @@ def test_systemd_reads_the_command_as_it_was_meant(machine: Booted) -> None:
     """Blanks, quotes, %, $, backslashes and other letters arrive unharmed, in the environment too."""
     odd = ["a b", "50%", "$HOME", "${X}", "q\"uo'te", "back\\slash", "line\n[Service]", "süß", ""]
     token_file = Path('/tmp/k %n $X "ö"')
-    show = "import json,os,sys; json.dump([sys.argv[1:], os.environ['COLAB_LOCAL_TOKEN_FILE']], open('/run/seen', 'w'))"
+    seen = "[sys.argv[1:], os.environ['COLAB_LOCAL_TOKEN_FILE']]"
+    show = f"import json,os,sys; json.dump({seen}, open('/run/seen', 'w'))"
     text = service.unit_text(["/usr/bin/python3", "-c", show, *odd], "cpu", Path("/"), token_file)
     machine.run(["sh", "-c", 'printf %s "$1" >/run/systemd/system/odd.service', "sh", text])
     machine.run(["systemctl", "daemon-reload"])
