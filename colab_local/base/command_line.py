@@ -21,17 +21,19 @@ Work = Callable[[argparse.Namespace, Screen], int]
 
 def typed_program() -> str:
     """Return how this program was called, as it can be typed again: `python3 scripts/doctor.py`."""
-    program = sys.argv[0] or "bootstrap.py"
+    program = sys.argv[0] if sys.argv[0].endswith(".py") else "bootstrap.py"
     return "python3 " + shlex.quote(program)
 
 
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are two lines like all others: what is wrong, and what was meant if that is near.
 
-    Abbreviations of options are errors, too: what they mean would change with the next option.
+    Abbreviations of options are errors, too: what they mean would change with the next option. never_meant: options
+    that are not offered in place of a wrong word, because they take something away.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, never_meant: Sequence[str] = (), **settings: Any) -> None:
+        self.never_meant = never_meant
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
         self.typed: list[str] = []
@@ -64,12 +66,14 @@ class Parser(argparse.ArgumentParser):
 
     def unknown(self, words: Sequence[str]) -> Failure:
         """Return what is said of words that no option takes; the hint is the line put right, where that is clear."""
-        options = [option for option in self._option_string_actions if option.startswith("--")]
+        options = [name for name in self._option_string_actions if name[:2] == "--" and name not in self.never_meant]
         wrong = next((word for word in words if word.startswith("-")), words[0])
         name, equals, value = wrong.partition("=")
         # `gpu` for --gpu, `--gup` for --gpu, `install` for nothing at all
         bare = "--" + name.lstrip("-").replace("_", "-").lower()
-        near = [bare] if bare in options else difflib.get_close_matches(bare, options, 1, 0.75)
+        near = [bare] if bare in options else []
+        if wrong.startswith("-"):
+            near = near or difflib.get_close_matches(bare, options, 1, 0.75)
         what = f"unknown {'option' if wrong.startswith('-') else 'word'}: {wrong}"
         if near:
             return Failure(
@@ -110,7 +114,7 @@ def catch_signals(screen: Screen) -> None:
         screen.interrupted = True
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # Windows has none
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stands
             signal.signal(number, interrupt)
 
