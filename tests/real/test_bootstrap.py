@@ -525,7 +525,7 @@ def test_of_a_failed_programs_output_the_telling_line_is_shown(out: str, err: st
 
 def test_the_jupyter_command_is_exact() -> None:
     assert jupyter_argv("/p", 8890, "/nb") == [
-        "/p/bin/jupyter-notebook",
+        "/p/colab/jupyter-notebook",
         "--no-browser",
         "--ip=127.0.0.1",
         "--port=8890",
@@ -558,7 +558,7 @@ def test_a_second_run_does_nothing_and_says_how_to_start(installed: Installed, t
     done = bootstrap_run(arguments, env=clean_environment(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Nothing to do" in done.stdout
-    assert str(installed.prefix / "bin" / "jupyter-notebook") in done.stdout
+    assert str(installed.prefix / "colab" / "jupyter-notebook") in done.stdout
     assert snapshot(installed.home) == before
 
 
