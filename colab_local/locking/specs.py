@@ -87,7 +87,7 @@ def read_exceptions(folder: Path) -> dict[str, Any]:
 
 
 def read_cards(folder: Path) -> dict[str, dict[str, str]]:
-    """Return {environment: {capability: CUDA}} of gpu-cards.yml: the cards that a person has approved; {} for none."""
+    """Return {environment: {capability: CUDA}} of gpu-cards.yml: the cards that a person has approved, or {}."""
     path = folder / "gpu-cards.yml"
     return dict(read_yaml(path, CARDS_SHAPE)) if path.exists() else {}
 
