@@ -123,7 +123,7 @@ def small_lock(world: World) -> Lock:  # noqa: F811
 
 def job_of(world: World, home: Path, lock: Lock) -> Job:  # noqa: F811
     """Return what an engine works with, the packages of the lock fetched into the home."""
-    job = Job(home, "cpu", world.platform, {"environments": {}}, home, (), None, Screen(program="test"))
+    job = Job(home, "cpu", world.platform, {"environments": {}}, home, (), None, Screen())
     for line in lock.conda.splitlines():
         if line.startswith("https:"):
             url = line.partition("#")[0]
@@ -203,7 +203,8 @@ def test_the_stand_in_obeys_what_does_harm(
     (tmp_path / "explicit.txt").write_text(
         "\n".join(line for line in lines if line.startswith(("@", "file:"))) + "\n"
     )
-    argv = [their_conda, "create", "--yes", "--prefix", home / "envs/one", "--file", tmp_path / "explicit.txt"]
+    argv = [str(their_conda), "create", "--yes", "--prefix", str(home / "envs/one")]
+    argv += ["--file", str(tmp_path / "explicit.txt")]
     env = {**os.environ, "CONDA_PKGS_DIRS": str(tmp_path / "pkgs"), "CONDA_REGISTER_ENVS": "false"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
     made = done.returncode == 0 and content(home / "envs/one")
