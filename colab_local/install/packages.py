@@ -11,6 +11,7 @@ from typing import Any, Iterable
 
 from colab_local.base.files import remove_tree, write_atomically
 from colab_local.base.programs import child_environment, run, succeeds
+from colab_local.base.progress import Size
 from colab_local.base.terminal import Screen
 from colab_local.install.home import config_folder
 from colab_local.install.lockfiles import Lock, locked_entry
@@ -40,7 +41,9 @@ def pip_settings() -> list[str]:
 
 def uv_environment() -> dict[str, str]:
     """Return uv's environment: the user's own, and pip's index where only pip has been told of one."""
-    env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never")
+    # Copied, not linked: a file that is changed in one environment is not changed in uv's cache and in the next one.
+    # Where the file system can share blocks between copies (APFS, Btrfs, XFS), a copy costs no room.
+    env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never", UV_LINK_MODE="copy")
     told = any(name in env for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"))
     if not told and not (config_folder() / "uv" / "uv.toml").exists() and not Path("/etc/uv/uv.toml").exists():
         url = pip_index_url(dict(os.environ), pip_settings())
@@ -94,4 +97,6 @@ def install_packages(uv: Path, prefix: Path, lock: Lock, kept: Path, wheels: Pat
             argv += ["-r", kept / name]
     if wheels:
         argv += ["--no-index", "--find-links", wheels]
-    run(argv, screen, uv_environment())
+    written, download = lock.bytes.get("pypi_installed"), lock.bytes.get("pypi_download")
+    size = Size(written, written if wheels else download) if written and download else None
+    run(argv, screen, uv_environment(), size=size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import http.server
 import json
@@ -22,8 +21,10 @@ from typing import Any
 import pytest
 import trustme
 
-from colab_local.laptop import colab_page
-from scripts import doctor
+from colab_local.base.network import parse_listeners
+from colab_local.install.jupyter import jupyter_argv
+from colab_local.laptop import colab_page, cures, examination
+from tests.support import pythons as other_pythons
 from tests.support.jupyter_servers import (
     ALLOW_CREDENTIALS,
     ALLOW_ORIGIN,
@@ -39,6 +40,7 @@ from tests.support.jupyter_servers import (
     user_environment,
     uv,
 )
+from tests.support.pythons import old_pythons
 
 NEWEST = list(pythons())[-1]
 DISABLE = "--NotebookApp.nbserver_extensions={'jupyter_http_over_ws': False}"
@@ -104,15 +106,16 @@ def make_receipt(home: Path, prefix: Path) -> list[str]:
     place = home / "colab-local"
     (place / "current").mkdir(parents=True)
     (place / "current" / "cpu").symlink_to(prefix)
-    folder = place / "receipts" / "cpu-0123456789ab"
-    folder.mkdir(parents=True)
-    argv = [str(place / "current" / "cpu" / "bin" / "jupyter-notebook"), "--no-browser", "--port=8888"]
-    root = place / "envs" / folder.name
-    root.parent.mkdir()
-    root.symlink_to(prefix)
-    receipt = {"schema": 1, "env": "cpu", "root": str(root), "prefix": str(prefix), "jupyter_argv": argv}
-    (folder / "receipt.json").write_text(json.dumps(receipt))
-    return argv
+    name = "cpu-0123456789ab"
+    (place / "envs").mkdir()
+    (place / "envs" / name).symlink_to(prefix)
+    lock = {"digest": "0" * 64, "files": {}, "jupyter": {}}
+    receipt = {"schema": 2, "name": name, "env": "cpu", "platform": "linux-64", "engine": "host"}
+    receipt |= {"layer": "host-3.13", "python": "3.13.1", "lock": lock, "home": str(place)}
+    receipt |= {"port": 8888, "notebook_dir": str(home)}
+    (place / "receipts" / name).mkdir(parents=True)
+    (place / "receipts" / name / "receipt.json").write_text(json.dumps(receipt))
+    return jupyter_argv(str(place / "current" / "cpu"), 8888, str(home), os.geteuid() == 0)
 
 
 # The table "Which settings pass" of the facts about Colab: flags, fault, how each transport ends.
@@ -146,7 +149,7 @@ def test_every_row_of_the_settings_table(prefix: Path, tmp_path: Path, settings:
         found = examine(tmp_path)
     assert (found.fault, found.last("direct"), found.last("http_over_ws")) == (fault, direct, over_websocket)
     assert found.code == (1 if fault else 0)
-    assert found.json["browser"] == (None if fault else doctor.BROWSER_ADVICE)
+    assert found.json["browser"] == (None if fault else cures.BROWSER_ADVICE)
     assert running.token == "" or running.token not in found.text
 
 
@@ -208,7 +211,7 @@ def test_nothing_listens_and_what_to_type(prefix: Path, tmp_path: Path) -> None:
     address = f"http://localhost:{free_port()}"
     found = examine(tmp_path, address)
     assert found.fault == "nothing-listens"
-    assert found.json["faults"][0]["hint"] == doctor.CURES["nothing-listens"].cure.replace("`", "")
+    assert found.json["faults"][0]["hint"] == cures.CURES["nothing-listens"].cure.replace("`", "")
     behind_a_tunnel = "python3 bootstrap.py   or, behind a tunnel: python3 scripts/doctor.py http://localhost:8888"
     assert examine(tmp_path).json["faults"][0]["hint"] == behind_a_tunnel
     argv = make_receipt(tmp_path, prefix)
@@ -247,7 +250,7 @@ def test_extension_that_cannot_load_in_a_running_server(base: Path, tmp_path: Pa
         broken = tmp_path / "six.py"
         broken.write_text("raise ImportError('this six is broken')")
         assert examine(tmp_path).fault == "tornado-cookie"
-        found = doctor.Examination(colab_page.parse_url(running.url), lambda step: None)
+        found = examination.Examination(colab_page.parse_url(running.url), lambda step: None)
         found.python = str(fake_python(tmp_path, running.python))
         fault = found.no_extension()
     assert (fault.code, "this six is broken" in fault.what) == ("extension-not-loadable", True)
@@ -280,9 +283,9 @@ def test_other_port_on_this_side_of_a_tunnel(base: Path, tmp_path: Path, overlay
     prefix = jupyter_environment(base, NEWEST, "6.6", overlay=overlay)
     with serve(prefix, tmp_path, *([] if overlay else [ENABLE])) as running:
         runtime = colab_page.Runtime("localhost", free_port(), running.token, dial=("127.0.0.1", running.port))
-        examination = doctor.Examination(runtime, lambda step: None)
-        examination.run()
-    codes = [fault.code for fault in examination.faults]
+        examined = examination.Examination(runtime, lambda step: None)
+        examined.run()
+    codes = [fault.code for fault in examined.faults]
     assert codes == ([] if overlay else ["port-mismatch"])
 
 
@@ -312,6 +315,99 @@ def test_kernel_that_does_not_start(prefix: Path, tmp_path: Path) -> None:
     (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit('broken on purpose')")
     with serve(prefix, tmp_path, env={"PYTHONPATH": str(tmp_path)}):
         assert examine(tmp_path, "--timeout", "4").fault == "kernel-fails"
+
+
+def test_a_stranger_at_the_other_address_of_localhost_gets_no_token(prefix: Path, tmp_path: Path) -> None:
+    """A browser, and a client like this one, may take ::1 where Jupyter has 127.0.0.1 alone."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as stranger:
+        port = stranger.getsockname()[1]
+        with serve(prefix, tmp_path, port=port) as running:
+            found = examine(tmp_path, running.url)
+            assert found.fault == "two-programs"
+            assert f"127.0.0.1:{port} and [::1]:{port}" in found.json["faults"][0]["what"]
+            assert found.last("direct") == found.last("http_over_ws") == SKIP
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.accept()
+
+
+def test_a_token_of_the_past_is_not_sent_to_who_has_the_port_now(tmp_path: Path) -> None:
+    """The process that wrote it lives and holds another port by now."""
+    runtime = tmp_path / ".local" / "share" / "jupyter" / "runtime"
+    runtime.mkdir(parents=True)
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other,
+        saying() as (port, heard),
+    ):
+        left = {"pid": other.pid, "hostname": "localhost", "port": port, "token": "secret-of-old", "base_url": "/"}
+        (runtime / f"nbserver-{other.pid}.json").write_text(json.dumps(left))
+        for arguments in ([], [f"http://localhost:{port}"]):
+            examine(tmp_path, *arguments)
+        other.kill()
+    assert heard
+    assert "secret-of-old" not in "".join(heard)
+
+
+@contextlib.contextmanager
+def saying() -> Iterator[tuple[int, list[str]]]:
+    """Yield the port of a web server that answers 200 to all, and what it is sent."""
+    heard: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.requestline + str(self.headers))
+            body = b'{"version": "6.5.7"}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], heard
+        server.shutdown()
+
+
+def test_a_tensorflow_that_is_not_the_environments_is_named(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("__version__ = '1.0'\n")
+    with serve(prefix, tmp_path):
+        found = examine(tmp_path)
+        assert found.fault == "tensorflow-fails"
+        assert f"a cell imports TensorFlow from {tmp_path}/tensorflow.py" in found.json["faults"][0]["what"]
+        (tmp_path / "tensorflow.py").write_text("raise ImportError('no numpy of this kind')")
+        found = examine(tmp_path)
+        assert found.fault == "tensorflow-fails"
+        assert "ImportError: no numpy of this kind" in found.json["faults"][0]["what"]
+
+
+PASTED = (
+    "'{url}'",
+    "<{url}>",
+    "\u201c{url}\u201d",
+    "\u00a0{url}\u00a0",
+    " or {url}",
+    "Backend URL: {url}.",
+    "{url}\u200b",
+    "`{url}`",
+    "{url}\r\n",
+)
+
+
+@pytest.mark.parametrize("pasted", PASTED)
+def test_what_surrounds_a_pasted_address_is_taken_off(pasted: str) -> None:
+    for url in ("http://localhost:8888/?token=abc", "http://localhost:8888/base/?token=a.b-c_d"):
+        found = colab_page.parse_url(pasted.format(url=url))
+        assert found.url == url
+
+
+def test_an_https_address_is_told_apart(tmp_path: Path) -> None:
+    done = call(tmp_path, "https://localhost:8888/?token=abc")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the address must begin with http:// (found https://): ")
+    assert call(tmp_path, "or", f"http://localhost:{free_port()}/?token=abc").returncode == 1
 
 
 @contextlib.contextmanager
@@ -391,7 +487,7 @@ def test_a_web_server_that_is_not_jupyter(tmp_path: Path) -> None:
 def test_wrong_usage(tmp_path: Path, argv: list[str]) -> None:
     done = call(tmp_path, *argv)
     assert done.returncode == 2
-    assert re.fullmatch(r"error: .+\nhint: python3 scripts/doctor.py --help\n", done.stderr)
+    assert re.fullmatch(r"error: .+\nhint: .+/scripts/doctor.py --help\n", done.stderr)
 
 
 def test_help_teaches(tmp_path: Path) -> None:
@@ -402,18 +498,16 @@ def test_help_teaches(tmp_path: Path) -> None:
 
 def test_runs_on_old_pythons(tmp_path: Path) -> None:
     """A laptop has whatever Python it has; 3.8 is the oldest that is promised."""
-    for name in ("doctor", "colab_page", "transport_benchmark"):
-        ast.parse((REPO / "scripts" / f"{name}.py").read_text(), feature_version=(3, 8))
-    for old in sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python")):
-        found = examine(tmp_path, f"http://localhost:{free_port()}", python=str(old))
+    for old in old_pythons() or [other_pythons.demand("3.8")]:
+        found = examine(tmp_path, f"http://localhost:{free_port()}", python=old)
         assert found.fault == "nothing-listens", found
 
 
 def test_every_fault_has_a_test_and_a_cure() -> None:
-    named = set(re.findall(r'Fault\(\s*"([a-z0-9-]+)"', (REPO / "scripts" / "doctor.py").read_text()))
-    assert named | {"browser"} == set(doctor.CURES)
+    named = set(re.findall(r'Fault\(\s*"([a-z0-9-]+)"', Path(examination.__file__).read_text()))
+    assert named | {"browser"} == set(cures.CURES)
     tested = Path(__file__).read_text()
-    assert [code for code in doctor.CURES if f'"{code}"' not in tested] == []
+    assert [code for code in cures.CURES if f'"{code}"' not in tested] == []
     assert ORIGIN == colab_page.ORIGIN
 
 
@@ -421,14 +515,14 @@ def test_the_troubleshooting_page_shows_the_doctors_table() -> None:
     page = (REPO / "docs" / "troubleshooting.md").read_text()
     section = page.split("## Connecting", 1)[1].split("\n## ", 1)[0]
     shown = [line for line in section.splitlines() if line.startswith("|")]
-    assert shown == doctor.markdown_table().splitlines(), "paste the output of: python3 scripts/doctor.py --table"
+    assert shown == cures.markdown_table().splitlines(), "paste the output of: python3 scripts/doctor.py --table"
 
 
 def test_the_machines_table_of_sockets_is_read() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
         if tables[0].exists():
-            found = [entry for table in tables for entry in doctor.listeners(table.read_text())]
+            found = [entry[:2] for table in tables for entry in parse_listeners(table.read_text())]
             assert server.getsockname()[:2] in found
     six = "  sl\n   0: 00000000000000000000000001000000:22B8 00000000000000000000000000000000:0000 0A\n"
-    assert list(doctor.listeners(six)) == [("::1", 8888)]
+    assert [tuple(one) for one in parse_listeners(six)] == [("::1", 8888, 0, -1)]
