@@ -96,7 +96,7 @@ try:
     from colab_local.install.machine import inspect_host, machine_refusal
     from colab_local.install.options import ENGINES, Options
     from colab_local.install.servers import running_servers
-    from colab_local.manage import environments, service, verify
+    from colab_local.manage import environments, notebook, service, verify
 except ImportError as problem:
     sys.stderr.write(f"error: this copy of colab-local is not complete: {problem}\n")
     sys.stderr.write("hint: copy the whole folder again, colab_local/ and all: git clone makes one\n")
@@ -166,6 +166,7 @@ def make_parser() -> Parser:
     jupyter.add_argument(
         "--notebook-dir", metavar="DIR", default="~", help="what Colab's file pane shows (default: your home folder)"
     )
+    jupyter.add_argument("--lab", action="store_true", help="JupyterLab 4 for Colab, instead of Notebook 6")
     jupyter.add_argument("--launch", action="store_true", help="start it at the end, in this terminal")
     jupyter.add_argument(
         "--service", action="store_true", help="keep it running: a systemd user unit or launchd agent"
@@ -173,6 +174,9 @@ def make_parser() -> Parser:
 
     manage = parser.add_argument_group("what is installed").add_mutually_exclusive_group()
     manage.add_argument("--verify", action="store_true", help="check an environment file by file against its lock")
+    manage.add_argument(
+        "--check", metavar="NOTEBOOK", default="", help="what a notebook needs, and who has it; runs nothing"
+    )
     manage.add_argument("--list", action="store_true", help="show environments with size, lock and state")
     manage.add_argument("--rollback", action="store_true", help="switch back to the previous environment")
     manage.add_argument("--prune", action="store_true", help="remove environments that are not in use")
@@ -231,6 +235,7 @@ def read_options(args: argparse.Namespace) -> Options:
         notebook_dir=absolute(args.notebook_dir),
         gpu_check=not args.no_gpu_check,
         launch=args.launch,
+        lab=args.lab,
     )
 
 
@@ -445,6 +450,8 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
         if not (args.env or args.launch or args.service or args.offline):
             screen.show_document(beside)
             return EXIT_OK
+    if args.check:
+        return notebook.command(absolute(args.check), env, options.lockfiles, screen)
     if args.verify:
         return verify.command(home, env, screen)
     if args.list or args.rollback or args.prune or args.uninstall:

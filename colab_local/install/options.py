@@ -14,7 +14,7 @@ class Options(NamedTuple):
     env: its name in lockfiles/index.json; home: where everything lands; lockfiles: their folder; engine: one of
     ENGINES; python: the host engine's interpreter, "" for the machine's; mirrors: FROM=TO rules; offline: a bundle,
     "" for none; port: Jupyter's, on loopback; notebook_dir: what Colab's file pane shows; gpu_check: look for a GPU;
-    launch: Jupyter is started at the end.
+    launch: Jupyter is started at the end; lab: JupyterLab is, and not Notebook 6.
     """
 
     env: str
@@ -28,3 +28,4 @@ class Options(NamedTuple):
     notebook_dir: Path
     gpu_check: bool
     launch: bool
+    lab: bool = False
