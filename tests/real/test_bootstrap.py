@@ -330,7 +330,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
         "port zero": (["--port", "0"], EXIT_USAGE, "argument --port: need 1 to 65535 (found '0')"),
         "port too high": (["--port", "65536"], EXIT_USAGE, "(found '65536')"),
         "port in words": (["--port", "http"], EXIT_USAGE, "(found 'http')"),
-        "no such option": (["--gpus"], EXIT_USAGE, "unrecognized arguments: --gpus"),
+        "no such option": (["--gpus"], EXIT_USAGE, "unknown option: --gpus"),
         "two environments": (["--cpu", "--gpu"], EXIT_USAGE, "not allowed with argument --cpu"),
         "empty prefix": (["--prefix", ""], EXIT_USAGE, "--prefix needs a folder"),
         "colon in prefix": (["--prefix", str(tmp_path / "a:b")], EXIT_USAGE, "can't have a colon"),
