@@ -115,7 +115,8 @@ class Lock(NamedTuple):
 
     layer: "conda", or "host-3.11"; conda: text of the explicit file, "" with the host engine; pypi: text of
     pypi.txt; host: text of host.txt, uv and pip, where no conda layer brings them; jupyter: {path under
-    environments/jupyter: sha256}; digest: names all of these.
+    environments/jupyter: sha256}; digest: names all of these; bytes: what each layer has to download and takes on the
+    disk, by the names of index.json.
     """
 
     env: str
@@ -127,6 +128,7 @@ class Lock(NamedTuple):
     host: str
     jupyter: dict[str, str]
     digest: str
+    bytes: dict[str, int] = {}  # noqa: RUF012 - never changed
 
     @property
     def name(self) -> str:
@@ -151,4 +153,5 @@ def make_lock(index: dict[str, Any], lockfiles: Path, env: str, subdir: str, lay
         read_locked(OVERLAY, name, sha256)
     named = {"env": env, "platform": subdir, "layer": layer, "conda": conda, "pypi": pypi, "host": host}
     digest = hashlib.sha256(json.dumps([named, index["jupyter"]], sort_keys=True).encode()).hexdigest()
-    return Lock(env, subdir, entry["accelerator"], layer, conda, pypi, host, dict(index["jupyter"]), digest)
+    sizes = dict(explicit.get("bytes") or {})
+    return Lock(env, subdir, entry["accelerator"], layer, conda, pypi, host, dict(index["jupyter"]), digest, sizes)

@@ -107,7 +107,7 @@ def make_receipt(home: Path, prefix: Path) -> list[str]:
     (place / "current" / "cpu").symlink_to(prefix)
     folder = place / "receipts" / "cpu-0123456789ab"
     folder.mkdir(parents=True)
-    argv = [str(place / "current" / "cpu" / "bin" / "jupyter-notebook"), "--no-browser", "--port=8888"]
+    argv = [str(place / "current" / "cpu" / "colab" / "jupyter-notebook"), "--no-browser", "--port=8888"]
     root = place / "envs" / folder.name
     root.parent.mkdir()
     root.symlink_to(prefix)
