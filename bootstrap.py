@@ -56,7 +56,7 @@ from typing import Any, Dict, List, Optional, Sequence
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python3 -I and PYTHONSAFEPATH=1 leave it out
 
 try:
-    from colab_local import VERSION, desktop
+    from colab_local import desktop
     from colab_local.base.command_line import (
         Parser,
         port_number,
@@ -210,7 +210,6 @@ def make_parser() -> Parser:
     run.add_argument("--json", action="store_true", help="plan and result as one JSON document on stdout")
     run.add_argument("--yes", action="store_true", help="don't ask before --uninstall and --prune")
     run.add_argument("-v", "--verbose", action="store_true", help="show the programs that are run")
-    run.add_argument("--version", action="version", version=f"colab-local {VERSION}", help="show it")
     return parser
 
 

@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from typing import Any, Callable, NoReturn, Sequence
 
+from colab_local import VERSION
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
 
@@ -36,6 +37,7 @@ class Parser(argparse.ArgumentParser):
         self.never_meant = never_meant
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
+        self.add_argument("--version", action="version", version=f"colab-local {VERSION}", help="show it")
         self.typed: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -17,7 +17,7 @@ import pytest
 from colab_local.base.errors import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE
 from colab_local.install.home import current_receipt
 from tests.conftest import REPO, supported_python
-from tests.support.homes import LIGHT, Home, port, run_script, without, write_lockfiles
+from tests.support.homes import LIGHT, Home, port, without, write_lockfiles
 from tests.support.mirror import Mirror, World, build_world, find_interpreter, own_environment, snapshot
 
 
@@ -257,9 +257,3 @@ def test_conda_engines_leave_nothing(tmp_path: Path, tmp_path_factory: pytest.Te
     done = home.run("--uninstall", "--yes")
     assert not home.path.exists(), done.stdout
     assert snapshot(home.user) == before
-
-
-def test_compare_without_arguments_teaches() -> None:
-    for name in ("compare.py", "bundle.py"):
-        done = run_script(name, "--help")
-        assert done.returncode == 0 and f"scripts/{name} " in done.stdout
