@@ -11,10 +11,13 @@ import signal
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Any, Callable, NoReturn, Sequence
 
 from colab_local import VERSION
+from colab_local.base.completion import SHELLS, completion
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failure
+from colab_local.base.hints import true_here, typed_now
 from colab_local.base.terminal import Screen
 
 Work = Callable[[argparse.Namespace, Screen], int]
@@ -22,23 +25,36 @@ Work = Callable[[argparse.Namespace, Screen], int]
 
 def typed_program() -> str:
     """Return how this program was called, as it can be typed again: `python3 scripts/doctor.py`."""
-    program = sys.argv[0] if sys.argv[0].endswith(".py") else "bootstrap.py"
-    return "python3 " + shlex.quote(program)
+    typed = typed_now()
+    return f"{typed.interpreter} {shlex.quote(typed.program)}"
+
+
+class Completion(argparse.Action):
+    """Print the completion for a shell, and end."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(choices=SHELLS, default=argparse.SUPPRESS, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
+        print(completion(parser, values, Path(sys.argv[0]).name), end="")
+        parser.exit()
 
 
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are two lines like all others: what is wrong, and what was meant if that is near.
 
     Abbreviations of options are errors, too: what they mean would change with the next option. never_meant: options
-    that are not offered in place of a wrong word, because they take something away.
+    that are not offered in place of a wrong word, because they take something away; modes: those (argparse's dest)
+    that make the program do something else than usual, like --verify, None where hints are whole commands already.
     """
 
-    def __init__(self, never_meant: Sequence[str] = (), **settings: Any) -> None:
-        self.never_meant = never_meant
+    def __init__(self, never_meant: Sequence[str] = (), modes: Sequence[str] | None = None, **settings: Any) -> None:
+        self.never_meant, self.modes = never_meant, modes
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
         self.add_argument("--version", action="version", version=f"colab-local {VERSION}", help="show it")
         self.typed: list[str] = []
+        self.add_argument("--completion", action=Completion, help="print what teaches a shell these options")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Take note of what was typed, for the hint of an error."""
@@ -127,7 +143,8 @@ def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, i
     interrupted: the hint after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    screen = Screen("--json" in words, program=typed_program())  # also for errors in the command line itself
+    screen = Screen("--json" in words)  # also for errors in the command line itself
+    screen.put_right = lambda hint: true_here(hint, typed_now(words), parser, parser.modes)
     with contextlib.suppress(AttributeError):  # a terminal that lacks a letter of a name shows its number
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

@@ -111,7 +111,7 @@ def download(wanted: Download, screen: Screen, rules: Rules = (), progress: Prog
             raise Failure(
                 f"{mask(source)} is not the file that the lock names (found sha256 {found}, need {wanted.sha256}); "
                 "it was not kept",
-                "git status lockfiles, then try again, from another network or --mirror",
+                "python3 bootstrap.py   # again, from another network or with --mirror",
                 EXIT_INTEGRITY,
             )
         part.replace(target)

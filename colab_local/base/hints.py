@@ -10,31 +10,32 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
 
 # A command of ours in a hint; it goes up to what is no option or value any more.
 COMMAND = re.compile(r"python3 ((?:scripts/)?\w+\.py)((?: (?!&&|\|)[^\s#()]+)*)")
+GIT = re.compile(r"\bgit (checkout -- [a-z]+(?: [a-z]+)*|pull)")  # of our own repository
 WHERE = frozenset({"home", "env", "lockfiles"})  # what says which installation is meant: true for every mode
 
 
 class Typed(NamedTuple):
     """What the user typed.
 
-    interpreter: python3 as it was called; program: the path of the file; words: the rest of the line; modes: the
-    names (argparse's dest) of the options that make it do something else than usual, like --verify.
+    interpreter: python3 as it was called; program: the path of the file; words: the rest of the line.
     """
 
     interpreter: str
     program: str
     words: tuple[str, ...]
-    modes: frozenset[str] = frozenset()
 
 
-def typed_now(modes: Sequence[str] = ()) -> Typed:
-    """Return what the user typed to start this process."""
-    return Typed(interpreter_of(getattr(sys, "orig_argv", [])), sys.argv[0], tuple(sys.argv[1:]), frozenset(modes))
+def typed_now(words: Sequence[str] = ()) -> Typed:
+    """Return what the user typed to start this process; words: the rest of the line."""
+    program = sys.argv[0] if sys.argv[0].endswith(".py") else "bootstrap.py"
+    return Typed(interpreter_of(getattr(sys, "orig_argv", [])), program, tuple(words))
 
 
 def interpreter_of(line: Sequence[str]) -> str:
@@ -68,43 +69,49 @@ def beside(program: str, wanted: str) -> str:
     return os.path.normpath(top / wanted)
 
 
-def true_here(hint: str, typed: Typed, parser: argparse.ArgumentParser) -> str:
+def true_here(hint: str, typed: Typed, parser: argparse.ArgumentParser, modes: Sequence[str] | None) -> str:
     """Return a hint with every command of ours in it as the user can type it.
 
-    parser: this program's; it tells which of the typed words belong together.
+    parser: this program's; it tells which of the typed words belong together; modes: the names (argparse's dest) of
+    the options that make it do something else than usual; None where hints are whole commands already.
     """
 
     def put_right(found: re.Match[str]) -> str:
         program, options = found.group(1), found.group(2).split()
         own = Path(program).name == Path(typed.program).resolve().name
-        words = merged(typed, options, parser) if own else options
+        words = options if modes is None or not own else merged(typed.words, options, parser, modes)
         path = typed.program if own else beside(typed.program, program)
         return " ".join([typed.interpreter, shlex.quote(path), *words])
 
-    return COMMAND.sub(put_right, hint)
+    return GIT.sub(lambda found: from_git(found.group(1), beside(typed.program, ".")), COMMAND.sub(put_right, hint))
 
 
-def merged(typed: Typed, wanted: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+def from_git(order: str, folder: str) -> str:
+    """Return what brings our own files back: a command of git, where there is one and the copy comes from it.
+
+    order: git's, for our repository; folder: the repository as seen from here.
+    """
+    if not (Path(folder) / ".git").exists() or not shutil.which("git"):
+        return "copy all of colab-local here again, over this copy"
+    return f"git {order}" if folder == "." else f"git -C {shlex.quote(folder)} {order}"
+
+
+def merged(
+    typed: Sequence[str], wanted: Sequence[str], parser: argparse.ArgumentParser, modes: Sequence[str]
+) -> list[str]:
     """Return the words of a command: the user's own, with those of a hint in place of what they contradict.
 
-    wanted: the hint's words, quoted already. A hint that asks for another mode than the user's keeps only what says
-    which installation is meant.
+    typed: the user's; wanted: the hint's, quoted already. A hint that asks for another mode than the user's keeps
+    only what says which installation is meant.
     """
-    own = list(parts(typed.words, parser))
+    own = list(parts(typed, parser))
     news = list(parts([word for text in wanted for word in shlex.split(text)], parser))
     if any(name is None for name, _ in [*own, *news]):  # the line that was typed is wrong: no part of it is repeated
         return list(wanted)
     names = {name for name, _ in news}
-    modes = (names | {name for name, _ in own}) & typed.modes
-    kept = []
-    for name, words in own:
-        if modes and name not in WHERE:
-            continue
-        if name in names and not repeats(str(name), parser):
-            continue
-        if words not in [new for _, new in news]:
-            kept += [shlex.quote(word) for word in words]
-    return [*kept, *wanted]
+    changes = bool((names | {name for name, _ in own}) & set(modes))
+    kept = [words for name, words in own if name not in names and (name in WHERE or not changes)]
+    return [*(shlex.quote(word) for words in kept for word in words), *wanted]
 
 
 def parts(words: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[tuple[str | None, list[str]]]:
@@ -121,8 +128,3 @@ def parts(words: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[tup
             continue
         takes = action.nargs != 0 and "=" not in word
         yield action.dest, [word, *([left.pop(0)] if takes and left else [])]
-
-
-def repeats(name: str, parser: argparse.ArgumentParser) -> bool:
-    """Return whether an option may be given several times."""
-    return any(action.dest == name and isinstance(action, argparse._AppendAction) for action in parser._actions)

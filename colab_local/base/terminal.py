@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Callable
 
 from colab_local.base.errors import EXIT_FAILED, Failure
 from colab_local.base.files import private_file
@@ -25,12 +25,12 @@ WORDS = {"error:": "red", "hint:": "cyan", "note:": "yellow", "warning:": "yello
 class Screen:
     """Where a run speaks: the terminal, or with --json people on stderr and one document on stdout; and its log.
 
-    json: stdout carries one JSON document; verbose: the programs that are run are shown, too; program: how the
-    program was called, for hints, like `python3 bootstrap.py`.
+    json: stdout carries one JSON document; verbose: the programs that are run are shown, too.
     """
 
-    def __init__(self, json: bool = False, verbose: bool = False, program: str = "") -> None:
-        self.json, self.verbose, self.program = json, verbose, program
+    def __init__(self, json: bool = False, verbose: bool = False) -> None:
+        self.json, self.verbose = json, verbose
+        self.put_right: Callable[[str], str] = str  # makes of a hint's command what the user can type: see hints.py
         self.log_path = ""
         self.interrupted = False  # Ctrl-C came: Python loses the exception where it comes within a finalizer
         self.output: IO[bytes] | None = None  # what the running program writes its stderr to
@@ -119,7 +119,7 @@ class Screen:
 
     def fail(self, problem: Failure) -> int:
         """Show a failure in two lines (and as JSON if asked) and return its exit code."""
-        hint = problem.hint.replace("python3 bootstrap.py", self.program) if self.program else problem.hint
+        hint = self.put_right(problem.hint)
         self.show_document({"ok": False, "error": problem.what, "hint": hint, "code": problem.code})
         self.report("error: " + problem.what)
         if hint:

@@ -83,10 +83,16 @@ def locked_entry(text: str, name: str) -> str:
     return found.group() + "\n"
 
 
+def restored_by(folder: Path) -> str:
+    """Return what brings the files of a folder back: ours come from git, a user's own --lockfiles from the user."""
+    ours = folder == REPOSITORY / "lockfiles" or REPOSITORY / "environments" in (folder, *folder.parents)
+    return "git checkout -- lockfiles environments" if ours else f"copy {folder} again from where it was made"
+
+
 def read_index(lockfiles: Path) -> dict[str, Any]:
     """Return lockfiles/index.json; raise Failure when it is missing, damaged or of another schema."""
     path = lockfiles / "index.json"
-    hint = "git checkout -- lockfiles"
+    hint = restored_by(lockfiles)
     schema = documents.demand(path, {"schema": int}, hint)["schema"]
     if schema != INDEX_SCHEMA:
         raise Failure(f"{path} has schema {schema} (need {INDEX_SCHEMA})", "git pull", EXIT_INTEGRITY)
@@ -96,7 +102,7 @@ def read_index(lockfiles: Path) -> dict[str, Any]:
 def read_locked(folder: Path, name: str, sha256: str) -> str:
     """Return the text of a file that index.json names; raise Failure when its hash is another one."""
     path = folder / name
-    hint = "git checkout -- lockfiles environments"
+    hint = restored_by(folder)
     try:
         found = sha256_of(path)
     except OSError as problem:

@@ -57,7 +57,7 @@ class Offline(NamedTuple):
         if wanted not in ["auto", *fitting]:
             raise Failure(
                 f"the bundle is for another engine (found {self.engine}, need {wanted})",
-                f"python3 bootstrap.py --engine {self.engine} --offline ...",
+                f"python3 bootstrap.py --engine {self.engine}",
                 EXIT_USAGE,
             )
         return self.engine if wanted == "auto" else wanted
