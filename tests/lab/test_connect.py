@@ -22,6 +22,8 @@ import pytest
 
 from colab_local.base import network
 from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE
+from colab_local.install.home import environment_root
+from colab_local.install.jupyter import LAUNCHER
 from colab_local.laptop import agent as connect_agent
 from colab_local.laptop import ssh as ssh_module
 from colab_local.laptop.far import program_text
@@ -30,8 +32,10 @@ from tests.conftest import Installed
 from tests.support import pythons
 from tests.support.colab_client import TRANSPORTS, Colab, Server, connect, open_transport
 from tests.support.connecting import DEFAULT_HOME, QUICK, SCRIPT, install, run, running
+from tests.support.connecting import lab as lab
 from tests.support.hosts import Lab, Machine, needs_root, wait_for
 from tests.support.pythons import old_pythons
+from tests.support.receipts import NAME, write_receipt
 
 
 def command_lines(machine: Machine) -> str:
@@ -426,11 +430,15 @@ def test_forbidden_tunnels_and_broken_jupyters_are_named(lab: Lab, installed: In
     assert "AllowTcpForwarding yes" in done.stderr
     assert run(lab, "--stop", "strict").returncode == 0
 
-    receipt = connect_agent.choose(home.resolve(), "cpu")
-    (home / "receipts").unlink()
-    (home / "receipts/cpu-broken").mkdir(parents=True)
-    receipt["jupyter_argv"] = ["sh", "-c", "echo the very reason; exit 3"]
-    (home / "receipts/cpu-broken/receipt.json").write_text(json.dumps(receipt))
+    for name in ("receipts", "current", "envs"):
+        (home / name).unlink()
+    jupyter = environment_root(home, NAME) / LAUNCHER
+    jupyter.parent.mkdir(parents=True)
+    jupyter.write_text("#!/bin/sh\necho the very reason\nexit 3\n")
+    jupyter.chmod(0o755)
+    write_receipt(home)
+    (home / "current").mkdir()
+    (home / "current" / "cpu").symlink_to(environment_root(home, NAME))
     done = run(lab, "strict")
     assert done.returncode == 1
     assert "error: Jupyter ended at once on strict\n  the very reason\n" in done.stderr

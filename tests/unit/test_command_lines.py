@@ -41,8 +41,9 @@ def call(
     program: str, *arguments: str, python: tuple[str, ...] = (), **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program of ours by its name, as a user in a clone does."""
-    argv = [sys.executable, *python, program, *arguments]
-    env = clean_environment(Path("/nonexistent")) | environ
+    argv = ["python3", *python, program, *arguments]
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # python3 is the one that runs it
+    env = clean_environment(Path("/nonexistent")) | {"PATH": here} | environ
     return subprocess.run(
         argv, cwd=REPO, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
     )

@@ -11,20 +11,7 @@ import pytest
 
 from colab_local.base import documents
 from colab_local.install import home as homes
-
-GOOD: dict[str, Any] = {
-    "schema": 2,
-    "name": "cpu-0123456789ab",
-    "env": "cpu",
-    "platform": "linux-64",
-    "engine": "host",
-    "layer": "host-3.11",
-    "python": "3.11.7",
-    "lock": {"digest": "0" * 64, "files": {"pypi.txt": "1" * 64}, "jupyter": {}},
-    "port": 8888,
-    "notebook_dir": "/",
-    "created": "2026-11-25T00:00:00Z",
-}
+from tests.support.receipts import RECEIPT, write_receipt
 
 
 @pytest.mark.parametrize(
@@ -59,13 +46,6 @@ def test_only_regular_files_of_a_size_are_read(tmp_path: Path) -> None:
         documents.read(tmp_path / "missing")
 
 
-def write(home: Path, receipt: Any) -> None:
-    """Write what is to be read as the receipt of the environment cpu-0123456789ab."""
-    folder = home / "receipts" / "cpu-0123456789ab"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "receipt.json").write_text(receipt if isinstance(receipt, str) else json.dumps(receipt))
-
-
 def parts(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Return the path of every part of a JSON value."""
     below = (
@@ -79,7 +59,7 @@ def parts(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 def test_a_mutated_receipt_is_a_receipt_or_none_and_never_a_traceback(tmp_path: Path) -> None:
     """Every part of it replaced by every kind of value: what is read keeps to its home, whatever it says."""
     values: list[Any] = [None, True, -1, 1.5, "", "../../..", "/etc", "x\n", [], [1], {}, {"..": "/"}, "a" * 9999]
-    good = GOOD | {"home": str(tmp_path), "root": "/", "prefix": "/", "parents": 1}
+    good = RECEIPT | {"home": str(tmp_path), "root": "/", "prefix": "/", "parents": 1}
     for path in parts(good)[1:]:
         for value in values:
             changed = json.loads(json.dumps(good))
@@ -87,7 +67,7 @@ def test_a_mutated_receipt_is_a_receipt_or_none_and_never_a_traceback(tmp_path: 
             for key in path[:-1]:
                 place = place[key]
             place[path[-1]] = value
-            write(tmp_path, changed)
+            write_receipt(tmp_path, changed)
             found = homes.read_receipts(tmp_path)
             for receipt in found:
                 assert Path(receipt["root"]) == tmp_path / "envs" / "cpu-0123456789ab"
@@ -96,10 +76,10 @@ def test_a_mutated_receipt_is_a_receipt_or_none_and_never_a_traceback(tmp_path: 
 
 
 def test_receipts_of_both_forms_are_read_and_a_copied_home_has_none(tmp_path: Path) -> None:
-    old = GOOD | {"schema": 1, "root": f"{tmp_path}/envs/cpu-0123456789ab"}
-    for receipt in (GOOD | {"home": str(tmp_path)}, old):
-        write(tmp_path, receipt)
+    old = RECEIPT | {"schema": 1, "root": f"{tmp_path}/envs/cpu-0123456789ab"}
+    for receipt in (RECEIPT | {"home": str(tmp_path)}, old):
+        write_receipt(tmp_path, receipt)
         found = homes.read_receipt(tmp_path, "cpu-0123456789ab")
         assert found and found["prefix"] == str(tmp_path / "envs" / "cpu-0123456789ab")
-    write(tmp_path, GOOD | {"home": "/another/home"})
+    write_receipt(tmp_path, RECEIPT | {"home": "/another/home"})
     assert homes.read_receipts(tmp_path) == []
