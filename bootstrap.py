@@ -49,7 +49,6 @@ if sys.version_info < (3, 8):
 import argparse
 import os
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -78,13 +77,13 @@ try:
         port_is_free,
         ssh_port_for_others,
     )
-    from colab_local.base.programs import child_environment
     from colab_local.base.terminal import Screen
     from colab_local.desktop.options import KINDS, SERVERS, SESSIONS
     from colab_local.desktop.options import Options as DesktopOptions
+    from colab_local.install import gpu_questions, offline
     from colab_local.install import home as homes
-    from colab_local.install import offline
     from colab_local.install.engines import Job, choose_engine
+    from colab_local.install.gpu_answers import read_needs
     from colab_local.install.installation import Installation
     from colab_local.install.jupyter import DEFAULT_PORT, ssh_line
     from colab_local.install.lockfiles import (
@@ -93,15 +92,10 @@ try:
         conda_platform,
         make_lock,
         read_index,
-        version_tuple,
     )
-    from colab_local.install.machine import (
-        gpu_refusal,
-        inspect_host,
-        machine_refusal,
-        query_gpus,
-    )
+    from colab_local.install.machine import inspect_host, machine_refusal
     from colab_local.install.options import ENGINES, Options
+    from colab_local.install.servers import running_servers
     from colab_local.manage import environments, service, verify
 except ImportError as problem:
     sys.stderr.write(f"error: this copy of colab-local is not complete: {problem}\n")
@@ -271,7 +265,7 @@ def look(options: Options, screen: Screen) -> Installation:
             EXIT_USAGE,
         )
     host = inspect_host()
-    refusal = machine_refusal(host, options.env, known[options.env]["platforms"])
+    refusal = machine_refusal(host, options.env, known[options.env]["platforms"], known[options.env]["accelerator"])
     if refusal:
         raise refusal
     homes.check_home(options.home)
@@ -292,7 +286,7 @@ def look(options: Options, screen: Screen) -> Installation:
         installation.notices += notices
     check_room(installation, index)
     if installation.lock.accelerator == "gpu" and options.gpu_check:
-        installation.notices += look_at_gpus(index["environments"][options.env]["platforms"][platform])
+        look_at_gpus(installation, known)
     check_port(installation)
     return installation
 
@@ -328,38 +322,33 @@ def check_room(installation: Installation, index: Dict[str, Any]) -> None:
     check_disk(installation.home, sum(int(sizes.get(kind) or 0) for kind in kinds))
 
 
-def look_at_gpus(entry: Dict[str, Any]) -> List[str]:
-    """Return what is to be said of this machine's GPUs; raise Failure where the locked TensorFlow can't use them.
+def look_at_gpus(installation: Installation, known: Dict[str, Any]) -> None:
+    """Ask the driver for this machine's GPUs; raise Failure where the locked packages can't use them.
 
-    entry: the environment's platform in lockfiles/index.json.
+    known: the environments of lockfiles/index.json.
     """
-    gpus = query_gpus()
-    update = "sudo ubuntu-drivers install && sudo reboot" if shutil.which("ubuntu-drivers") else ""
-    refusal = gpu_refusal(gpus, entry.get("requires", {}), update)
-    if refusal:
-        raise refusal
-    notices = []
-    for gpu in gpus:
-        capability = gpu.compute_capability or "unknown"
-        notices.append(f"{gpu.name}, driver {gpu.driver}, compute capability {capability}")
-        if version_tuple(gpu.compute_capability) >= (12, 0):
-            notices.append(
-                "TensorFlow's build has no code for compute capability 12.x: the driver compiles it at first "
-                "use, which takes minutes and has failed for some"
-            )
-    return notices
+    lock, needs = installation.lock, {}
+    for name, entry in known.items():
+        platform = entry["platforms"].get(lock.platform)
+        if entry["accelerator"] == "gpu" and platform:
+            needs[name] = read_needs(platform.get("requires", {}))
+    found = gpu_questions.look(needs.pop(lock.env), needs, installation.screen)
+    installation.gpus = list(found.gpus)
+    installation.notices += found.notices
 
 
 def check_port(installation: Installation) -> None:
-    """Raise Failure where Jupyter could not start; on a machine that has an environment it may be Jupyter itself."""
+    """Choose another port for the next steps where a stranger has it; raise Failure where --launch has to start."""
     options = installation.options
-    first = not installation.is_made() and not homes.read_receipts(options.home)
-    if (options.launch or first) and not port_is_free(options.port):
-        raise Failure(
-            f"port {options.port} is taken by another program (Jupyter would not start)",
-            f"python3 bootstrap.py --port {free_port(options.port + 1)}",
-            EXIT_MACHINE,
-        )
+    if port_is_free(options.port):
+        return
+    if any(server["port"] == options.port for server in running_servers(options.home)):
+        return  # our own Jupyter: --launch shows its address
+    taken, port = f"port {options.port} is taken by another program", free_port(options.port + 1)
+    if options.launch:
+        raise Failure(taken, f"python3 bootstrap.py --launch --port {port}", EXIT_MACHINE)
+    installation.port = port
+    installation.notices.append(f"{taken}: the next steps use {port}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -419,7 +408,7 @@ def install(options: Options, dry_run: bool, screen: Screen) -> Dict[str, Any]:
 
 def next_steps(installation: Installation) -> List[str]:
     """Return the lines that tell the user how to go on; every command is one line that can be pasted."""
-    port = installation.options.port
+    port = installation.port
     return [
         "Next steps",
         "  1. Start Jupyter here and leave it running; it prints a URL with a token:",
@@ -488,7 +477,7 @@ def launch(argv: Sequence[str], screen: Screen) -> None:
     screen.say()
     sys.stdout.flush()
     offline.clean_up()
-    os.execve(argv[0], list(argv), child_environment())  # noqa: S606 - no shell is wanted
+    os.execv(argv[0], list(argv))  # noqa: S606 - no shell is wanted; it cleans its environment itself
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
