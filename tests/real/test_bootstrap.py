@@ -41,12 +41,7 @@ from colab_local.install.lockfiles import (
     parse_explicit,
     read_index,
 )
-<<<<<<< HEAD
-from colab_local.install.machine import Host, gpu_refusal, machine_refusal, parse_nvidia_smi
-=======
 from colab_local.install.machine import Host, machine_refusal
-from colab_local.install.packages import pip_index_url
->>>>>>> main
 from tests.conftest import REPO, SCREEN, Installed, clean_environment, free_port, supported_python
 from tests.support import pythons
 
