@@ -7,18 +7,26 @@
     python ci/check_lockfiles.py --offline                      only what needs no network
 
 For every environment and platform
-  * digests: index.json vouches for each file, and for environments/jupyter/; no file is missing or extra
+  * digests: index.json vouches for each file, byte for byte, and for environments/jupyter/; no file is missing or
+    extra, none is a link or a program
   * formats: explicit file, conda-lock.yml (read by conda-lock's own parser), pixi.lock and packages.txt name the
-    same packages, builds and hashes; every hash is a SHA-256, every URL is conda-forge's and of this platform
+    same packages, builds and hashes; every hash is a SHA-256, every URL is conda-forge's and of this platform;
+    each file is, to the byte, what scripts/lock.py writes for these packages
+  * installers: every URL follows from project, version and platform
   * own records: rattler, given nothing but the lock's own records, the specs and the declared machine, gives
     the lock: nothing is missing, nothing is there without need
-  * channel: every locked record is in the channel with the same hashes, and rattler gives the lock again. A
-    folder doesn't change, so it is solved from nothing, and dependencies are compared too; a live channel moves
-    on and mends its records, so there the solver is told to prefer what is locked.
-  * Python layer: uv, solving anew under the locked versions, gives pypi.txt to the byte, wheels and hashes too;
-    uv accepts pypi.txt in full with --require-hashes for every platform and Python, and on every Python here.
+  * Python layer: what environments/ want is there, at hosted Colab's versions but for colab-exceptions.yml
+  * channel: every locked record is in the channel as it is locked, and rattler gives the lock again. A folder
+    doesn't change, so it is solved from nothing, and all of each record is compared; a live channel moves on and
+    mends its records, so there the solver is told to prefer what is locked.
+With a network
+  * Python layer: uv, solving anew under the locked versions, gives pypi.txt to the byte, wheels and hashes too, and
+    their licences and sizes are those of packages.txt and index.json; uv accepts pypi.txt in full with
+    --require-hashes for every platform and Python, and on every Python here
+  * installers: hashes and sizes are those that the projects publish
 
-Without --channel: ../shared/channel beside the checkout if there is one, else conda-forge if it answers.
+What only a network shows is named at the end of a run without one.
+The channel: --channel, else the variable COLAB_LOCAL_TEST_CHANNEL, else conda-forge if it answers.
 
 Exit codes: 0 all well; 1 something is wrong, each on a line of its own; 2 wrong usage.
 """
@@ -27,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform as this_machine
 import re
 import shutil
@@ -43,9 +52,52 @@ from yaml import YAMLError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import bootstrap
-from bootstrap import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure
-from scripts import lock
+from colab_local.base.command_line import Parser, leave, run_program
+from colab_local.base.downloads import is_reachable
+from colab_local.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.programs import child_environment
+from colab_local.base.terminal import Screen
+from colab_local.install.lockfiles import REPOSITORY, conda_platform, parse_explicit, read_index
+from colab_local.locking.build import differences, host_tools, locked_requirements, read_files
+from colab_local.locking.conda import channel_folder, channel_records, read_pixi_lock, solve_conda
+from colab_local.locking.installers import wrong_files, wrong_names
+from colab_local.locking.pypi import find_uv, solve_python
+from colab_local.locking.render import (
+    HOST_HEAD,
+    PYPI_HEAD,
+    Solution,
+    conda_lock_text,
+    conda_sizes,
+    explicit_text,
+    index_text,
+    machine_needs,
+    packages_text,
+    pixi_lock_text,
+    pixi_toml_text,
+    requirements_text,
+    sizes,
+)
+from colab_local.locking.reread import (
+    check_download_size,
+    check_followed,
+    check_jupyter_files,
+    check_kinds,
+    check_packages_text,
+    check_requirements_text,
+    check_wanted,
+    first_difference,
+)
+from colab_local.locking.specs import (
+    CHANNEL,
+    NOTICE,
+    PYTHONS,
+    Target,
+    constraints,
+    read_exceptions,
+    read_pins,
+    read_specs,
+)
+from colab_local.locking.wheels import applies, read_wheels
 
 try:
     from conda_lock.conda_lock import render_lockfile_for_platform  # type: ignore[import-untyped]
@@ -55,9 +107,19 @@ except ImportError:
     print("hint: python -m pip install conda-lock", file=sys.stderr)
     sys.exit(EXIT_FAILED)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED_CHANNEL = REPOSITORY.parent / "shared" / "channel"
 HOSTS = {"conda.anaconda.org", "github.com", "repo.anaconda.com", "colab.research.google.com"}
+
+# What nothing in the repository contradicts when it is wrong everywhere at once.
+NEEDS_CHANNEL = (
+    "a conda record that is wrong in every format alike: hash, size, timestamp, licence, dependencies",
+    "a conda package that is older than it need be, or was taken back",
+)
+NEEDS_NETWORK = (
+    "hashes, sizes and licences of wheels: pypi.txt, host.txt, packages.txt, pypi_download and pypi_installed",
+    "which versions of the Python packages fit together",
+    "hashes and sizes of the installers",
+    "hosted Colab's versions: colab-pins.txt",
+)
 
 # How uv calls the least machine of a platform (--python-platform).
 UV_PLATFORMS = {
@@ -74,10 +136,12 @@ class Lockfiles:
 
     def __init__(self, environments: Path, lockfiles: Path) -> None:
         self.environments, self.folder = environments, lockfiles
-        self.specs = lock.read_specs(environments)
-        self.index = bootstrap.read_index(lockfiles)
-        self.files = lock.read_files(lockfiles)
-        self.conda = lock.read_pixi_lock(lockfiles / "pixi.lock")
+        self.specs = read_specs(environments)
+        self.index = read_index(lockfiles)
+        self.files = read_files(lockfiles)
+        self.locked = read_pixi_lock(lockfiles / "pixi.lock")
+        self.conda = {name: records for name, records in self.locked.items() if name in self.specs}
+        self.pins, self.exceptions = read_pins(environments), read_exceptions(environments)
 
     def records(self, name: str, platform: str) -> list[Any]:
         """Return the locked conda records of an environment on a platform, sorted by name."""
@@ -94,11 +158,11 @@ class Lockfiles:
 
     def requirements(self, name: str) -> list[str]:
         """Return the `name==version ; marker` lines of an environment's pypi.txt."""
-        return lock.locked_requirements(self.folder / name / "pypi.txt")
+        return locked_requirements(self.folder / name / "pypi.txt")
 
-    def count(self, name: str, target: lock.Target) -> int:
+    def count(self, name: str, target: Target) -> int:
         """Return how many packages of pypi.txt are for a platform and Python."""
-        return sum(lock.applies(line.partition(" ; ")[2], target) for line in self.requirements(name))
+        return sum(applies(line.partition(" ; ")[2], target) for line in self.requirements(name))
 
 
 def identity(record: Any) -> tuple[str, str]:
@@ -120,18 +184,6 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     return {key: leaf for name in value for key, leaf in flat(value[name], f"{path}/{name}").items()}
 
 
-def table_rows(text: str, title: str) -> list[list[str]]:
-    """Return the cells of the first table after a title in packages.txt."""
-    lines = text.partition(title)[2].splitlines()
-    start = next((number for number, line in enumerate(lines, 1) if line.startswith("---")), len(lines))
-    rows = []
-    for line in lines[start:]:
-        if not line:
-            break
-        rows.append(re.split(r" {2,}", line))
-    return rows
-
-
 def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
     """Return what index.json has to say of an environment; the wheels' sizes are another check's matter."""
     spec = files.specs[name]
@@ -141,8 +193,8 @@ def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
         "python": files.version(name, "python"),
         "platforms": {
             platform: {
-                "requires": lock.machine_needs(spec, platform),
-                "bytes": told.get(platform, {}).get("bytes", {}) | lock.conda_sizes(files.records(name, platform)),
+                "requires": machine_needs(spec, platform),
+                "bytes": told.get(platform, {}).get("bytes", {}) | conda_sizes(files.records(name, platform)),
             }
             for platform in spec.platforms
         },
@@ -162,18 +214,46 @@ def check_digests(files: Lockfiles) -> Problems:
     texts = dict.fromkeys(made, "") | files.files
     uv = files.version(next(iter(files.specs)), "uv")
     entries = {name: index_entry(files, name) for name in files.specs}
-    expected = json.loads(lock.index_text(files.environments, texts, entries, uv))
-    yield from compare("index.json", flat(files.index), flat(expected))
+    need = index_text(files.environments, texts, entries, uv)
+    found = list(compare("index.json", flat(files.index), flat(json.loads(need))))
+    yield from found
+    if not found and files.text("index.json") != need:
+        yield f"index.json: {first_difference(files.text('index.json'), need)}"
     for path in sorted(made ^ set(files.files)):
         yield f"{path}: {'missing' if path in made else 'not a lockfile'}"
     for path, text in files.files.items():
         for host in sorted(set(re.findall(r"https?://(?:[^/@\s]*@)?([^/\s\"':]+)", text)) - HOSTS):
             yield f"{path}: names the host {host}"
-        if lock.NOTICE not in "".join(text.splitlines()[:2]):
+        if "http://" in text:
+            yield f"{path}: names a URL without encryption"
+        if "\r" in text:
+            yield f"{path}: has the line ends of Windows"
+        if NOTICE not in "".join(text.splitlines()[:2]):
             yield f"{path}: doesn't say that it is generated"
-    found = files.text("pixi.toml")
+    yield from check_jupyter_files(files.environments / "jupyter", files.index["jupyter"])
+    yield from check_kinds(files.folder)
+    yield from check_kinds(files.environments)
+
+
+def check_pixi(files: Lockfiles) -> Problems:
+    """Yield where pixi.toml and pixi.lock are not what follows from the specs and the locked records."""
     series = ".".join(next(iter(files.index["environments"].values()))["python"].split(".")[:2])
-    yield from lock.differences({"pixi.toml": found}, {"pixi.toml": lock.pixi_toml_text(files.specs, series)})
+    yield from differences({"pixi.toml": files.text("pixi.toml")}, {"pixi.toml": pixi_toml_text(files.specs, series)})
+    extra = set(files.locked) - set(files.specs) - {"default"}
+    for name in sorted(extra | (set(files.specs) - set(files.locked))):
+        yield f"pixi.lock: environment {name}: {'not one of ours' if name in extra else 'missing'}"
+    for name, spec in files.specs.items():
+        for platform in sorted(set(files.locked.get(name, {})) ^ set(spec.platforms)):
+            yield f"pixi.lock: {name}: {platform}: {'missing' if platform in spec.platforms else 'not one of ours'}"
+    difference = first_difference(files.text("pixi.lock"), pixi_lock_text(files.conda))
+    if difference:
+        yield f"pixi.lock: {difference}"
+
+
+def check_installers(files: Lockfiles) -> Problems:
+    """Yield what is wrong with the installers' names; index.json has them from environments/installers.json."""
+    for line in wrong_names(json.loads((files.environments / "installers.json").read_text(encoding="utf-8"))):
+        yield f"installers.json: {line}"
 
 
 def check_formats(files: Lockfiles, name: str, platform: str) -> Problems:
@@ -181,19 +261,16 @@ def check_formats(files: Lockfiles, name: str, platform: str) -> Problems:
     records = files.records(name, platform)
     need = dict(identity(record) for record in records)
     explicit = files.text(f"{name}/{platform}.txt")
-    yield from compare(f"{name}/{platform}.txt against pixi.lock", dict(bootstrap.parse_explicit(explicit)), need)
-    if explicit != lock.explicit_text(platform, records):
+    yield from compare(f"{name}/{platform}.txt against pixi.lock", dict(parse_explicit(explicit)), need)
+    if explicit != explicit_text(platform, records):
         yield f"{name}/{platform}.txt: not as scripts/lock.py writes it for pixi.lock's records"
 
     yield from check_conda_lock(files, name, platform)
     for record in records:
         file = f"{record.name.normalized}-{record.version}-{record.build}"
         subdir = "noarch" if "/noarch/" in record.url else platform
-        if record.url not in {f"{lock.CHANNEL}{subdir}/{file}{end}" for end in (".conda", ".tar.bz2")}:
+        if record.url not in {f"{CHANNEL}{subdir}/{file}{end}" for end in (".conda", ".tar.bz2")}:
             yield f"pixi.lock: {name}/{platform}: {record.url} is no conda-forge URL of {file}"
-    told = table_rows(files.text(f"{name}/packages.txt"), f"conda layer of {platform}:")
-    versions = {record.name.normalized: [str(record.version), str(record.build)] for record in records}
-    yield from compare(f"{name}/packages.txt ({platform}) against pixi.lock", {r[0]: r[1:3] for r in told}, versions)
 
 
 def check_conda_lock(files: Lockfiles, name: str, platform: str) -> Problems:
@@ -213,23 +290,32 @@ def check_conda_lock(files: Lockfiles, name: str, platform: str) -> Problems:
     yield from compare(f"{title}, md5", urls, {r.url: r.md5.hex() for r in records if r.md5})
     sha256 = {p.url: p.hash.sha256 for p in content.package if p.platform == platform}
     yield from compare(f"{title}, sha256", sha256, dict(identity(record) for record in records))
-    if files.text(f"{name}/conda-lock.yml") != lock.conda_lock_text(files.specs[name], files.conda[name]):
+    if files.text(f"{name}/conda-lock.yml") != conda_lock_text(files.specs[name], files.conda[name]):
         yield f"{name}/conda-lock.yml: not as scripts/lock.py writes it for pixi.lock's records"
 
 
 def check_requirements(files: Lockfiles, name: str) -> Problems:
-    """Yield what is not a pinned, hashed requirement in pypi.txt, and where packages.txt says other versions."""
-    text = files.text(f"{name}/pypi.txt")
-    body = "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
-    pinned = r"[a-z0-9-]+==\S+( ; [^\\\n]+?)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
-    for entry in re.split(r"\n(?=\S)", body):
-        if not re.fullmatch(pinned, entry):
-            first, *_ = entry.split("\n")
-            yield f"{name}/pypi.txt: no pinned and hashed requirement: {first}"
-    found = {f"{row[0]}=={row[1]}" for row in table_rows(files.text(f"{name}/packages.txt"), "Python layer")}
-    need = {requirement.partition(" ;")[0] for requirement in files.requirements(name)}
-    for requirement in sorted(need ^ found):
-        yield f"{name}/packages.txt and pypi.txt don't both have {requirement}"
+    """Yield where pypi.txt or packages.txt is not as it is written, or not what environments/ want."""
+    path = f"{name}/pypi.txt"
+    text, spec = files.text(path), files.specs[name]
+    yield from check_requirements_text(path, text, PYPI_HEAD)
+    yield from check_wanted(spec, text, path)
+    yield from check_followed(spec, text, path, files.pins, files.exceptions)
+    shown = files.text(f"{name}/packages.txt")
+    problems = list(check_packages_text(spec, files.conda.get(name, {}), text, shown, files.pins, files.exceptions))
+    yield from problems
+    if not problems:
+        told = next(iter(files.index["environments"][name]["platforms"].values()))["bytes"]["pypi_download"]
+        yield from check_download_size(spec, shown, text, told)
+
+
+def check_host_text(files: Lockfiles) -> Problems:
+    """Yield where host.txt is not as it is written, or has other versions than the conda layer."""
+    text = files.text("host.txt")
+    yield from check_requirements_text("host.txt", text, HOST_HEAD)
+    found = dict(re.findall(r"(?m)^([a-z0-9-]+)==([^\s;\\]+)", text))
+    first = next(iter(files.specs))
+    yield from compare("host.txt against the conda layer", found, {n: files.version(first, n) for n in ("pip", "uv")})
 
 
 def check_own_records(files: Lockfiles, name: str, platform: str) -> Problems:
@@ -253,7 +339,7 @@ def check_solution(
 ) -> Problems:
     """Yield where a solver run differs from the lock; title: what it was given, for the message."""
     try:
-        solution = lock.solve_conda(files.specs[name], platform, channel, prefer)
+        solution = solve_conda(files.specs[name], platform, channel, prefer)
     except Failure as failure:
         yield f"{name}/{platform} from {title}: {failure.what}"
         return
@@ -268,15 +354,17 @@ def check_solution(
 def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> Problems:
     """Yield locked records that the channel has not, or has otherwise, and where a solver run differs."""
     locked = files.records(name, platform)
-    offered = lock.channel_records(channel, platform, [record.name.normalized for record in locked])
+    offered = channel_records(channel, platform, [record.name.normalized for record in locked])
     by_url = {record.url: record for record in offered}
-    static = lock.channel_folder(channel) is not None
+    static = channel_folder(channel) is not None
     for record in locked:
         if record.url not in by_url:
             yield f"{name}/{platform}: {record.url} is not in {channel}"
             continue
         found, need = (json.loads(r.to_json()) for r in (record, by_url[record.url]))
-        for what in ("sha256", "md5", "size", *(("depends", "constrains") if static else ())):
+        # what a live channel never mends, and of a folder all that a lock has
+        fixed = {"sha256", "md5", "size", "timestamp", "name", "version", "build", "build_number", "subdir", "noarch"}
+        for what in sorted({*found, *need} - {"arch", "channel", "fn", "platform", "url"} if static else fixed):
             if found.get(what) != need.get(what):
                 yield (
                     f"{name}/{platform}: {record.file_name}: {what}: found {found.get(what)}, "
@@ -286,36 +374,47 @@ def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> P
 
 
 def check_python_layer(files: Lockfiles, name: str) -> Problems:
-    """Yield where pypi.txt is not what uv gives under the specs, hosted Colab's versions and the locked ones."""
-    pins = lock.constraints(lock.read_pins(files.environments), lock.read_exceptions(files.environments))
+    """Yield where pypi.txt is not what uv gives under the specs, hosted Colab's versions and the locked ones.
+
+    The wheels are looked into: packages.txt has their licences, index.json their sizes.
+    """
+    spec, pins = files.specs[name], constraints(files.pins, files.exceptions)
     try:
-        packages = lock.solve_python(files.specs[name], [*pins, *files.requirements(name)])
+        packages = solve_python(spec, [*pins, *files.requirements(name)])
+        need = requirements_text(PYPI_HEAD, packages)
+        solved = Solution(spec, files.conda[name], packages, {})
+        solved.about.update(read_wheels(solved.all_wheels()))
     except Failure as failure:
         yield f"{name}/pypi.txt: {failure.what}"
         return
     path = f"{name}/pypi.txt"
-    need = lock.requirements_text(lock.PYPI_HEAD, packages)
-    yield from lock.differences({path: files.text(path)}, {path: need})
-    locked = lock.Lock(files.specs[name], files.conda[name], packages, {})
-    told = files.index["environments"][name]["platforms"]
-    size = {platform: sum(wheel.size for wheel in locked.wheels(platform)) for platform in told}
-    found = {platform: entry["bytes"]["pypi_download"] for platform, entry in told.items()}
-    yield from compare(f"index.json, {name}'s pypi_download", found, size)
+    yield from differences({path: files.text(path)}, {path: need})
+    path = f"{name}/packages.txt"
+    shown = packages_text(solved, files.pins, files.pins.get("python"), files.exceptions)
+    yield from differences({path: files.text(path)}, {path: shown})
+    for platform, entry in files.index["environments"][name]["platforms"].items():
+        yield from compare(f"index.json, {name}/{platform}'s bytes", entry["bytes"], sizes(solved, platform))
 
 
 def check_host_tools(files: Lockfiles) -> Problems:
     """Yield where host.txt is not the conda layer's uv and pip with their hashes."""
     records = next(iter(files.conda["cpu"].values()))
     platforms = sorted({platform for spec in files.specs.values() for platform in spec.platforms})
-    need = lock.requirements_text(lock.HOST_HEAD, lock.host_tools(records, platforms))
-    yield from lock.differences({"host.txt": files.text("host.txt")}, {"host.txt": need})
+    need = requirements_text(HOST_HEAD, host_tools(records, platforms))
+    yield from differences({"host.txt": files.text("host.txt")}, {"host.txt": need})
 
 
-def check_accepted(files: Lockfiles, name: str, target: lock.Target, options: Sequence[str]) -> Problems:
+def check_published(files: Lockfiles) -> Problems:
+    """Yield installers whose hash or size is not the published one."""
+    for line in wrong_files(json.loads((files.environments / "installers.json").read_text(encoding="utf-8"))):
+        yield f"installers.json: {line}"
+
+
+def check_accepted(files: Lockfiles, name: str, target: Target, options: Sequence[str]) -> Problems:
     """Yield if uv doesn't accept pypi.txt in full; options: uv's for this target."""
     count = files.count(name, target)
     with tempfile.TemporaryDirectory(prefix="colab-local-check-") as folder:
-        argv = [lock.find_uv(), "pip", "install", "--dry-run", "--no-progress", "--target", folder, *options]
+        argv = [find_uv(), "pip", "install", "--dry-run", "--no-progress", "--target", folder, *options]
         argv += ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
         status, said = attempt([*argv, "--requirements", str(files.folder / name / "pypi.txt")])
     found = re.search(r"Resolved (\d+) packages?", said)
@@ -326,18 +425,16 @@ def check_accepted(files: Lockfiles, name: str, target: lock.Target, options: Se
 
 def attempt(argv: Sequence[str]) -> tuple[int, str]:
     """Run a program; return its exit status and all that it said."""
-    child = bootstrap.child_environment(UV_PYTHON_DOWNLOADS="never")
+    child = child_environment(UV_PYTHON_DOWNLOADS="never")
     done = subprocess.run(argv, env=child, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 def installed_pythons() -> dict[str, str]:
     """Return an interpreter of this machine for each Python series that the locks cover, as far as there is one."""
-    pyenv = sorted(Path.home().glob(".pyenv/versions/*/bin/python"))
     found = {}
-    for series in lock.PYTHONS:
-        installed = [str(path) for path in pyenv if path.parts[-3].startswith(f"{series}.")]
-        for candidate in (sys.executable, shutil.which(f"python{series}"), *installed):
+    for series in PYTHONS:
+        for candidate in (sys.executable, shutil.which(f"python{series}")):
             # asked, because a pyenv shim stands on PATH also when it leads nowhere
             ask = "import sys; print('%d.%d' % sys.version_info[:2])"
             if candidate and attempt([candidate, "-c", ask])[1].strip() == series:
@@ -355,6 +452,9 @@ Check = tuple[str, Callable[[], Problems]]  # what is so if it finds no problem
 def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) -> Iterator[Check]:
     """Yield every check; channel: folder, URL, or "" for none; offline: leave out what needs a network."""
     yield "index.json vouches for every file", partial(check_digests, files)
+    yield "pixi.toml and pixi.lock are as they are written", partial(check_pixi, files)
+    yield "installers are what they are called", partial(check_installers, files)
+    yield "host.txt has the conda layer's uv and pip", partial(check_host_text, files)
     for name in names:
         for platform in files.specs[name].platforms:
             at = f"{name}/{platform}"
@@ -363,15 +463,16 @@ def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) ->
             yield f"{at}: solver, own records", partial(check_own_records, files, name, platform)
             if channel:
                 yield f"{at}: solver, {channel}", partial(check_channel, files, name, platform, channel)
-        yield f"{name}: Python requirements are pinned and hashed", partial(check_requirements, files, name)
+        yield f"{name}: Python requirements are pinned, hashed, wanted", partial(check_requirements, files, name)
     if not offline:
         yield from plan_online(files, names)
 
 
 def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
     """Yield the checks that need the package index."""
-    yield "host.txt is the conda layer's uv and pip", partial(check_host_tools, files)
-    here = bootstrap.conda_platform(this_machine.system(), this_machine.machine())
+    yield "host.txt is what uv gives", partial(check_host_tools, files)
+    yield "installers are what their projects publish", partial(check_published, files)
+    here = conda_platform(this_machine.system(), this_machine.machine())
     pythons = installed_pythons()
     for name in names:
         spec = files.specs[name]
@@ -386,16 +487,15 @@ def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
 
 def default_channel() -> str:
     """Return the channel to check against when none is named, or "" if there is none to be had."""
-    if SHARED_CHANNEL.is_dir():
-        return str(SHARED_CHANNEL)
-    return lock.CHANNEL if bootstrap.is_reachable(f"{lock.CHANNEL}noarch/repodata.json.zst") else ""
+    given = os.environ.get("COLAB_LOCAL_TEST_CHANNEL", "")
+    if given:
+        return given
+    return CHANNEL if is_reachable(f"{CHANNEL}noarch/repodata.json.zst") else ""
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the command line."""
-    made = argparse.ArgumentParser(
-        prog="check_lockfiles.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(prog="check_lockfiles.py", description=__doc__)
     made.add_argument("names", nargs="*", metavar="ENV", help="environments; default all")
     made.add_argument("--channel", metavar="DIR-or-URL", help="conda records to check against (see above)")
     made.add_argument("--offline", action="store_true", help="only what needs no network")
@@ -404,16 +504,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def command(argv: Sequence[str] | None) -> int:
+def check_all(args: argparse.Namespace, screen: Screen) -> int:
     """Run the checks; return the exit code."""
-    args = parser().parse_args(argv)
     files = Lockfiles(args.environments, args.lockfiles)
     for name in args.names:
         if name not in files.specs:
             raise Failure(f"no environment {name!r} (there are: {', '.join(files.specs)})", code=EXIT_USAGE)
     channel = args.channel if args.channel is not None else "" if args.offline else default_channel()
-    if not channel:
-        print("No channel here and conda-forge not asked: the conda layer is checked against its own records alone.")
     count = 0
     for title, check in plan(files, args.names or list(files.specs), channel, args.offline):
         started = time.monotonic()
@@ -422,6 +519,8 @@ def command(argv: Sequence[str] | None) -> int:
         for problem in problems:
             print(f"       {problem}", flush=True)
         count += len(problems)
+    for line in [*(NEEDS_CHANNEL if not channel else ()), *(NEEDS_NETWORK if args.offline else ())]:
+        print(f"{'not':5}  checked: {line}")
     if count:
         raise Failure(f"{count} things are wrong in {args.lockfiles}: see above", "python scripts/lock.py")
     return EXIT_OK
@@ -429,14 +528,8 @@ def command(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as a program; return the exit code."""
-    try:
-        return command(argv)
-    except Failure as failure:
-        print(f"error: {failure.what}", file=sys.stderr)
-        if failure.hint:
-            print(f"hint: {failure.hint}", file=sys.stderr)
-        return EXIT_USAGE if failure.code == EXIT_USAGE else EXIT_FAILED
+    return run_program(make_parser(), check_all, argv)
 
 
 if __name__ == "__main__":
-    lock.leave(main())
+    leave(main())
