@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import json
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 PROGRAMS = (
     "bootstrap.py",
@@ -24,12 +24,11 @@ PROGRAMS = (
 )
 # What the programs read besides modules and lock files; a copy may lack some of it.
 DATA = (
-    "scripts/desktop/README.md",
-    "scripts/desktop/templates/vino-loopback",
-    "scripts/desktop/templates/vnc-desktop@.service",
-    "scripts/desktop/templates/vnc-mirror",
-    "scripts/desktop/templates/vnc-session",
-    "scripts/desktop/templates/xstartup",
+    "colab_local/desktop/templates/vino-loopback",
+    "colab_local/desktop/templates/vnc-desktop@.service",
+    "colab_local/desktop/templates/vnc-mirror",
+    "colab_local/desktop/templates/vnc-session",
+    "colab_local/desktop/templates/xstartup",
     "scripts/slurm/colab-local.sbatch",
 )
 OURS = ("bootstrap", "colab_local", "scripts")  # a file secrets.py beside bootstrap.py is not the module `secrets`
@@ -67,7 +66,7 @@ def spelled(tree: ast.AST) -> Iterator[str]:
             yield node.value.rpartition("/")[2]
 
 
-def modules(checkout: Path, programs: tuple[str, ...]) -> list[str]:
+def modules(checkout: Path, programs: Sequence[str]) -> list[str]:
     """Return the programs and all modules that they import, relative to `checkout`, sorted.
 
     Raises:
@@ -75,9 +74,8 @@ def modules(checkout: Path, programs: tuple[str, ...]) -> list[str]:
         SyntaxError: a module can't be read.
     """
     named: dict[str, list[str]] = {}
-    for package in OURS:
-        for path in (checkout / package).rglob("*.py"):
-            named.setdefault(path.name, []).append(path.relative_to(checkout).as_posix())
+    for path in [*(checkout / "scripts").glob("*.py"), *(checkout / "colab_local").rglob("*.py")]:
+        named.setdefault(path.name, []).append(path.relative_to(checkout).as_posix())
     waiting, found = list(programs), set(programs)
     while waiting:
         name = waiting.pop()
@@ -100,7 +98,7 @@ def lock_names(index: dict[str, Any]) -> list[str]:
     return sorted({"index.json", *(str(part["file"]) for part in parts), *index["pixi"]})
 
 
-def program_names(checkout: Path, index: dict[str, Any], programs: tuple[str, ...] = PROGRAMS) -> list[str]:
+def program_names(checkout: Path, index: dict[str, Any], programs: Sequence[str] = PROGRAMS) -> list[str]:
     """Return the files of a checkout that are the program, relative to it, without the lock; sorted.
 
     index: lockfiles/index.json; programs: those that are wanted.

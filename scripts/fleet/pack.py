@@ -76,7 +76,9 @@ def main() -> int:
     try:
         print(json.dumps(write(args.checkout.resolve(), args.folder.expanduser())))
     except (OSError, ValueError, KeyError, SyntaxError) as problem:
-        what = f"{problem.strerror} ({problem.filename})" if isinstance(problem, OSError) else f"damaged ({problem!r})"
+        what = (
+            f"{problem.strerror} ({problem.filename})" if isinstance(problem, OSError) else f"damaged ({problem!r})"
+        )
         print(f"error: {args.checkout}: {what}", file=sys.stderr)
         print(f"hint: python3 {sys.argv[0]} --help", file=sys.stderr)
         return 1

@@ -51,16 +51,16 @@ def answers(hostvars: Any, hosts: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def verdict(
-    host: str, found: dict[str, dict[str, Any]], wanted: str, index: dict[str, Any], folder: str
-) -> str:
+def verdict(host: str, found: dict[str, dict[str, Any]], wanted: str, index: dict[str, Any], folder: str) -> str:
     """Return what is wrong with a host, "" if nothing is. Arguments as in judge.verdict()."""
     return judge.verdict(host, found, wanted, index, folder)
 
 
 def drifted(ran: dict[str, Any]) -> str:
     """Return in one line what --verify found. ran: the registered result."""
-    lines = [line for line in str(ran.get("stderr") or "").splitlines() if not line.startswith(("note:", "colab-local "))]
+    lines = [
+        line for line in str(ran.get("stderr") or "").splitlines() if not line.startswith(("note:", "colab-local "))
+    ]
     return words.plain("; ".join(lines[:6]))
 
 
@@ -75,7 +75,12 @@ def waiting(hostvars: Any, hosts: list[str]) -> list[dict[str, Any]]:
 
 
 def fetches(
-    host: dict[str, Any], todo: dict[str, Any], index: dict[str, Any], environment: str, bundle: dict[str, Any], here: bool
+    host: dict[str, Any],
+    todo: dict[str, Any],
+    index: dict[str, Any],
+    environment: str,
+    bundle: dict[str, Any],
+    here: bool,
 ) -> dict[str, Any]:
     """Return how many bytes a host fetches, and from where. here: the bundle is pushed from the controller."""
     work, _ = judge.space(index, environment, todo, bundle, bool(bundle) and host["bundle"] >= 0)

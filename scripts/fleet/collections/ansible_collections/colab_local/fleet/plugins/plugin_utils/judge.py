@@ -76,10 +76,7 @@ def groups(answers: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, list[str]] = {}
     for host, answer in answers.items():
         found.setdefault(answer["fingerprint"], []).append(host)
-    made = [
-        {"fingerprint": line, "hosts": sorted(hosts)}
-        for line, hosts in found.items()
-    ]
+    made = [{"fingerprint": line, "hosts": sorted(hosts)} for line, hosts in found.items()]
     return sorted(made, key=lambda group: (-len(group["hosts"]), group["fingerprint"]))
 
 
