@@ -41,6 +41,10 @@ import sys
 # `from __future__ import annotations` here, which 3.6 does not know: hence typing's names in this one file.)
 TOO_OLD: str = "bootstrap.py needs Python 3.8 or newer. Type: python3.11 bootstrap.py   (or 3.8, 3.9, ... 3.13)"
 
+if sys.version_info < (3, 8):
+    sys.stderr.write("error: bootstrap.py needs Python 3.8 or newer (found {}.{})\n".format(*sys.version_info[:2]))
+    sys.stderr.write("hint: python3.11 bootstrap.py   # or any other from 3.8 on\n")
+    sys.exit(3)
 
 import argparse
 import os
@@ -127,6 +131,8 @@ def make_parser() -> Parser:
         prog="bootstrap.py",
         description="Turn this machine into a Google Colab local runtime, exact to the hash.",
         epilog=EXAMPLES,
+        modes=("verify", "list", "rollback", "prune", "uninstall"),
+        never_meant=("--uninstall", "--prune", "--rollback", "--reset-vnc-password"),
     )
     what = parser.add_argument_group("which environment")
     choice = what.add_mutually_exclusive_group()
@@ -226,7 +232,7 @@ def read_options(args: argparse.Namespace) -> Options:
         raise Failure("--prefix needs a folder (found '')", "python3 bootstrap.py", EXIT_USAGE)
     homes.user_home()  # there is one, or it ends here: what follows relies on it
     return Options(
-        env=args.env or DEFAULT_ENVIRONMENT,
+        env=DEFAULT_ENVIRONMENT if args.env is None else args.env,
         home=absolute(args.home or str(homes.default_home())),
         lockfiles=absolute(args.lockfiles),
         engine=args.engine,

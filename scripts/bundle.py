@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Make one file from which bootstrap.py installs without any network, also for another machine's platform.
 
     python scripts/bundle.py                                          cpu, this machine's platform, Miniforge
@@ -11,8 +12,8 @@ and there:
 
 The file is an ordinary tar: bootstrap.py and its scripts, the lock, the installer, every conda package and wheel. All
 of it is checked against the lock while it is written, and again before an installation reads it. What else lies in
-this folder never gets in. Same program, same lock and same options, same bytes (but for a signature). Interrupted, the
-next run goes on where this one stopped (in OUTPUT.parts, beside the output).
+this folder never gets in. Same program, same lock and same options, same bytes (but for a signature). Interrupted,
+the next run goes on where this one stopped (in OUTPUT.parts, beside the output).
 
 --sign KEY signs the manifest, which names every file by its hash, with ssh-keygen. Who installs can demand it:
     python3 bootstrap.py --offline FILE --bundle-signers ALLOWED_SIGNERS        (see ssh-keygen(1))
@@ -54,10 +55,11 @@ from colab_local.base.files import check_disk, sha256_of
 from colab_local.base.programs import run
 from colab_local.base.terminal import Screen
 from colab_local.base.text import mask, megabytes
-from colab_local.install import offline, program, requirements
+from colab_local.install import offline, requirements
 from colab_local.install.home import default_home
 from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, conda_platform, read_index, read_locked
 from colab_local.install.packages import pip_settings, uv_environment
+from colab_local.install.program import program_names
 
 MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
@@ -117,7 +119,7 @@ def choose(args: argparse.Namespace) -> Choice:
         if wanted not in there:
             raise Failure(
                 f"the lock has no {what} {wanted} for this (there are: {', '.join(sorted(there))})",
-                "python scripts/bundle.py --help",
+                "python3 scripts/bundle.py --help",
                 EXIT_USAGE,
             )
     python = args.python or ".".join(index["environments"][args.env]["python"].split(".")[:2])
@@ -133,7 +135,7 @@ def project_files(choice: Choice) -> dict[str, bytes]:
     The program is a fixed list of files, whatever else lies in this checkout.
     """
     try:
-        names = program.program_names(REPOSITORY, choice.lock)
+        names = program_names(REPOSITORY, choice.lock)
         files = {name: (REPOSITORY / name).read_bytes() for name in names}
     except (OSError, SyntaxError) as problem:
         raise Failure(f"the program is not complete here ({problem})", "git status", EXIT_INTEGRITY) from problem
@@ -199,7 +201,7 @@ def find_wheels(choice: Choice, folder: Path, screen: Screen) -> list[Source]:
             raise Failure(
                 f"the package index has no locked wheel of {entry.name} {entry.version} for {choice.platform}, "
                 f"Python {choice.python}",
-                "python scripts/lock.py --check",
+                "python3 scripts/lock.py --check",
                 EXIT_NETWORK,
             )
         sources += [wheel_source(wheel, folder) for wheel in fitting]
@@ -408,7 +410,7 @@ class Checked(io.RawIOBase):
 
 
 def sign(text: bytes, key: str) -> bytes:
-    """Return ssh-keygen's signature of a manifest. key: a private key, or a public one whose private one an agent has.
+    """Return ssh-keygen's signature of a manifest. key: a private key, or a public one whose other half an agent has.
 
     Raises:
         Failure: ssh-keygen can't sign; it has said why on the terminal.
@@ -482,7 +484,7 @@ def make(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     if output.is_dir() or not output.parent.is_dir():
         raise Failure(
             f"can't write {output}: it is a folder, or lies in none",
-            "python scripts/bundle.py --help",
+            "python3 scripts/bundle.py --help",
             EXIT_USAGE,
         )
     folder = output.with_name(output.name + ".parts")

@@ -11,7 +11,8 @@ from typing import Any, Callable, NamedTuple
 from colab_local.base.downloads import download_all
 from colab_local.base.files import link_atomically, remove_tree, sha256_of, write_atomically
 from colab_local.base.programs import run
-from colab_local.base.terminal import Screen, Waiting
+from colab_local.base.progress import Waiting
+from colab_local.base.terminal import Screen
 from colab_local.install import home as homes
 from colab_local.install.engines import Engine
 from colab_local.install.jupyter import add_jupyter, jupyter_argv

@@ -1,7 +1,7 @@
 """Which files of a checkout are the program: what a bundle holds, and what Ansible sends to a host.
 
-Not "what lies in the folder": that would take an editor's backups, an inventory with its passwords and everything else
-that somebody keeps beside the program. A file belongs to the program if it is
+Not "what lies in the folder": that would take an editor's backups, an inventory with its passwords and everything
+else that somebody keeps beside the program. A file belongs to the program if it is
   * a program in PROGRAMS, or a module that one of them imports or names ("tryout.py"), directly or not;
   * one that lockfiles/index.json names with its hash;
   * one of DATA.

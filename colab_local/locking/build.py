@@ -66,7 +66,7 @@ def select(names: Sequence[str], specs: Mapping[str, Spec]) -> Selection:
             known = sorted({*specs, *(platform for _, platform in everything.values())})
             raise Failure(
                 f"no environment or platform {text!r} (there are: {', '.join(known)})",
-                "python scripts/lock.py --help",
+                "python3 scripts/lock.py --help",
                 EXIT_USAGE,
             )
         for name, platform in found:
@@ -124,7 +124,7 @@ def refresh_index(environments: Path, lockfiles: Path) -> dict[str, str]:
     """Return all files with index.json made anew from them and from environments/, nothing solved."""
     files = read_files(lockfiles)
     if "index.json" not in files:
-        raise Failure(f"{lockfiles} has no index.json yet", "python scripts/lock.py")
+        raise Failure(f"{lockfiles} has no index.json yet", "python3 scripts/lock.py")
     old = read_index(lockfiles)
     return {**files, "index.json": index_text(environments, files, old["environments"], old["uv"]["version"])}
 
@@ -229,7 +229,7 @@ def adopt_freeze(environments: Path, source: str, date: str | None, python: str 
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", date or ""):
         raise Failure(
             "--follow needs the date of the freeze",
-            "python scripts/lock.py --follow FREEZE --date 2026-08-19",
+            "python3 scripts/lock.py --follow FREEZE --date 2026-08-19",
             EXIT_USAGE,
         )
     freeze = fetch_text(source)

@@ -32,7 +32,7 @@ SOURCES = {
 
 def unreadable(text: str) -> Failure:
     """Return the failure for a page that can't be read, or that doesn't say what it should."""
-    return Failure(text, "python ci/installers.py", EXIT_NETWORK)
+    return Failure(text, "python3 ci/installers.py", EXIT_NETWORK)
 
 
 def read(url: str) -> str:

@@ -259,7 +259,7 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
         prefix, site = '"$CONDA_PREFIX"', f'"$CONDA_PREFIX/lib/python{series}/site-packages"'
         install = [
             f"uv pip install --python {prefix}/bin/python --no-deps --require-hashes -r {name}/pypi.txt",
-            f"cp -R ../environments/jupyter/prefix/etc {prefix}/",
+            f"cp -R ../environments/jupyter/prefix/* {prefix}/",
             f"cp -R ../environments/jupyter/site-packages/* {site}/",
         ]
         jupyter = " ".join(jupyter_argv(prefix, notebook_dir='"$HOME"'))

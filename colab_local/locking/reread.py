@@ -53,7 +53,7 @@ def parse_requirements(text: str) -> list[Package]:
         if not found:
             line = body[position:].splitlines()[0]
             raise Failure(
-                f"no pinned and hashed requirement: {line[:100]!r}", "python scripts/lock.py", EXIT_INTEGRITY
+                f"no pinned and hashed requirement: {line[:100]!r}", "python3 scripts/lock.py", EXIT_INTEGRITY
             )
         hashes = re.findall(r"sha256:([0-9a-f]{64})", found["hashes"])
         wheels = {("", str(number)): Wheel("", "", value, 0) for number, value in enumerate(hashes)}

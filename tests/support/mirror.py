@@ -74,13 +74,11 @@ HEAVY = re.compile(
 def find_interpreter() -> Path | None:
     """Return an interpreter of this machine that a relocatable `python` package can be made of, or None.
 
-    Debian's own is none: its paths for packages are patched in. It looks where tests/conftest.py and pyenv keep
-    theirs: this one, PATH, ~/.pyenv.
+    Debian's own is none: its paths for packages are patched in. It looks at this one and on PATH.
     """
     candidates = [Path(getattr(sys, "_base_executable", sys.executable))]
     for version in PYTHONS:
         candidates += [Path(p) for p in [shutil.which(f"python{version}")] if p]
-        candidates += sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
     code = (
         "import sys, sysconfig; v = '%d.%d' % sys.version_info[:2];"
         "print(sys.prefix == sys.base_prefix and sysconfig.get_default_scheme() == 'posix_prefix' and v)"

@@ -33,7 +33,7 @@ EXAMPLES = """
 """
 RETURN = """
 _raw:
-  description: The pack's path and digest, the checkout, its lockfiles/index.json and that file's sha256; or a problem.
+  description: The pack's path and digest, the checkout, its lockfiles/index.json with its sha256; or a problem.
   type: list
   elements: dict
 """
