@@ -172,7 +172,14 @@ def test_collection_is_built_and_works_in_another_project(tmp_path: Path) -> Non
         assert "here: error: no checkout of colab-local is known here; hint: set colab_local_checkout" in " ".join(
             done.stdout.split()
         ), done.stdout + done.stderr
-        options = ("-e", python, "-e", f"colab_local_checkout={REPO}", "-e", "colab_local_engine=host")
+        options: tuple[str, ...] = (
+            "-e",
+            python,
+            "-e",
+            f"colab_local_checkout={REPO}",
+            "-e",
+            "colab_local_engine=host",
+        )
         options += ("-e", f"colab_local_python={supported_python()}")
         done = run("ansible-playbook", "-i", tmp_path / "hosts.yml", what, *options)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -348,7 +355,7 @@ def test_what_can_be_judged_here_is_judged_before_anything_is_sent(fleet: Fleet,
     for number in (1, 2):
         shutil.rmtree(fleet.home(number), ignore_errors=True)
         shutil.rmtree(fleet.work(number), ignore_errors=True)
-    wrongs = {
+    wrongs: dict[str, dict[str, object]] = {
         "the bundle /nowhere.tar can't be used": {"colab_local_bundle": "/nowhere.tar"},
         "this checkout has no environment moon": {"colab_local_env": "moon"},
         "/nowhere/python does not run there": {"colab_local_python": "/nowhere/python"},

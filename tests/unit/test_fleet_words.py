@@ -247,7 +247,7 @@ def test_a_signature_is_checked_by_ssh_keygen(tmp_path: Path) -> None:
     manifest = json.dumps(MANIFEST).encode()
 
     def signed(purpose: str) -> bytes:
-        argv = ["ssh-keygen", "-Y", "sign", "-q", "-f", key, "-n", purpose]
+        argv = ["ssh-keygen", "-Y", "sign", "-q", "-f", str(key), "-n", purpose]
         return subprocess.run(argv, input=manifest, capture_output=True, check=True).stdout
 
     good = signed(bundles.NAMESPACE)
