@@ -49,7 +49,6 @@ if sys.version_info < (3, 8):
 import argparse
 import os
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -82,9 +81,10 @@ try:
     from colab_local.base.terminal import Screen
     from colab_local.desktop.options import KINDS, SERVERS, SESSIONS
     from colab_local.desktop.options import Options as DesktopOptions
+    from colab_local.install import gpu_questions, offline
     from colab_local.install import home as homes
-    from colab_local.install import offline
     from colab_local.install.engines import Job, choose_engine
+    from colab_local.install.gpu_answers import read_needs
     from colab_local.install.installation import Installation
     from colab_local.install.jupyter import DEFAULT_PORT, ssh_line
     from colab_local.install.lockfiles import (
@@ -93,14 +93,8 @@ try:
         conda_platform,
         make_lock,
         read_index,
-        version_tuple,
     )
-    from colab_local.install.machine import (
-        gpu_refusal,
-        inspect_host,
-        machine_refusal,
-        query_gpus,
-    )
+    from colab_local.install.machine import inspect_host, machine_refusal
     from colab_local.install.options import ENGINES, Options
     from colab_local.manage import environments, service, verify
 except ImportError as problem:
@@ -280,7 +274,7 @@ def look(options: Options, screen: Screen) -> Installation:
             EXIT_USAGE,
         )
     host = inspect_host()
-    refusal = machine_refusal(host, options.env, known[options.env]["platforms"])
+    refusal = machine_refusal(host, options.env, known[options.env]["platforms"], known[options.env]["accelerator"])
     if refusal:
         raise refusal
     homes.check_home(options.home)
@@ -304,7 +298,7 @@ def look(options: Options, screen: Screen) -> Installation:
         installation.notices += notices
     check_room(installation, index)
     if installation.lock.accelerator == "gpu" and options.gpu_check:
-        installation.notices += look_at_gpus(index["environments"][options.env]["platforms"][platform])
+        look_at_gpus(installation, known)
     check_port(installation)
     return installation
 
@@ -340,26 +334,19 @@ def check_room(installation: Installation, index: Dict[str, Any]) -> None:
     check_disk(installation.home, sum(int(sizes.get(kind) or 0) for kind in kinds))
 
 
-def look_at_gpus(entry: Dict[str, Any]) -> List[str]:
-    """Return what is to be said of this machine's GPUs; raise Failure where the locked TensorFlow can't use them.
+def look_at_gpus(installation: Installation, known: Dict[str, Any]) -> None:
+    """Ask the driver for this machine's GPUs; raise Failure where the locked packages can't use them.
 
-    entry: the environment's platform in lockfiles/index.json.
+    known: the environments of lockfiles/index.json.
     """
-    gpus = query_gpus()
-    update = "sudo ubuntu-drivers install && sudo reboot" if shutil.which("ubuntu-drivers") else ""
-    refusal = gpu_refusal(gpus, entry.get("requires", {}), update)
-    if refusal:
-        raise refusal
-    notices = []
-    for gpu in gpus:
-        capability = gpu.compute_capability or "unknown"
-        notices.append(f"{gpu.name}, driver {gpu.driver}, compute capability {capability}")
-        if version_tuple(gpu.compute_capability) >= (12, 0):
-            notices.append(
-                "TensorFlow's build has no code for compute capability 12.x: the driver compiles it at first "
-                "use, which takes minutes and has failed for some"
-            )
-    return notices
+    lock, needs = installation.lock, {}
+    for name, entry in known.items():
+        platform = entry["platforms"].get(lock.platform)
+        if entry["accelerator"] == "gpu" and platform:
+            needs[name] = read_needs(platform.get("requires", {}))
+    found = gpu_questions.look(needs.pop(lock.env), needs, installation.screen)
+    installation.gpus = list(found.gpus)
+    installation.notices += found.notices
 
 
 def check_port(installation: Installation) -> None:

@@ -56,6 +56,7 @@ class Installation:
         self.link = self.home / "current" / lock.env
         self.new_parents = sum(not path.exists() for path in self.home.parents)
         self.notices: list[str] = []
+        self.gpus: list[dict[str, Any]] | None = None  # what was found, None where nobody looked
         self.seconds: dict[str, float] = {}
         self.overlay: dict[str, str] = {}
         self.seal: dict[str, str] = {}
@@ -203,4 +204,5 @@ class Installation:
             "changed": False,
             "notices": self.notices,
             "jupyter_argv": self.jupyter_argv(),
+            **({} if self.gpus is None else {"gpus": self.gpus}),
         }

@@ -49,7 +49,7 @@ from colab_local.install.lockfiles import (
     parse_explicit,
     read_index,
 )
-from colab_local.install.machine import Host, gpu_refusal, machine_refusal, parse_nvidia_smi
+from colab_local.install.machine import Host, machine_refusal
 from colab_local.install.packages import pip_index_url
 from tests.conftest import REPO, SCREEN, Installed, clean_environment, free_port, supported_python
 from tests.support import pythons
@@ -144,113 +144,6 @@ def test_every_platform_gets_its_own_lock_and_installer(host: Host, platform: st
     assert pixi in INDEX["installers"]["pixi"]["files"][subdir]["url"]
     lock = make_lock(INDEX, LOCKFILES, "cpu", subdir, "conda")
     assert all(f"/{subdir}/" in url or "/noarch/" in url for url, _ in parse_explicit(lock.conda))
-
-
-# `nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv,noheader,nounits`
-RTX_4090 = "NVIDIA GeForce RTX 4090, 550.54.14, 24564, 8.9\n"
-TWO_V100 = "Tesla V100-SXM2-16GB, 535.161.08, 16384, 7.0\nTesla V100-SXM2-16GB, 535.161.08, 16384, 7.0\n"
-GTX_980 = "NVIDIA GeForce GTX 980, 535.183.01, 4096, 5.2\n"
-OLD_DRIVER = "Tesla T4, 470.256.02, 15360, 7.5\n"
-BEFORE_COMPUTE_CAP = "Tesla K80, 418.226.00, 11441\n"
-MIXED = GTX_980 + RTX_4090.replace("550.54.14", "535.183.01")
-RTX_5090 = "NVIDIA GeForce RTX 5090, 570.86.10, 32607, 12.0\n"
-VIRTUAL = "GRID T4-16Q, 535.183.06, [N/A], [N/A]\n"  # what it does not tell is no reason to refuse it
-
-
-@pytest.mark.parametrize(
-    ("output", "count", "refused_for"),
-    [
-        (RTX_4090, 1, None),
-        (TWO_V100, 2, None),
-        (MIXED, 2, None),  # one card that fits is enough
-        (RTX_5090, 1, None),
-        (VIRTUAL, 1, None),
-        (GTX_980, 1, "found NVIDIA GeForce GTX 980 5.2, need compute capability 6.0"),
-        (OLD_DRIVER, 1, "driver is too old (found 470.256.02, need 5"),
-        (BEFORE_COMPUTE_CAP, 1, "driver is too old (found 418.226.00"),
-    ],
-)
-def test_recorded_drivers_and_cards(output: str, count: int, refused_for: str | None) -> None:
-    gpus = parse_nvidia_smi(output)
-    assert len(gpus) == count
-    assert all(gpu.compute_capability == "" or "." in gpu.compute_capability for gpu in gpus)
-    refusal = gpu_refusal(gpus, INDEX["environments"]["gpu"]["platforms"]["linux-64"]["requires"])
-    if refused_for is None:
-        assert refusal is None
-    else:
-        assert refusal is not None and refused_for in refusal.what and refusal.hint
-
-
-def fake_nvidia_smi(folder: Path, script: str) -> Path:
-    """Put a program into `folder` that answers as nvidia-smi was recorded to answer."""
-    folder.mkdir()
-    program = folder / "nvidia-smi"
-    program.write_text("#!/bin/sh\n" + script)
-    program.chmod(0o755)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        (
-            "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9",
-            "could not communicate",
-        ),
-        ("echo 'No devices were found'; exit 6", "No devices were found"),
-        (
-            "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
-            "Driver/library version mismatch",
-        ),
-        (None, "nvidia-smi is not there"),
-    ],
-)
-def test_gpu_without_a_gpu_names_cpu_and_the_override(tmp_path: Path, script: str | None, said: str) -> None:
-    folder = fake_nvidia_smi(tmp_path / "bin", script) if script else tmp_path
-    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
-    done = bootstrap_run(["--gpu", "--dry-run", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env)
-    assert done.returncode == EXIT_MACHINE
-    error, hint = done.stderr.splitlines()
-    assert said in error and "--no-gpu-check" in error and hint == "hint: python3 bootstrap.py --cpu"
-    assert not (tmp_path / "home").exists()
-
-
-# A driver before 470 does not know the field compute_cap (its own words, and exit status 2).
-OLD_SMI = """case "$*" in *compute_cap*) echo 'Field "compute_cap" is not a valid field to query.'; exit 2;; esac
-echo 'Tesla V100-SXM2-16GB, 450.80.02, 16160'"""
-
-
-@pytest.mark.parametrize(
-    ("script", "code", "said"),
-    [
-        (f"printf '{RTX_4090}'", 0, "NVIDIA GeForce RTX 4090, driver 550.54.14, compute capability 8.9"),
-        (f"printf '{RTX_5090}'", 0, "no code for compute capability 12.x"),
-        (f"printf '{VIRTUAL}'", 0, "GRID T4-16Q, driver 535.183.06, compute capability unknown"),
-        (f"printf '{GTX_980}'", 3, "error: no GPU here is new enough (found NVIDIA GeForce GTX 980 5.2"),
-        (OLD_SMI, 3, "error: the NVIDIA driver is too old (found 450.80.02, need 525.60.13 or newer)"),
-    ],
-)
-def test_what_the_plan_says_of_a_gpu(tmp_path: Path, script: str, code: int, said: str) -> None:
-    folder = fake_nvidia_smi(tmp_path / "bin", script.replace("\n'", "\\n'"))
-    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
-    done = bootstrap_run(
-        ["--gpu", "--dry-run", "--json", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env
-    )
-    assert done.returncode == code, done.stderr
-    if code:
-        error, hint = done.stderr.splitlines()
-        assert error.startswith(said) and hint == "hint: python3 bootstrap.py --cpu"
-    else:
-        assert any(said in notice for notice in json.loads(done.stdout)["notices"]), done.stdout
-
-
-def test_on_ubuntu_an_old_driver_is_updated_with_ubuntus_own_command(tmp_path: Path) -> None:
-    folder = fake_nvidia_smi(tmp_path / "bin", OLD_SMI.replace("\n'", "\\n'"))
-    (folder / "ubuntu-drivers").symlink_to("nvidia-smi")
-    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
-    done = bootstrap_run(["--gpu", "--dry-run", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env)
-    assert done.returncode == EXIT_MACHINE
-    assert done.stderr.splitlines()[1] == "hint: sudo ubuntu-drivers install && sudo reboot"
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
