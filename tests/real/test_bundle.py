@@ -83,12 +83,12 @@ WHEELS = {
     for name, tags in {
         "pure": ["py3-none-any"],
         "native": [
-            "cp313-cp313-manylinux_2_17_x86_64",
-            "cp312-cp312-manylinux_2_17_x86_64",
-            "cp313-cp313-manylinux_2_17_aarch64",
+            *(f"cp3{m}-cp3{m}-manylinux_2_17_{cpu}" for m in (11, 12, 13) for cpu in ("x86_64", "aarch64")),
             "cp312-cp312-macosx_11_0_arm64",
         ],
-        "linuxonly": ["cp313-cp313-manylinux_2_17_x86_64", "cp313-cp313-manylinux_2_17_aarch64"],
+        "linuxonly": [
+            *(f"cp3{m}-cp3{m}-manylinux_2_17_{cpu}" for m in (11, 12, 13) for cpu in ("x86_64", "aarch64"))
+        ],
     }.items()
     for tag in tags
 }
@@ -219,7 +219,9 @@ def test_one_file_with_everything(maker: Maker, world: World, tmp_path: Path) ->
         "lockfiles/index.json",
         "lockfiles/cpu/pypi.txt",
     } <= names
-    assert {"wheels/pure-1.0-py3-none-any.whl", "wheels/native-1.0-cp313-cp313-manylinux_2_17_x86_64.whl"} <= names
+    tag = "cp" + manifest(output)["python"].replace(".", "")  # the mirror's Python is what this machine has
+    native = f"wheels/native-1.0-{tag}-{tag}-manylinux_2_17_{os.uname().machine}.whl"
+    assert {"wheels/pure-1.0-py3-none-any.whl", native} <= names
     assert sum(name.startswith("wheels/") for name in names) == 3, "one of each package: not every platform's"
     urls = [world.url(world.installer("miniforge")), *(world.url(path) for path in world.packages)]
     assert {offline.place(url) for url in urls} == {name for name in names if name.startswith("files/")}
@@ -495,19 +497,18 @@ def test_what_never_ends_is_refused_at_once(small: Path, tmp_path: Path) -> None
         file.write(info.tobuf())
         file.truncate((6 << 30) + 20480)
     manifest = unpacked / "bundle.json"
-    cases = {
-        "no ordinary file": (tmp_path / "pipe", lambda: None),
-        "too large": (sparse, lambda: None),
-        "holds what no bundle holds: wheels/pipe": (unpacked, lambda: os.mkfifo(unpacked / "wheels/pipe")),
-        "damaged bundle.json": (
-            unpacked,
-            lambda: ((unpacked / "wheels/pipe").unlink(), os.truncate(manifest, 6 << 30)),
-        ),
-    }
-    for said, (path, prepare) in cases.items():
-        prepare()  # type: ignore[no-untyped-call]
+
+    def refused(path: Path, said: str) -> None:
         with pytest.raises(Failure, match=said):
             offline.open_bundle(path, tmp_path / "home", "cpu", platform, Screen())
+
+    refused(tmp_path / "pipe", "no ordinary file")
+    refused(sparse, "damaged")
+    os.mkfifo(unpacked / "wheels/pipe")
+    refused(unpacked, "holds what no bundle holds: wheels/pipe")
+    (unpacked / "wheels/pipe").unlink()
+    os.truncate(manifest, 6 << 30)
+    refused(unpacked, "damaged")
 
 
 def test_a_signature_can_be_demanded(maker: Maker, tmp_path: Path) -> None:
