@@ -180,7 +180,8 @@ def test_collection_is_built_and_works_in_another_project(tmp_path: Path) -> Non
             "-e",
             "colab_local_engine=host",
         )
-        options += ("-e", f"colab_local_python={supported_python()}")
+        options += ("-e", f"colab_local_python={supported_python()}", "-e", f"colab_local_work={tmp_path}/work")
+        options += ("-e", f"colab_local_home={tmp_path}/home")
         done = run("ansible-playbook", "-i", tmp_path / "hosts.yml", what, *options)
         assert done.returncode == 0, done.stdout + done.stderr
 
