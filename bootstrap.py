@@ -70,7 +70,7 @@ try:
         EXIT_USAGE,
         Failure,
     )
-    from colab_local.base.files import check_disk
+    from colab_local.base.files import check_disk, sha256_of
     from colab_local.base.network import (
         address_for_others,
         free_port,
@@ -160,6 +160,12 @@ def make_parser() -> Parser:
     how.add_argument(
         "--offline", metavar="FILE", default="", help="install from a bundle made by scripts/bundle.py, no network"
     )
+    how.add_argument(
+        "--bundle-lock", metavar="SHA256", default="", help="take a bundle of this lock, which is not the checkout's"
+    )
+    how.add_argument(
+        "--bundle-signers", metavar="FILE", default="", help="refuse a bundle that none of these has signed"
+    )
 
     jupyter = parser.add_argument_group("Jupyter")
     jupyter.add_argument("--port", type=port_number, help=f"its port on loopback (default: {DEFAULT_PORT})")
@@ -230,6 +236,8 @@ def read_options(args: argparse.Namespace) -> Options:
         notebook_dir=absolute(args.notebook_dir),
         gpu_check=not args.no_gpu_check,
         launch=args.launch,
+        bundle_lock=args.bundle_lock,
+        bundle_signers=args.bundle_signers,
     )
 
 
@@ -275,7 +283,10 @@ def look(options: Options, screen: Screen) -> Installation:
     if installation is None:
         wheels = None
         if options.offline:
-            bundle = offline.open_bundle(Path(options.offline), options.home, options.env, platform, screen)
+            wanted = options.bundle_lock or sha256_of(options.lockfiles / "index.json")
+            bundle = offline.open_bundle(
+                Path(options.offline), options.home, options.env, platform, screen, wanted, options.bundle_signers
+            )
             rules, wheels = [*bundle.rules, *rules], bundle.wheels
             options = options._replace(lockfiles=bundle.lockfiles, engine=bundle.choose(options.engine))
             index = dict(read_index(bundle.lockfiles), python=[bundle.python])

@@ -13,8 +13,9 @@ class Options(NamedTuple):
 
     env: its name in lockfiles/index.json; home: where everything lands; lockfiles: their folder; engine: one of
     ENGINES; python: the host engine's interpreter, "" for the machine's; mirrors: FROM=TO rules; offline: a bundle,
-    "" for none; port: Jupyter's, on loopback; notebook_dir: what Colab's file pane shows; gpu_check: look for a GPU;
-    launch: Jupyter is started at the end.
+    "" for none; bundle_lock: the sha256 of the lockfiles/index.json that it must have, "" for the checkout's;
+    bundle_signers: who may have signed it, an allowed signers file, "" for anybody; port: Jupyter's, on loopback;
+    notebook_dir: what Colab's file pane shows; gpu_check: look for a GPU; launch: Jupyter is started at the end.
     """
 
     env: str
@@ -28,3 +29,5 @@ class Options(NamedTuple):
     notebook_dir: Path
     gpu_check: bool
     launch: bool
+    bundle_lock: str = ""
+    bundle_signers: str = ""
