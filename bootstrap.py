@@ -55,7 +55,7 @@ from typing import Any, Dict, List, Optional, Sequence
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python3 -I and PYTHONSAFEPATH=1 leave it out
 
 try:
-    from colab_local import VERSION, desktop
+    from colab_local import desktop
     from colab_local.base.command_line import (
         Parser,
         port_number,
@@ -70,7 +70,7 @@ try:
         EXIT_USAGE,
         Failure,
     )
-    from colab_local.base.files import check_disk
+    from colab_local.base.files import check_disk, sha256_of
     from colab_local.base.network import (
         address_for_others,
         free_port,
@@ -160,6 +160,12 @@ def make_parser() -> Parser:
     how.add_argument(
         "--offline", metavar="FILE", default="", help="install from a bundle made by scripts/bundle.py, no network"
     )
+    how.add_argument(
+        "--bundle-lock", metavar="SHA256", default="", help="take a bundle of this lock, which is not the checkout's"
+    )
+    how.add_argument(
+        "--bundle-signers", metavar="FILE", default="", help="refuse a bundle that none of these has signed"
+    )
 
     jupyter = parser.add_argument_group("Jupyter")
     jupyter.add_argument("--port", type=port_number, help=f"its port on loopback (default: {DEFAULT_PORT})")
@@ -209,7 +215,6 @@ def make_parser() -> Parser:
     run.add_argument("--json", action="store_true", help="plan and result as one JSON document on stdout")
     run.add_argument("--yes", action="store_true", help="don't ask before --uninstall and --prune")
     run.add_argument("-v", "--verbose", action="store_true", help="show the programs that are run")
-    run.add_argument("--version", action="version", version=f"colab-local {VERSION}", help="show it")
     return parser
 
 
@@ -236,6 +241,8 @@ def read_options(args: argparse.Namespace) -> Options:
         gpu_check=not args.no_gpu_check,
         launch=args.launch,
         lab=args.lab,
+        bundle_lock=args.bundle_lock,
+        bundle_signers=args.bundle_signers,
     )
 
 
@@ -281,7 +288,10 @@ def look(options: Options, screen: Screen) -> Installation:
     if installation is None:
         wheels = None
         if options.offline:
-            bundle = offline.open_bundle(Path(options.offline), options.home, options.env, platform, screen)
+            wanted = options.bundle_lock or sha256_of(options.lockfiles / "index.json")
+            bundle = offline.open_bundle(
+                Path(options.offline), options.home, options.env, platform, screen, wanted, options.bundle_signers
+            )
             rules, wheels = [*bundle.rules, *rules], bundle.wheels
             options = options._replace(lockfiles=bundle.lockfiles, engine=bundle.choose(options.engine))
             index = dict(read_index(bundle.lockfiles), python=[bundle.python])

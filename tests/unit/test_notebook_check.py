@@ -18,7 +18,9 @@ LOCKFILES = REPO / "lockfiles"
 
 def write(path: Path, *cells: str | list[str], **more: Any) -> Path:
     """Write a notebook with these code cells."""
-    made = [{"cell_type": "code", "metadata": {}, "outputs": [], "source": cell} for cell in cells]
+    made: list[dict[str, Any]] = [
+        {"cell_type": "code", "metadata": {}, "outputs": [], "source": cell} for cell in cells
+    ]
     markdown = {"cell_type": "markdown", "source": "import nothing"}
     path.write_text(json.dumps({"cells": [*made, markdown], "metadata": {}, "nbformat": 4, **more}))
     return path
