@@ -55,6 +55,7 @@ class Installation:
         self.options, self.lock, self.engine, self.screen = options, lock, engine, screen
         self.maker, self.wheels = maker, wheels
         self.home = options.home
+        self.port = options.port  # in the next steps; another one where a stranger has it
         self.root = homes.environment_root(self.home, lock.name)
         self.prefix = homes.environment_prefix(self.root, lock.env, engine)
         self.receipts = self.home / "receipts" / lock.name
@@ -81,7 +82,7 @@ class Installation:
 
     def jupyter_argv(self) -> list[str]:
         """Return the command that the user is given: through current/, so that it outlives updates."""
-        return jupyter_argv(str(self.link), self.options.port, str(self.options.notebook_dir), os.geteuid() == 0)
+        return jupyter_argv(str(self.link), self.port, str(self.options.notebook_dir), os.geteuid() == 0)
 
     # -- the plan
 
