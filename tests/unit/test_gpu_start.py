@@ -1,4 +1,4 @@
-"""What every start of Jupyter, and the try-out, get for the GPU: pure functions and the launcher's few lines of shell."""
+"""What every start of Jupyter, and the try-out, get for the GPU: pure functions and the launcher's shell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import REPO
 
 sys.path.insert(0, str(REPO / "environments" / "jupyter" / "site-packages"))
 
-from colab_local_jupyter import gpu  # noqa: E402 - its folder is on sys.path in an environment alone
+from colab_local_jupyter import gpu
 
 LAUNCHER = REPO / "environments" / "jupyter" / "prefix" / "colab" / "jupyter-notebook"
 
