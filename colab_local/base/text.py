@@ -18,7 +18,8 @@ def mask(text: str) -> str:
         return found.group(1) + ("***" if SECRET_NAME.search(found.group(2)) else found.group(3))
 
     text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)  # to the last @: a password may hold one
-    return re.sub(r"([?&;]([\w.%-]+)=)([^&;\s\"'<>]+)", hidden, text)
+    text = re.sub(r"([?&;]([\w.%-]+)=)([^&;\s\"'<>]+)", hidden, text)
+    return re.sub(r"(token(?:=|%3[Dd]))[^&\s\"'%]+", r"\1***", text)
 
 
 def printable(text: str) -> str:
