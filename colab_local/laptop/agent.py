@@ -390,19 +390,28 @@ def find_job(home: Path, number: str | None) -> Json | None:
     return None
 
 
-def end_of(number: str) -> str:
-    """Return how a job ended, as Slurm knows it: its state in words, and its exit code where that says something.
+def state_of(number: str) -> tuple[str, str, str]:
+    """Return a job's state, exit code and reason, empty where Slurm does not know it.
 
-    scontrol remembers it for some minutes (MinJobAge), accounting for longer, where a site has it.
+    scontrol remembers a job for some minutes (MinJobAge), accounting for longer, where a site has it.
     """
-    state, code, reason = "", "", ""
     with contextlib.suppress(Refusal):
         fields = dict(word.partition("=")[::2] for word in slurm(["scontrol", "-o", "show", "job", number]).split())
-        state, code, reason = fields.get("JobState", ""), fields.get("ExitCode", ""), fields.get("Reason", "")
-    if not state:
-        with contextlib.suppress(Refusal):
-            argv = ["sacct", "-n", "-X", "-P", "-j", number, "-o", "State,ExitCode"]
-            state, _, code = slurm(argv).partition("\n")[0].strip().partition("|")
+        if fields.get("JobState"):
+            return fields["JobState"], fields.get("ExitCode", ""), fields.get("Reason", "")
+    with contextlib.suppress(Refusal):
+        said = slurm(["sacct", "-n", "-X", "-P", "-j", number, "-o", "State,ExitCode"]).partition("\n")[0].strip()
+        return said.partition("|")[0], said.partition("|")[2], ""
+    return "", "", ""
+
+
+def end_of(number: str) -> str:
+    """Return how a job ended, in words: its state as Slurm knows it, and its exit code where that says something."""
+    deadline = time.monotonic() + 15.0
+    state, code, reason = state_of(number)
+    while state in (*ALIVE, "COMPLETING") and time.monotonic() < deadline:
+        time.sleep(0.5)
+        state, code, reason = state_of(number)
     if not state:
         return "it is no longer known to Slurm"
     words = END_WORDS.get(state.split()[0], state.lower().replace("_", " "))
@@ -507,12 +516,10 @@ def job(request: Json) -> Json:
 
 
 def ended(request: Json) -> Json:
-    """Say how a job ended; waits a moment for Slurm to notice."""
-    home = home_folder(request.get("home"))
-    deadline = time.monotonic() + 10.0
-    while find_job(home, request["job"]) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return {"how": end_of(request["job"])}
+    """Say how a job ended; Slurm may need some seconds to notice."""
+    how = end_of(request["job"])
+    drop_records(home_folder(request.get("home")), own_queue())
+    return {"how": how}
 
 
 def cancel(request: Json) -> Json:

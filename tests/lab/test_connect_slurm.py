@@ -241,7 +241,7 @@ def test_the_end_is_announced_and_explained(cluster: Cluster) -> None:
         cluster.slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
         assert link.event("ending")["job"] == job
         assert link.event("failed")["error"] == f"Jupyter on node has ended (Slurm job {job})"
-        link.says(f"Slurm job {job} has ended: its time was over")
+        assert f"Slurm job {job} has ended: its time was over" in link.said, link.said
         assert link.process.wait(60) == 1
 
 
@@ -265,7 +265,7 @@ def test_a_home_that_is_not_shared_is_named(cluster: Cluster) -> None:
     assert done.returncode == 1
     assert f"wrote nothing into {cluster.home}/.local/share/colab-local: the compute node" in done.stderr
     assert "do not share this folder" in done.stderr
-    assert "hint: on a shared disk there: python3 bootstrap.py --prefix" in done.stderr
+    assert "hint: ssh login python3 colab-local/bootstrap.py --prefix DIR   on a shared disk" in done.stderr
     assert not records(cluster)
 
 

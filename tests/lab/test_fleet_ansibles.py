@@ -124,7 +124,8 @@ def test_nothing_that_a_host_says_is_obeyed(site: Site, lie: str) -> None:
     try:
         playbook = "status.yml" if lie == "list" else "verify.yml"
         run = fleet.play(playbook, check=False)
-        more = fleet.play("deploy.yml", "--check", check=False)  # what it left would be read now
+        # What it left would be read now.
+        more = fleet.play("deploy.yml", "--check", check=False) if lie in ("keys", "path", "plan") else run
     finally:
         variables.unlink()
     assert not site.pwned.exists(), run.output + more.output
