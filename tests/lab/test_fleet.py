@@ -245,22 +245,26 @@ def test_bundle_of_another_lock_is_refused_and_a_bundle_that_is_there_not_copied
 
 
 @needs_root
-def test_host_with_an_altered_file_is_named(fleet: Fleet, versions: Versions) -> None:
+def test_a_drifted_host_is_named_and_repaired(fleet: Fleet, versions: Versions) -> None:
+    """verify.yml names it, deploy.yml --check calls it changed and changes nothing, deploy.yml repairs it."""
     bring(fleet, versions.old)
     altered = next((fleet.home(3) / "current" / "cpu").glob("lib/python3*/site-packages/notebook/notebookapp.py"))
     content = altered.read_bytes()
     altered.unlink()  # not written in place: the file is a link to uv's cache, which all hosts share here
     altered.write_bytes(content + b"# altered\n")
-    try:
-        run = few(fleet, "verify.yml", check=False)
-    finally:
-        altered.unlink()
-        altered.write_bytes(content)
+    run = few(fleet, "verify.yml", check=False)
     assert run.status != 0
     assert run.hosts("failed") == {"node3"}, run.output
     assert "node3 has none:" in run.flat
     assert "notebook/notebookapp.py" in run.flat
+    assert "hint: deploy.yml repairs it" in run.flat
+    assert "rm -r" not in run.output
     assert "on 2: node1, node2" in run.flat
+    assert few(fleet, "deploy.yml", "--check").hosts("changed") == {"node3"}
+    assert altered.read_bytes() != content
+    assert few(fleet, "deploy.yml").hosts("changed") == {"node3"}
+    assert altered.read_bytes() == content
+    assert not few(fleet, "deploy.yml").hosts("changed")
 
 
 @needs_root
