@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import shlex
 from pathlib import Path
 
 from colab_local.install.lockfiles import REPOSITORY
@@ -23,7 +22,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec):
         return None
     def exec_module(self, module):
-        exec(compile(SOURCES[module.__name__][1], "<" + module.__name__ + ">", "exec"), module.__dict__)
+        module.__file__ = "<" + module.__name__ + ">"  # no file: what is beside a module is not there
+        exec(compile(SOURCES[module.__name__][1], module.__file__, "exec"), module.__dict__)
 sys.meta_path.insert(0, Finder())
 from {module} import main
 main()
@@ -61,8 +61,3 @@ def program_text(module: str) -> str:
         sources[name] = (file.name == "__init__.py", text)
         wanted |= imported(text)
     return LOADER.format(sources=json.dumps(sources), module=module)
-
-
-def copy_command(target: str) -> str:
-    """Return the line that packs what another machine needs into a pipe; target: what reads the tar."""
-    return f"tar -C {shlex.quote(str(REPOSITORY))} -cf - {' '.join(PROGRAM_PARTS)} | {target}"
