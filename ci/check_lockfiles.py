@@ -19,6 +19,7 @@ For every environment and platform
   * channel: every locked record is in the channel as it is locked, and rattler gives the lock again. A folder
     doesn't change, so it is solved from nothing, and all of each record is compared; a live channel moves on and
     mends its records, so there the solver is told to prefer what is locked.
+  * GPU code: gpu-code.json is of the wheels in pypi.txt, and serves the cards of environments/gpu-cards.yml
 With a network
   * Python layer: uv, solving anew under the locked versions, gives pypi.txt to the byte, wheels and hashes too, and
     their licences and sizes are those of packages.txt and index.json; uv accepts pypi.txt in full with
@@ -60,9 +61,11 @@ from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import REPOSITORY, conda_platform, parse_explicit, read_index
 from colab_local.locking.build import differences, host_tools, locked_requirements, read_files
 from colab_local.locking.conda import channel_folder, channel_records, read_pixi_lock, solve_conda
+from colab_local.locking.gpu_code import entries, has_gpu_code, parse_code
 from colab_local.locking.installers import wrong_files, wrong_names
 from colab_local.locking.pypi import find_uv, solve_python
 from colab_local.locking.render import (
+    GPU_CODE,
     HOST_HEAD,
     PYPI_HEAD,
     Solution,
@@ -92,7 +95,9 @@ from colab_local.locking.specs import (
     NOTICE,
     PYTHONS,
     Target,
+    card_differences,
     constraints,
+    read_cards,
     read_exceptions,
     read_pins,
     read_specs,
@@ -193,7 +198,7 @@ def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
         "python": files.version(name, "python"),
         "platforms": {
             platform: {
-                "requires": machine_needs(spec, platform),
+                "requires": machine_needs(spec, platform, files.text(f"{name}/{GPU_CODE}")),
                 "bytes": told.get(platform, {}).get("bytes", {}) | conda_sizes(files.records(name, platform)),
             }
             for platform in spec.platforms
@@ -211,10 +216,11 @@ def check_digests(files: Lockfiles) -> Problems:
     for name, spec in files.specs.items():
         made |= {f"{name}/{file}" for file in ("conda-lock.yml", "packages.txt", "pypi.txt")}
         made |= {f"{name}/{platform}.txt" for platform in spec.platforms}
+        made |= {f"{name}/{GPU_CODE}"} if spec.accelerator == "gpu" else set()
     texts = dict.fromkeys(made, "") | files.files
     uv = files.version(next(iter(files.specs)), "uv")
-    entries = {name: index_entry(files, name) for name in files.specs}
-    need = index_text(files.environments, texts, entries, uv)
+    told = {name: index_entry(files, name) for name in files.specs}
+    need = index_text(files.environments, texts, told, uv)
     found = list(compare("index.json", flat(files.index), flat(json.loads(need))))
     yield from found
     if not found and files.text("index.json") != need:
@@ -316,6 +322,34 @@ def check_host_text(files: Lockfiles) -> Problems:
     found = dict(re.findall(r"(?m)^([a-z0-9-]+)==([^\s;\\]+)", text))
     first = next(iter(files.specs))
     yield from compare("host.txt against the conda layer", found, {n: files.version(first, n) for n in ("pip", "uv")})
+
+
+def check_gpu_code(files: Lockfiles, name: str) -> Problems:
+    """Yield where gpu-code.json is not of the locked wheels, or serves other cards than a person has approved."""
+    text = files.text(f"{name}/{GPU_CODE}")
+    locked = {
+        sha256: requirement
+        for requirement, hashes in requirement_hashes(files.text(f"{name}/pypi.txt")).items()
+        for sha256 in hashes
+        if has_gpu_code(requirement)
+    }
+    known = {sha256: file for sha256, (file, _) in parse_code(text).items()}
+    for sha256 in sorted({*locked} ^ {*known}):
+        named = locked.get(sha256) or known.get(sha256)
+        yield f"{name}/{GPU_CODE} and pypi.txt don't both have {named} ({sha256[:12]}...)"
+    yield from card_differences(read_cards(files.environments).get(name, {}), entries(text))
+
+
+def requirement_hashes(text: str) -> dict[str, list[str]]:
+    """Return {package: its hashes} of a pypi.txt."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, hashed = re.match(r"([a-z0-9-]+)==", line), re.search(r"--hash=sha256:([0-9a-f]{64})", line)
+        if name:
+            found[name.group(1)] = []
+        elif hashed and found:
+            found[list(found)[-1]].append(hashed.group(1))
+    return found
 
 
 def check_own_records(files: Lockfiles, name: str, platform: str) -> Problems:
@@ -464,6 +498,8 @@ def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) ->
             if channel:
                 yield f"{at}: solver, {channel}", partial(check_channel, files, name, platform, channel)
         yield f"{name}: Python requirements are pinned, hashed, wanted", partial(check_requirements, files, name)
+        if files.specs[name].accelerator == "gpu":
+            yield f"{name}: the cards it serves are the approved ones", partial(check_gpu_code, files, name)
     if not offline:
         yield from plan_online(files, names)
 

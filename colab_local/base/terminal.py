@@ -120,7 +120,8 @@ class Screen:
     def fail(self, problem: Failure) -> int:
         """Show a failure in two lines (and as JSON if asked) and return its exit code."""
         hint = self.put_right(problem.hint)
-        self.show_document({"ok": False, "error": problem.what, "hint": hint, "code": problem.code})
+        document = {"ok": False, "error": problem.what, "hint": hint, "code": problem.code}
+        self.show_document({**document, **problem.details})
         self.report("error: " + problem.what)
         if hint:
             self.report("hint: " + hint)

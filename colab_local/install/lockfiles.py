@@ -20,7 +20,9 @@ INDEX_SCHEMA = 1
 # What is in lockfiles/index.json, for misfit().
 _HASH = r"[0-9a-f]{64}"
 _PATH = r"\w[\w.-]*(/\w[\w.-]*)*"  # below the folder that it belongs to, never above
-_NEEDS = {"glibc?": r"\d.*", "macos?": r"\d.*", "driver?": r"\d.*", "compute_capability?": r"\d.*", "cpu?": [r"\w+"]}
+_CARD = {"cuda": r"\d+\.\d+", "driver": r"\d[\d.]*", "ptx?": r"\d+\.\d+ sm_\w+"}
+_NEEDS = {"glibc?": r"\d.*", "macos?": r"\d.*", "cpu?": [r"\w+"], "gpu?": {"*": _CARD}}
+_NEEDS.update({"driver?": r"\d.*", "compute_capability?": r"\d.*"})  # an index of before 2026-12 instead of gpu
 _FILE = {"url": r"\w+://.+/.+", "sha256": _HASH, "size": (int, type(None))}
 INDEX_SHAPE = {
     "schema": int,

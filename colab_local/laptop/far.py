@@ -22,8 +22,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec):
         return None
     def exec_module(self, module):
-        module.__file__ = "<" + module.__name__ + ">"  # no file: what is beside a module is not there
-        exec(compile(SOURCES[module.__name__][1], module.__file__, "exec"), module.__dict__)
+        module.__file__ = module.__name__.replace(".", "/") + ".py"  # of no file there
+        exec(compile(SOURCES[module.__name__][1], "<" + module.__name__ + ">", "exec"), module.__dict__)
 sys.meta_path.insert(0, Finder())
 from {module} import main
 main()
@@ -61,3 +61,4 @@ def program_text(module: str) -> str:
         sources[name] = (file.name == "__init__.py", text)
         wanted |= imported(text)
     return LOADER.format(sources=json.dumps(sources), module=module)
+
