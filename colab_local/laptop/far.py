@@ -61,4 +61,3 @@ def program_text(module: str) -> str:
         sources[name] = (file.name == "__init__.py", text)
         wanted |= imported(text)
     return LOADER.format(sources=json.dumps(sources), module=module)
-

@@ -231,7 +231,7 @@ def test_a_jump_host_and_a_port_that_is_taken_on_the_host(lab: Lab) -> None:
                         assert colab.run("import socket; print(socket.gethostname())").stdout == "vault\n"
             assert link.end() == 0
         link.says("--stop -J gate root@vault")
-        assert run(lab, "--stop", "-J", "gate", "vault").stdout .startswith("stopped Jupyter on vault; ")
+        assert run(lab, "--stop", "-J", "gate", "vault").stdout.startswith("stopped Jupyter on vault; ")
     finally:
         other.kill()
         other.wait()
@@ -408,7 +408,7 @@ def test_where_nothing_is_installed_the_hint_brings_it_there(lab: Lab) -> None:
     assert done.returncode == 1
     assert "error: no colab-local environment on empty (looked in /" in done.stderr
     hint = done.stderr.partition("hint: ")[2].strip()
-    assert re.fullmatch(r"python3 \S*scripts/connect\.py --install( --env gpu)? empty", hint)  # gpu where one is
+    assert re.fullmatch(r"\S+ \S*scripts/connect\.py --install( --env gpu)? empty", hint)  # gpu where one is
     # The command itself, but with --help at its end: this network has no way out.
     assert "Reach the Jupyter of another machine" in lab.laptop.run(["bash", "-c", hint + " --help"]).stdout
 
