@@ -133,14 +133,26 @@ def test_pixi_lock_reads_back_the_same_packages(made: Lab) -> None:
         for platform in environment.platforms():
             packages = environment.conda_repodata_records_for_platform(platform) or []
             found = {record.url: record.sha256.hex() for record in packages if record.sha256}
-            explicit = (made.lockfiles / name / f"{platform.name}.txt").read_text()
+            folder = "cpu" if name == "default" else name
+            explicit = (made.lockfiles / folder / f"{platform.name}.txt").read_text()
             assert found == dict(parse_explicit(explicit))
             seen += 1
-    assert seen == 4
+    assert seen == 7
     manifest = tomllib.loads((made.lockfiles / "pixi.toml").read_text())
     assert manifest["feature"]["gpu"]["platforms"] == ["linux-64"]
     assert manifest["feature"]["cpu"]["dependencies"] == {"python": "3.13.*", "pip": "*", "uv": ">=0.9"}
-    assert "--require-hashes -r gpu/pypi.txt" in manifest["feature"]["gpu"]["tasks"]["install"]
+    assert "--require-hashes -r $COLAB_LOCAL_ENV/pypi.txt" in manifest["tasks"]["install"]
+    assert {
+        name: feature["activation"]["env"]["COLAB_LOCAL_ENV"] for name, feature in manifest["feature"].items()
+    } == {
+        "cpu": "cpu",
+        "gpu": "gpu",
+    }
+    # one task for all, of which pixi knows whose it is; and the least machine, that of virtual-packages.yml
+    assert manifest["environments"] == {"default": ["cpu"], "cpu": ["cpu"], "gpu": ["gpu"]}
+    least = {"linux": "4.18", "libc": {"family": "glibc", "version": "2.28"}}
+    assert manifest["feature"]["cpu"]["system-requirements"] == least | {"macos": "12.0"}
+    assert manifest["feature"]["gpu"]["system-requirements"] == least | {"cuda": "12.0"}
 
 
 def test_packages_txt_is_for_people(made: Lab) -> None:
@@ -608,7 +620,7 @@ def test_newest_machines_choose_the_locked_wheels_too() -> None:
 
 
 def test_pixi_task_installs_the_python_layer(tmp_path: Path) -> None:
-    """`pixi run -e cpu install` in an environment like pixi's, by deno_task_shell, as pixi runs it.
+    """`pixi run install` in an environment like pixi's, by deno_task_shell, as pixi runs it.
 
     pixi itself is not to be had from a package registry; deno, for whose tasks the library was written, is.
     """
@@ -628,10 +640,11 @@ def test_pixi_task_installs_the_python_layer(tmp_path: Path) -> None:
     env = {
         **child_environment(),
         "CONDA_PREFIX": str(prefix),
+        **manifest["feature"]["cpu"]["activation"]["env"],
         "PATH": path,
         "DENO_DIR": str(tmp_path / "deno"),
     }
-    tasks = manifest["feature"]["cpu"]["tasks"]
+    tasks = manifest["tasks"]
     for _ in range(2):  # `jupyter` depends on it, so it runs each time
         run(tasks["install"])
     code = "import importlib.metadata as m, colab_local_jupyter; print(m.version('notebook'), m.version('keras'))"
