@@ -73,7 +73,9 @@ class Installation:
 
     def jupyter_argv(self) -> list[str]:
         """Return the command that the user is given: through current/, so that it outlives updates."""
-        return jupyter_argv(str(self.link), self.port, str(self.options.notebook_dir), os.geteuid() == 0)
+        return jupyter_argv(
+            str(self.link), self.port, str(self.options.notebook_dir), os.geteuid() == 0, self.options.lab
+        )
 
     # -- the plan
 
