@@ -6,6 +6,7 @@ lock is the repository's without TensorFlow and its like.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +92,29 @@ def unpack_index(bundle: Path, folder: Path) -> Path:
                 assert content is not None
                 (project / name).write_bytes(content.read())
     return folder
+
+
+@contextlib.contextmanager
+def watched_arguments(word: str) -> Iterator[set[str]]:
+    """Watch the arguments of all processes, on the hosts and here; give those that hold a word."""
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if word in line:
+                        seen.add(line)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 def few(fleet: Fleet, playbook: str, *options: str, check: bool = True) -> Play:
@@ -239,7 +264,7 @@ def test_bundle_of_another_lock_is_refused_and_a_bundle_that_is_there_not_copied
     assert "the bundle was made for something else" in run.flat
     found = r"found cpu, engine host, lockfiles (\w{12}), need cpu, engine host, lockfiles (?!\1)"
     assert re.search(found, run.flat)
-    assert "set colab_local_bundle_lock to" in run.flat
+    assert "or set colab_local_checkout to a checkout of the bundle's lock" in run.flat
     assert bundle.stat().st_mtime_ns == before
     assert "node1" in running(fleet, versions.old)
 
@@ -307,6 +332,7 @@ def test_hosts_are_judged_by_this_checkout_and_not_by_their_number(fleet: Fleet,
     fleet.roll_out(versions.old)
     assert few(fleet, "verify.yml", check=False).hosts("failed") == {"node1"}
     expected = json.loads(Path(records[0]).read_text())["fingerprint"]
+    fleet.roll_out(versions.new)
     run = few(fleet, "verify.yml", "-e", json.dumps({"colab_local_expected": expected}), check=False)
     assert run.hosts("failed") == {"node2", "node3"}, run.output
 
@@ -458,12 +484,18 @@ def test_index_with_a_password_is_used_and_the_password_not_shown(
     for folder in (fleet.home(6), fleet.work(6)):
         shutil.rmtree(folder, ignore_errors=True)
     index = unpack_index(versions.old.bundle, tmp_path / "index")
-    run = fleet.play(
-        *("deploy.yml", "--limit", "node6", "-vvv"),
-        colab_local_bundle="",
-        colab_local_index_url=fleet.serve(index, login="reader:s3cret-word"),
-        colab_local_environment={"PIP_TRUSTED_HOST": fleet.lab.laptop.address},
-    )
+    with watched_arguments("s3cret-word") as seen:
+        run = fleet.play(
+            *("deploy.yml", "--limit", "node6", "-vvv"),
+            colab_local_bundle="",
+            colab_local_index_url=fleet.serve(index, login="reader:s3cret-word"),
+            colab_local_environment={
+                "PIP_TRUSTED_HOST": fleet.lab.laptop.address,
+                "MY_OWN_TOKEN": "s3cret-word",
+            },
+        )
+    # The web server here is told its password by its arguments.
+    assert not [line for line in seen if "web.py" not in line], "a password in a list of processes"
     assert "node6" in running(fleet, versions.old)
     assert "s3cret-word" not in run.output
     config = fleet.work(6) / "pip.conf"
