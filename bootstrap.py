@@ -128,7 +128,7 @@ def make_parser() -> Parser:
         prog="bootstrap.py",
         description="Turn this machine into a Google Colab local runtime, exact to the hash.",
         epilog=EXAMPLES,
-        modes=("verify", "list", "rollback", "prune", "uninstall"),
+        modes=("help", "verify", "list", "rollback", "prune", "uninstall"),
         never_meant=("--uninstall", "--prune", "--rollback", "--reset-vnc-password"),
     )
     what = parser.add_argument_group("which environment")

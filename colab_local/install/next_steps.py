@@ -7,6 +7,8 @@ from typing import Callable, Sequence
 
 from colab_local.install.jupyter import ssh_line
 
+MORE = ("bootstrap.py --launch", "scripts/doctor.py", "bootstrap.py --help")
+
 
 def next_steps(
     argv: Sequence[str], port: int, user: str, address: str, ssh_port: int, put_right: Callable[[str], str]
@@ -16,20 +18,20 @@ def next_steps(
     argv: what starts Jupyter; port: Jupyter's; user, address, ssh_port: how another machine reaches this one;
     put_right: makes of a command of ours what the user can type.
     """
-    target = f"-p {ssh_port} " if ssh_port != 22 else ""
-    connect = put_right(f"python3 scripts/connect.py {target}{shlex.quote(f'{user}@{address}')}")
+    there = f"-p {ssh_port} " if ssh_port != 22 else ""
     return [
         "Next steps: start Jupyter and leave it running (Ctrl-C twice stops it):",
         "",
         " ".join(shlex.quote(word) for word in argv),
         "",
         f"It prints http://localhost:{port}/?token=...  In Colab, click the arrow beside",
-        "Connect > Connect to a local runtime, and paste it. The browser asks once whether",
-        "Colab may access other apps and services on this device: click Allow.",
+        "Connect > Connect to a local runtime, and paste it. The browser asks once",
+        "whether Colab may access other apps and services on this device: click Allow.",
         "",
-        f"  All of this at once   {put_right('python3 bootstrap.py --launch')}",
-        f"  Browser elsewhere     {connect}",
-        f"    or without it       {ssh_line(port, user, address, ssh_port)}",
-        f"  Does not connect      {put_right('python3 scripts/doctor.py')}   where the browser is",
-        f"  Everything else       {put_right('python3 bootstrap.py --help')}",
+        "Is the browser on another machine? There, in a clone of colab-local, or by hand:",
+        f"  python3 scripts/connect.py {there}{shlex.quote(f'{user}@{address}')}",
+        f"  {ssh_line(port, user, address, ssh_port)}",
+        "",
+        "All of it at once, why it does not connect, everything else:",
+        *(f"  {put_right(f'python3 {words}')}" for words in MORE),
     ]

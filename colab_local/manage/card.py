@@ -35,7 +35,7 @@ def card(
     """Return the lines of the card, each of at most WIDTH columns."""
     address = f"http://localhost:{port}/?token={token}"
     rows = [
-        ("Colab", "Connect > Connect to a local runtime; paste this when Jupyter has started:"),
+        ("Colab", "Connect > Connect to a local runtime; in some seconds, paste this:"),
         ("", address),
         ("runs", packages),
         ("GPU", gpu_text(receipt, gpus)),
@@ -53,7 +53,9 @@ def versions(home: Path, receipt: dict[str, Any]) -> str:
     names: dict[str, str] = {}
     for file in sorted((home / "receipts" / str(receipt["name"]) / "lock").glob("pypi.txt")):
         names = locked_names(file.read_text(encoding="utf-8"))
-    found = [f"{title} {names[name]}" for title, spellings in PACKAGES for name in spellings if name in names]
+    found = []
+    for title, spellings in PACKAGES:  # of TensorFlow's two, a lock for all platforms names both
+        found += [f"{title} {names[name]}" for name in spellings if name in names][:1]
     return ", ".join([*found, f"Python {receipt['python']}"])
 
 
