@@ -287,6 +287,16 @@ def test_a_drifted_host_is_named_and_repaired(fleet: Fleet, versions: Versions) 
     assert "on 2: node1, node2" in run.flat
     assert few(fleet, "deploy.yml", "--check").hosts("changed") == {"node3"}
     assert altered.read_bytes() != content
+    python = fleet.home(3) / "current" / "cpu" / "bin" / "python"
+    argv = fleet.node(3).enter([str(python), "-c", "import time; time.sleep(600)"])
+    busy = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+    try:
+        run = few(fleet, "deploy.yml", check=False)
+        assert run.hosts("failed") == {"node3"}, "nothing is taken from under a running Jupyter"
+        assert re.search(r"node3 has none: error: .*(runs|in use)", run.flat)
+    finally:
+        fleet.node(3).run(["pkill", "-f", "time.sleep.600"])
+        busy.wait(60)
     assert few(fleet, "deploy.yml").hosts("changed") == {"node3"}
     assert altered.read_bytes() == content
     assert not few(fleet, "deploy.yml").hosts("changed")
@@ -440,7 +450,7 @@ def test_rollback_returns_to_the_version_before_and_only_once(fleet: Fleet, vers
 
 @needs_root
 def test_bundle_by_url_is_fetched_once_and_checked(fleet: Fleet, versions: Versions, tmp_path: Path) -> None:
-    """A wrong hash, then a wrong lock, then the right one of both: two downloads, one installation."""
+    """A wrong lock, then a wrong hash, then the right one of both: two downloads, one installation."""
     for folder in (fleet.home(5), fleet.work(5)):
         shutil.rmtree(folder, ignore_errors=True)
     shared = tmp_path / "shared"
@@ -459,17 +469,20 @@ def test_bundle_by_url_is_fetched_once_and_checked(fleet: Fleet, versions: Versi
         )
 
     def downloads() -> int:
-        return (tmp_path / "shared.log").read_text().count("GET /cpu.tar")
+        return (tmp_path / "shared.log").read_text().count(f"{fleet.node(5).address} - - [")
 
     sha256 = hashlib.sha256(versions.old.bundle.read_bytes()).hexdigest()
     fleet.roll_out(versions.new)
-    assert deploy("0" * 64).hosts("failed") == {"node5"}
-    assert downloads() == 1
     refused = deploy(sha256)
+    assert refused.hosts("failed") == {"node5"}
     assert "the bundle was made for something else" in refused.flat
-    assert downloads() == 2
-    assert not fleet.home(5).exists()
+    assert downloads() == 0, "its first bytes, read on the controller, were enough"
     fleet.roll_out(versions.old)
+    damaged = deploy("0" * 64)
+    assert damaged.hosts("failed") == {"node5"}
+    assert "can't fetch the bundle" in damaged.flat
+    assert downloads() == 1
+    assert not fleet.home(5).exists()
     assert not deploy(sha256, keep=False).hosts("failed")
     assert "node5" in running(fleet, versions.old)
     assert downloads() == 2
