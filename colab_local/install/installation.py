@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from colab_local.base import documents
 from colab_local.base.downloads import download_all
+from colab_local.base.errors import EXIT_FAILED, Failure
 from colab_local.base.files import link_atomically, remove_tree, sha256_of, write_atomically
 from colab_local.base.programs import run
 from colab_local.base.progress import Waiting
@@ -19,7 +22,9 @@ from colab_local.install.jupyter import add_jupyter, jupyter_argv
 from colab_local.install.lockfiles import Lock, locked_names, parse_explicit
 from colab_local.install.options import Options
 from colab_local.install.packages import install_packages
-from colab_local.install.tryout import try_out
+from colab_local.install.tryout import GpuFailure, try_out
+
+ASIDE = "aside.json"  # beside the lock's copies: what the receipt will need of an environment that is kept aside
 
 
 class Step(NamedTuple):
@@ -61,10 +66,15 @@ class Installation:
         self.seconds: dict[str, float] = {}
         self.overlay: dict[str, str] = {}
         self.seal: dict[str, str] = {}
+        self.gpu_line = ""  # how the GPU did, for the end
 
     def is_made(self) -> bool:
         """Return whether the environment is whole: it has a receipt, which is written last."""
         return bool(homes.read_receipt(self.home, self.lock.name)) and (self.prefix / "bin" / "python").exists()
+
+    def is_aside(self) -> bool:
+        """Return whether the environment is whole but for its GPU part: it was kept, only the try-out is repeated."""
+        return (self.receipts / ASIDE).exists() and (self.prefix / "bin" / "python").exists()
 
     def is_current(self) -> bool:
         """Return whether current/<env> points at it."""
@@ -72,7 +82,9 @@ class Installation:
 
     def jupyter_argv(self) -> list[str]:
         """Return the command that the user is given: through current/, so that it outlives updates."""
-        return jupyter_argv(str(self.link), self.port, str(self.options.notebook_dir), os.geteuid() == 0)
+        return jupyter_argv(
+            str(self.link), self.port, str(self.options.notebook_dir), os.geteuid() == 0, self.options.lab
+        )
 
     # -- the plan
 
@@ -81,15 +93,20 @@ class Installation:
         switch = Step("switch", "Switch to the new environment", self.link, self.switch)
         if self.is_made():
             return [] if self.is_current() else [switch]
+        tried = [
+            Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.prefix, self.try_out),
+            Step("receipt", "Write the receipt", self.receipts, self.write_receipt),
+            switch,
+        ]
+        if self.is_aside():
+            return tried
         assert self.maker is not None
         return [
             *self.tool_steps(self.maker),
             Step("create", f"Create the environment with {self.maker.describe()}", self.prefix, self.create),
             Step("packages", "Install the locked Python packages", self.prefix, self.install_packages),
             Step("jupyter", "Add the server extension and settings", self.prefix, self.add_jupyter),
-            Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.prefix, self.try_out),
-            Step("receipt", "Write the receipt", self.receipts, self.write_receipt),
-            switch,
+            *tried,
         ]
 
     def tool_steps(self, maker: Engine) -> list[Step]:
@@ -97,13 +114,13 @@ class Installation:
         steps = []
         files, tool = maker.needs(self.lock), maker.tool()
         if files:
-            packages = len(parse_explicit(self.lock.conda)) if maker.name != "pixi" else 0
+            packages = len(parse_explicit(self.lock.conda))
             what = [f"the {maker.name} installer"] if len(files) > packages else []
             what += [f"{packages} conda packages"] if packages else []
             title = "Download and check " + " and ".join(what)
             steps.append(Step("download", title, self.home / "cache", self.download))
         if tool:
-            steps.append(Step(maker.tool_step, maker.tool_title(), tool, lambda: maker.install_tool(self.lock)))
+            steps.append(Step(maker.tool_step, maker.tool_title(), tool, self.install_tool))
         return steps
 
     # -- the steps, in their order; every one finds out by itself what is left to do
@@ -113,10 +130,42 @@ class Installation:
         assert self.maker is not None
         download_all(self.maker.needs(self.lock), self.screen, self.maker.job.rules)
 
+    def install_tool(self) -> None:
+        """Install the engine's program."""
+        assert self.maker is not None
+        try:
+            self.maker.install_tool(self.lock)
+        except Failure as problem:
+            self.fall_back(problem)
+
     def create(self) -> None:
         """Make the prefix."""
         assert self.maker is not None
-        self.maker.create(self.lock, self.root)
+        try:
+            self.maker.create(self.lock, self.root)
+        except Failure as problem:
+            self.fall_back(problem)
+            self.create()
+
+    def fall_back(self, problem: Failure) -> None:
+        """Take the next engine that --engine auto would take, whole; raise the failure where there is none.
+
+        A file that is not the locked one, or that can't be had, is no fault of the engine's.
+        """
+        maker = self.maker
+        spare = maker.spare() if maker and problem.code == EXIT_FAILED else None
+        if maker is None or spare is None:
+            raise problem
+        notice = f"{maker.describe()} failed, {spare.describe()} is used instead: {problem.what}"
+        self.screen.report(f"note: {notice}")
+        self.notices.append(notice)
+        remove_tree(self.root)
+        self.maker, self.engine = spare, spare.name
+        self.prefix = homes.environment_prefix(self.root, self.lock.env, self.engine)
+        spare.check()
+        self.download()
+        if spare.tool():
+            self.install_tool()
 
     def install_packages(self) -> None:
         """Install the Python layer."""
@@ -130,9 +179,15 @@ class Installation:
 
     def try_out(self) -> None:
         """Prove the environment and leave it warm; meanwhile its seal is taken."""
-        expects_gpu = self.lock.accelerator == "gpu" and self.options.gpu_check
-        notices, self.seal = try_out(self.prefix, sorted(locked_names(self.lock.pypi)), expects_gpu, self.screen)
-        self.notices += notices
+        if self.is_aside():
+            self.overlay = documents.read(self.receipts / ASIDE, {"jupyter": {"*": str}})["jupyter"]
+        checks_gpu = self.lock.accelerator == "gpu" and self.options.gpu_check
+        cards = (self.gpus or []) if checks_gpu else None
+        found = try_out(self.prefix, sorted(locked_names(self.lock.pypi)), cards, self.screen)
+        self.notices += found.notices
+        if self.lock.accelerator == "gpu" and cards is None:
+            self.notices.append("tried out without a GPU: CUDA's libraries are found, nothing ran on a GPU yet")
+        self.seal, self.gpu_line = found.seal, found.gpu
 
     def write_receipt(self) -> None:
         """Write down what was made: from now on the environment counts as whole."""
@@ -161,6 +216,13 @@ class Installation:
             "notices": self.notices,
         }
         write_atomically(self.receipts / "receipt.json", json.dumps(receipt, indent=1) + "\n")
+        with contextlib.suppress(FileNotFoundError):
+            (self.receipts / ASIDE).unlink()
+
+    def set_aside(self) -> None:
+        """Keep an environment whose GPU part alone has failed: 3 GB need not come again when the driver is well."""
+        self.receipts.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.receipts / ASIDE, json.dumps({"jupyter": self.overlay}) + "\n")
 
     def switch(self) -> None:
         """Make it the environment in use; the one before stays, for --rollback."""
@@ -171,8 +233,8 @@ class Installation:
     # -- all of them
 
     def apply(self, steps: list[Step]) -> None:
-        """Execute the plan; an environment that is not whole at the end is removed."""
-        if not self.is_made():
+        """Execute the plan; an environment that is not whole at the end is removed, one without a GPU kept aside."""
+        if not self.is_made() and not self.is_aside():
             self.remove()  # without a receipt: left by a run that was killed
         try:
             for number, step in enumerate(steps, 1):
@@ -182,8 +244,16 @@ class Installation:
                 with Waiting(self.screen, f"[{number}/{len(steps)}] {step.title}"):
                     step.apply()
                 self.seconds[step.name] = time.monotonic() - started
+        except GpuFailure as failure:
+            self.set_aside()
+            what = (
+                f"{failure.what}; the environment is kept: the same command, typed again, repeats the try-out alone"
+            )
+            raise Failure(
+                what, f"python3 bootstrap.py --env {self.lock.env} --no-gpu-check", failure.code
+            ) from failure
         except BaseException:
-            if not self.is_made():
+            if not self.is_made() and not self.is_aside():
                 self.remove()
             raise
 

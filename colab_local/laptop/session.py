@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import queue
 import re
 import shlex
 import shutil
@@ -34,6 +35,7 @@ COLAB = "https://colab.research.google.com/"
 DESKTOP_PORTS = (5900, 5901)  # VNC displays :0 (the screen) and :1 (virtual), where bootstrap.py made no others
 RDP_PORT = 3389
 LONGEST_PAUSE_S = 30.0
+WARNING_SECONDS = 600  # before Slurm ends the job
 SBATCH = REPOSITORY / "scripts" / "slurm" / "colab-local.sbatch"
 
 
@@ -132,6 +134,8 @@ class Session:
         self.server: Json = {}
         self.asked = False  # for a Jupyter: one may be starting
         self.job: str | None = None
+        self.job_ends: float | None = None  # when its time is over, of time.monotonic()
+        self.login: Connection | None = None  # the line to the login node, on Slurm
         self.local = 0
         self.desktop: dict[int, int] = {}
         self.line: Connection | None = None
@@ -171,8 +175,9 @@ class Session:
             pid = None
             if self.wished.slurm:
                 job = self.submit(connection)
-                pid = job["pid"]
-                self.screen.report("Slurm job {} runs on {}".format(job["job"], job["node"]))
+                pid, self.login = job["pid"], connection
+                until = self.note_end(job)
+                self.screen.report("Slurm job {} runs on {}{}".format(job["job"], job["node"], until))
                 connection = stack.enter_context(
                     Connection(self.node(connection, job["node"]), self.folder, self.screen)
                 )
@@ -191,6 +196,34 @@ class Session:
             self.job = login.job or self.job
         self.job = job["job"]
         return job
+
+    def note_end(self, job: Json) -> str:
+        """Remember when Slurm will end a job, and return how that is said."""
+        seconds = job.get("ends_in")
+        self.job_ends = None
+        if not isinstance(seconds, int) or not 0 < seconds < 400 * 86_400:  # no limit is a year to Slurm
+            return ""
+        self.job_ends = time.monotonic() + seconds
+        return time.strftime(", until %Y-%m-%d %H:%M here", time.localtime(time.time() + seconds))
+
+    def warn_of_end(self) -> None:
+        """Say once that Slurm will end the job in a few minutes."""
+        if self.job_ends is None or time.monotonic() < self.job_ends - WARNING_SECONDS:
+            return
+        minutes = max(round((self.job_ends - time.monotonic()) / 60), 1)
+        self.job_ends = None
+        self.screen.report(
+            f"note: Slurm ends job {self.job} in {minutes} minute{'s' if minutes > 1 else ''}: save what you need"
+        )
+        self.emit({"event": "ending", "job": self.job, "minutes": minutes})
+
+    def tell_how_job_ended(self) -> None:
+        """Say in Slurm's words how the job ended, if the line to the login node still stands."""
+        if self.login is None or not self.job:
+            return
+        with contextlib.suppress(Dropped, Failure, queue.Empty):
+            how = str(self.request(self.login, "ended", timeout=30.0, job=self.job)["how"])
+            self.screen.report(f"Slurm job {self.job} has ended: {how}")
 
     def tell_about_kernel(self, before: Json) -> None:
         """After a reconnect: say whether it is the same Jupyter."""
@@ -212,8 +245,10 @@ class Session:
         else:
             self.show(wanted)
         while True:
+            self.warn_of_end()
             if connection.event(1.0) == "gone":
                 self.line = None
+                self.tell_how_job_ended()
                 job = f" (Slurm job {self.job})" if self.job else ""
                 raise Failure(
                     "Jupyter on {} has ended{}".format(server["host"], job), self.typed() + "   starts it again"
@@ -346,6 +381,9 @@ class Session:
         if op == "job":
             job = answer["job"] if isinstance(answer["job"], dict) else None
             text = "Slurm job {job}: {state} {node}".format(**job) if job else "no Slurm job of colab-local"
+            until = self.note_end(job) if job else ""
+            if until:
+                self.screen.report("it has time" + until.lstrip(","))
             running = bool(job)
         elif op == "status":
             running = answer["running"]

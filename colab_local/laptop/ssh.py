@@ -274,6 +274,8 @@ def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
         "silent": stop + "   ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
         "job": typed(ssh, " squeue --me"),
+        "home": typed(ssh, " python3 colab-local/bootstrap.py --prefix DIR")
+        + "   on a shared disk, then here: --home DIR",
     }
     return Failure(message["error"], hints.get(message.get("kind", ""), ""))
 
