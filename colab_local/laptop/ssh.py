@@ -61,8 +61,8 @@ OP_SECONDS = {"serve": 300.0, "stop": 120.0, "submit": 300.0}
 LONGEST_LINE = 1 << 20  # characters of one answer
 AUTHENTICATED = re.compile(r"Authenticated to \S+ \((\[|via proxy)")  # sshconnect2.c, LogLevel VERBOSE
 # Finds a Python >= 3.8 on the host and hands it the agent, which comes as the first line of stdin. Within '...'
-# it means the same to sh, bash, zsh, fish and csh. Python is isolated (-I), and libraries of other software are out of
-# its way: both are set in start-up files, and end it before it can say so.
+# it means the same to sh, bash, zsh, fish and csh. Python is isolated (-I), and libraries of other software are out
+# of its way: both are set in start-up files, and end it before it can say so.
 FAR_COMMAND = (
     """exec sh -c 'COLAB_LOCAL_LIBRARIES=${LD_LIBRARY_PATH-}; export COLAB_LOCAL_LIBRARIES; """
     """unset LD_LIBRARY_PATH LD_PRELOAD; """

@@ -125,6 +125,8 @@ def test_permit_open_by_name(lab: Lab, installed: Installed) -> None:
                 "40",
                 "python3",
                 str(Path(ssh_module.__file__).parents[2] / "scripts/connect.py"),
+                "--remote-port",
+                "8888",
                 name,
             ],
             check=False,
