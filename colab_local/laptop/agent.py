@@ -5,8 +5,8 @@ newer, standard library only; see far.py): nothing is installed there, and nothi
 closes. Requests come as one JSON object a line on stdin, answers go out as one JSON object a line on stdout, each
 after MARK, since login scripts may print there too. Secrets travel on this line alone, never in an argument list.
 
-Requests: {"op": "serve" | "status" | "stop" | "desktops" | "submit" | "job" | "ended" | "cancel", ...}: see the
-functions of these names. Answers: {"ok": true, ...}, {"ok": false, "error": ..., "kind": ...}, and, any time,
+Requests: {"op": "serve", ...}, see OPERATIONS and the functions of these names. Answers: {"ok": true, ...},
+{"ok": false, "error": ..., "kind": ...}, and, any time,
 {"note": "..."} for the user or {"event": "gone"} when the Jupyter that is being watched has ended.
 """
 
@@ -35,6 +35,7 @@ from colab_local.base.network import free_port, listens
 from colab_local.install import home as homes
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.servers import Json, api, find_server, first_of, is_alive, living_servers, token_file
+from colab_local.laptop import installing
 
 MARK = "colab-local>"
 START_SECONDS = 180.0  # a cold start of Jupyter on a network file system
@@ -238,6 +239,25 @@ def control_service(service: Json, action: str) -> None:
         raise Refusal("could not {} the service ({}): {}".format(action, " ".join(service[action]), said), "start")
 
 
+def program(request: Json) -> Json:
+    """Say whether this very program is here; put it here first if it comes along.
+
+    digest: of its archive; archive: a tar.gz in base64.
+    """
+    home = home_folder(request.get("home"))
+    if request.get("archive"):
+        installing.unpack_program(home, request["archive"], request["digest"])
+    return {"there": installing.has_program(home, request["digest"])}
+
+
+def install(request: Json) -> Json:
+    """Install with the program that is here, and show what it says; see installing.py."""
+    home = home_folder(request.get("home"))
+    with only_one(home):
+        state, offset = installing.begin(home, request, is_alive)
+    return installing.follow(home, state, offset, send, is_alive)
+
+
 def serve(request: Json) -> Json:
     """Return the server to connect to: one that runs, else a new one.
 
@@ -293,7 +313,7 @@ def stop(request: Json) -> Json:
         answering = find_server(home, request.get("env"))
         server = answering or first_of(living_servers(home), request.get("env"))
         if server is None:
-            return {"stopped": False, "host": socket.gethostname()}
+            return {"stopped": False, "host": socket.gethostname(), "kernels": 0}
         service = service_of(home, server["name"].rpartition("-")[0])
         if service:  # first: it would start Jupyter again
             control_service(service, "stop")
@@ -305,7 +325,8 @@ def stop(request: Json) -> Json:
                 break
             os.kill(server["pid"], number)
         gone_within(server["pid"], 15)
-    return {"stopped": True, "host": socket.gethostname(), "pid": server["pid"]}
+    kernels = server.get("kernels")  # of one that does not answer nobody knows
+    return {"stopped": True, "host": socket.gethostname(), "pid": server["pid"], "kernels": kernels}
 
 
 def gone_within(pid: int, seconds: float) -> bool:
@@ -546,7 +567,10 @@ def cancel(request: Json) -> Json:
 
 # ---------------------------------------------------------------------------------------------------------
 
-OPERATIONS = {function.__name__: function for function in (serve, status, stop, desktops, submit, job, ended, cancel)}
+OPERATIONS = {
+    function.__name__: function
+    for function in (program, install, serve, status, stop, desktops, submit, job, ended, cancel)
+}
 
 
 def answer(line: str) -> Json:

@@ -20,6 +20,7 @@ from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_OK, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import REPOSITORY
 from colab_local.install.servers import Json, api
+from colab_local.laptop.sending import FarInstallation
 from colab_local.laptop.ssh import (
     ANSWER_SECONDS,
     Connection,
@@ -103,7 +104,8 @@ class Wish(NamedTuple):
 
     destination: as for ssh; options: ssh's own; node_options: those that make sense for a compute node, too; program:
     ssh itself; login: -l's user, "" for none; home, env: there, None for the default; port: on this machine, and
-    remote_port: there, None for the default; sbatch: options of the Slurm job.
+    remote_port: there, None for the default; sbatch: options of the Slurm job; install: bootstrap.py's options where
+    an environment is to be installed there first, else None.
     """
 
     destination: str
@@ -119,6 +121,7 @@ class Wish(NamedTuple):
     open_colab: bool
     slurm: bool
     sbatch: str
+    install: tuple[str, ...] | None = None
 
 
 class Session:
@@ -140,6 +143,8 @@ class Session:
         self.desktop: dict[int, int] = {}
         self.line: Connection | None = None
         self.shown = ""  # the URL that the user has been given
+        host = wished.destination.rpartition("@")[2]
+        self.installation = None if wished.install is None else FarInstallation(wished.install, host, screen, emit)
 
     def typed(self, option: str = "") -> str:
         """Return the command that runs this program for the same host."""
@@ -173,6 +178,8 @@ class Session:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(Connection(self.ssh, self.folder, self.screen))
             pid = None
+            if self.installation:
+                self.installation.run(connection, self.wished.home)
             if self.wished.slurm:
                 job = self.submit(connection)
                 pid, self.login = job["pid"], connection
@@ -329,6 +336,7 @@ class Session:
         waits = pauses()
         while True:
             again = bool(self.local)
+            installs = self.installs()
             try:
                 with self.connected() as connection:
                     self.keep_up(connection, again)
@@ -337,6 +345,12 @@ class Session:
                     waits = pauses()
                     self.emit({"event": "dropped", "reason": str(dropped)})
                     self.screen.report(f"the line to {self.ssh.destination} dropped ({dropped})")
+                elif self.installs():
+                    waits = waits if installs else pauses()
+                    self.emit({"event": "dropped", "reason": str(dropped)})
+                    self.screen.report(
+                        f"the line to {self.ssh.destination} dropped ({dropped}); the installation goes on there"
+                    )
                 elif not again:
                     raise Failure(
                         f"the line to {self.ssh.destination} dropped while connecting ({dropped})",
@@ -344,7 +358,7 @@ class Session:
                         EXIT_NETWORK,
                     ) from None
             except Failure as failure:
-                if not again or failure.code != EXIT_NETWORK:
+                if not (again or (installs and self.installs())) or failure.code != EXIT_NETWORK:
                     raise
                 self.screen.report(failure.what)
             self.line = None
@@ -352,8 +366,16 @@ class Session:
             self.screen.report(f"trying again in {pause:.0f} s (Ctrl-C ends)")
             time.sleep(pause)
 
+    def installs(self) -> bool:
+        """Return whether an installation is at work on the host, as far as is known here."""
+        return self.installation is not None and self.installation.begun and not self.installation.done
+
     def farewell(self) -> None:
         """Say what still runs after Ctrl-C."""
+        if self.installs():
+            self.screen.report(f"closed the line; the installation on {self.ssh.destination} goes on")
+            self.screen.report("look at it again with the same command")
+            return
         if not (self.server or self.job or self.asked):
             self.screen.report("ended; nothing was started")
             return
@@ -397,5 +419,8 @@ class Session:
         else:
             running = True
             text = "{} on {}".format("stopped" if answer["stopped"] else "nothing to stop", answer["host"])
+            kernels = answer.get("kernels")
+            if answer["stopped"] and kernels is not None:
+                text = f"stopped Jupyter on {answer['host']}; {kernels} kernel{'' if kernels == 1 else 's'} ended"
         self.screen.say(text)
         return EXIT_OK if running else EXIT_FAILED

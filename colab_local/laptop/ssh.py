@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Deque, Iterable, NamedTuple, Sequence
+from typing import Any, Callable, Deque, Iterable, NamedTuple, Sequence
 
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_USAGE, Failure
@@ -25,7 +25,7 @@ from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT
 from colab_local.install.servers import Json
 from colab_local.laptop import agent
-from colab_local.laptop.far import copy_command, program_text
+from colab_local.laptop.far import program_text
 
 # What the agent sends: agent.py. Texts end on the user's terminal, through Screen; numbers are dialled.
 _SERVER = {
@@ -41,7 +41,7 @@ _SERVER = {
     "current": bool,
 }
 _JOB = {"job": r"\w[\w.-]*", "state": str, "node": str}
-MESSAGE_SHAPE = {"note?": str, "ok?": bool, "event?": str, "job?": None}
+MESSAGE_SHAPE = {"note?": str, "ok?": bool, "event?": str, "hello?": str}
 REFUSAL_SHAPE = {"error": str, "kind?": str}
 ANSWER_SHAPES: dict[str, Any] = {
     "serve": {**_SERVER, "started": bool},
@@ -57,7 +57,7 @@ ANSWER_SECONDS = 60.0
 # as long as it takes.
 HELLO_SECONDS = 45.0
 # For each answer or note of the agent. It waits by itself for a cold start of Jupyter, up to 240 s (agent.py).
-OP_SECONDS = {"serve": 300.0, "stop": 120.0, "submit": 300.0}
+OP_SECONDS = {"serve": 300.0, "stop": 120.0, "submit": 300.0, "program": 600.0, "install": 3600.0}
 LONGEST_LINE = 1 << 20  # characters of one answer
 AUTHENTICATED = re.compile(r"Authenticated to \S+ \((\[|via proxy)")  # sshconnect2.c, LogLevel VERBOSE
 # Finds a Python >= 3.8 on the host and hands it the agent, which comes as the first line of stdin. Within '...'
@@ -258,10 +258,9 @@ def explain(said: Sequence[str], ssh: Ssh, heard: Sequence[str] = (), logged_in:
 
 
 def install_command(ssh: Ssh, env: str | None) -> str:
-    """Return the line that brings this repository to the host and installs there."""
+    """Return the command that brings the program to the host and installs there."""
     option = f" --env {shlex.quote(env)}" if env and env != DEFAULT_ENVIRONMENT else ""
-    unpack = "mkdir -p colab-local && tar -C colab-local -xf -"
-    return copy_command(typed(ssh, f" '{unpack} && python3 colab-local/bootstrap.py{option}'"))
+    return connect_line(ssh, f"--install{option} ")
 
 
 def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
@@ -294,6 +293,8 @@ class Connection:
         self.logged_in: float = 0.0  # when, by time.monotonic()
         self.far_end = "127.0.0.1"  # the host's own address, as forwards name it
         self.forwards: list[str] = []
+        self.host = ssh.destination.rpartition("@")[2]  # as the user calls it
+        self._own_name = ""  # as it calls itself
         self.job: str | None = None  # the Slurm job that the agent's notes spoke of
         self._messages: queue.Queue[Json | None] = queue.Queue()
         self._process: subprocess.Popen[str] | None = None
@@ -322,10 +323,11 @@ class Connection:
         try:
             try:
                 self._send(program_text("colab_local.laptop.agent"))
-                self._await_hello()
+                hello = self._await_hello()
             except Dropped:
                 listener.join(5)
                 raise explain(self.said, self.ssh, self.heard, bool(self.logged_in)) from None
+            self._own_name = str(hello.get("hello") or "")
         except BaseException:
             self.close()
             raise
@@ -334,15 +336,14 @@ class Connection:
     def __exit__(self, *problem: object) -> None:
         self.close()
 
-    def _await_hello(self) -> None:
+    def _await_hello(self) -> Json:
         """Wait until our program speaks there: passwords and host keys are between ssh and the user's terminal.
 
         Raises Failure when that takes too long after the log-in, Dropped if the line ends.
         """
         while True:
             with contextlib.suppress(queue.Empty):
-                self._next_message(0.5)
-                return
+                return self._next_message(0.5)
             if self.logged_in and time.monotonic() - self.logged_in > HELLO_SECONDS:
                 said = [*self.heard, *self.said]
                 raise in_the_way(self.ssh, said, f"nothing came within {HELLO_SECONDS:.0f} s")
@@ -383,11 +384,25 @@ class Connection:
             raise Dropped(next(iter(reversed(words(self.said))), "the line ended"))
         return message
 
-    def ask(self, op: str, timeout: float | None = None, **request: Any) -> Json:
+    def named(self, text: str) -> str:
+        """Return a text of the agent's with the host's name as the user typed it, not as the host calls itself."""
+        if not self._own_name:
+            return text
+        own = rf"(?<![\w./-]){re.escape(self._own_name)}(?![\w/-]|\.\w)"
+        return re.sub(own, self.host.replace("\\", ""), text)
+
+    def ask(
+        self,
+        op: str,
+        timeout: float | None = None,
+        on_said: Callable[[Json], None] | None = None,
+        **request: Any,
+    ) -> Json:
         """Have the agent do something and return its answer, whose "ok" may be false. Shows its notes meanwhile.
 
-        timeout: seconds for each note and the answer; None for what this request may take. Raises Failure when they
-        are over, or when the answer is not one to this request; Dropped if the line ends first.
+        timeout: seconds for each note and the answer; None for what this request may take; on_said: takes what a
+        program says there. Raises Failure when the time is over, or when the answer is not one to this request;
+        Dropped if the line ends first.
         """
         self._send(dict(request, op=op))
         wait = timeout or OP_SECONDS.get(op, ANSWER_SECONDS)
@@ -401,10 +416,12 @@ class Connection:
                 what = f"{host} does not answer any more (asked to {op}, waited {wait:.0f} s)"
                 raise Failure(what, typed(self.ssh, " true"), EXIT_NETWORK) from None
             if "note" in message:
-                self.screen.report(message["note"])
+                self.screen.report(self.named(str(message["note"])))
                 self.job = message.get("job", self.job)
+            elif "said" in message and on_said:
+                on_said(message)
             elif "ok" in message:
-                shape = ANSWER_SHAPES[op] if message["ok"] else REFUSAL_SHAPE
+                shape = ANSWER_SHAPES.get(op) if message["ok"] else REFUSAL_SHAPE
                 if op == "status" and message.get("running") is True:
                     shape = _SERVER
                 if op == "job" and message.get("job") is not None:
@@ -413,7 +430,8 @@ class Connection:
                 if wrong:
                     what = f"{host} answers in a way that is not understood ({wrong} is missing or malformed)"
                     raise Failure(what, "is the same version of colab-local there and here? git pull, on both")
-                return message
+                texts: Json = {name: self.named(str(message[name])) for name in ("error", "host") if name in message}
+                return {**message, **texts}
 
     def event(self, timeout: float) -> str | None:
         """Return the event the agent reports within so many seconds, None if none; Dropped if the line ends."""
