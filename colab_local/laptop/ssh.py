@@ -66,7 +66,7 @@ AUTHENTICATED = re.compile(r"Authenticated to \S+ \((\[|via proxy)")  # sshconne
 FAR_COMMAND = (
     """exec sh -c 'COLAB_LOCAL_LIBRARIES=${LD_LIBRARY_PATH-}; export COLAB_LOCAL_LIBRARIES; """
     """unset LD_LIBRARY_PATH LD_PRELOAD; """
-    """for p in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 /usr/bin/python3 """
+    """for p in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 """
     """"${COLAB_LOCAL_HOME:-$HOME/.local/share/colab-local}"/current/*/bin/python; do """
     """if "$p" -I -c "import sys; sys.exit(sys.version_info < (3, 8))" 2>/dev/null </dev/null; then """
     """exec "$p" -I -c "import json, sys; exec(json.loads(sys.stdin.readline()))"; fi; done; """
