@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import bootstrap
 
-from . import look, mirror, packages, person, plan, rdp, secret, service, virtual
+from . import look, mirror, owned, packages, person, plan, rdp, secret, service, virtual
 from .person import Person
 from .plan import Receipt, Step
 
@@ -176,7 +176,7 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
         if not virtual.needs_restart(done):
             return []
         again = f"systemctl --user restart {service.unit(wished.display)}"
-        stop = f"kill {getattr(service.session(who, wished.display), 'pid', '')} and run this again"
+        stop = f"kill {getattr(owned.leader(who, wished.display), 'pid', '')} and run this again"
         how = again if with_systemd else stop
         return [f"note: the running desktop keeps its old settings until: {how}   (closes its programs)"]
 
@@ -190,7 +190,7 @@ def _virtual(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
             "server": virtual.SERVERS[wished.vnc],
             "session": wished.session,
         },
-        service.session(who, wished.display) is not None,
+        owned.leader(who, wished.display) is not None,
         lambda: service.log_tail(who, wished.display),
         after,
     )

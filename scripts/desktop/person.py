@@ -16,7 +16,9 @@ from typing import IO, Callable, ContextManager, Dict, Iterator, Optional, Seque
 
 import bootstrap
 
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games"
+# The system's own programs come first: those of a conda environment (dbus-run-session, xrdb, dconf) do not fit the
+# system's desktop, and are gone when the environment is (OSC/ondemand issue 700).
+DEFAULT_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/games:/usr/local/sbin:/usr/local/bin"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Person:
             "USER": self.name,
             "LOGNAME": self.name,
             "SHELL": self.shell,
-            "PATH": os.environ.get("PATH", DEFAULT_PATH) if self.is_me else DEFAULT_PATH,
+            "PATH": ":".join([DEFAULT_PATH, *filter(None, [os.environ.get("PATH", "") if self.is_me else ""])]),
             "LANG": os.environ.get("LANG", "C.UTF-8"),
         }
         if self.runtime.is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
 import socket
 import sys
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ LISTEN = "0A"
 
 @dataclass(frozen=True)
 class Listener:
-    """A listening TCP socket. address: as text; port; inode: the socket's number in /proc."""
+    """A listening TCP socket. address: as text; port; inode: the socket's number in /proc; uid: of its maker."""
 
     address: str
     port: int
     inode: int
+    uid: int = -1
 
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
@@ -52,7 +54,7 @@ def listeners(ports: Iterable[int], proc: Path = Path("/proc/self/net")) -> List
         for fields in map(str.split, lines):
             address, _, port = fields[1].partition(":")
             if fields[3] == LISTEN and int(port, 16) in wanted:
-                found.append(Listener(_address(address), int(port, 16), int(fields[9])))
+                found.append(Listener(_address(address), int(port, 16), int(fields[9]), int(fields[7])))
     return found
 
 
@@ -75,6 +77,15 @@ class Process:
         return Path(words[0]).name if words else ""
 
 
+def _owner(folder: Path) -> int:
+    """Return whose process it is. The folder of one that guards its memory, such as ssh-agent, belongs to root."""
+    owner = folder.stat().st_uid
+    if owner != 0:
+        return owner
+    found = re.search(r"^Uid:\s+(\d+)", (folder / "status").read_text(errors="replace"), re.M)
+    return int(found.group(1)) if found else owner
+
+
 def processes(uid: int) -> List[Process]:
     """Return the living processes of one user."""
     found = []
@@ -82,7 +93,7 @@ def processes(uid: int) -> List[Process]:
         if not folder.name.isdigit():
             continue
         with contextlib.suppress(OSError, IndexError, ValueError):
-            if folder.stat().st_uid != uid:
+            if _owner(folder) != uid:
                 continue
             # The name in stat is in parentheses and may hold anything, so the fields are counted from the last one.
             fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import bootstrap
 
-from . import files, look, packages, proc, secret, service
+from . import files, look, owned, packages, proc, secret, service
 from .person import Person
 from .plan import SECRET, File, Private, PutBack, Receipt, Step, Tidy, digest
 
@@ -111,7 +111,7 @@ def choose_display(asked: Optional[int], used: Optional[int], person: Person) ->
                 "",
                 bootstrap.EXIT_USAGE,
             )
-        reason = None if wanted in service.sessions(person) else taken_by(wanted, person)
+        reason = None if wanted in owned.displays(person) else taken_by(wanted, person)
         if reason is None:
             return wanted
         free = next((n for n in DISPLAYS if taken_by(n, person) is None), 2)
@@ -279,7 +279,7 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
     if started:
         said += look.password_wanted(wished.port)
         program = PROGRAMS[wished.session]
-        running = service.session(person, wished.display)
+        running = owned.leader(person, wished.display)
 
         def wrong() -> Optional[str]:
             look.working(dead)  # without systemd nobody starts it again: no use waiting
@@ -288,7 +288,7 @@ def check(wished: Wish, person: Person, started: bool) -> List[str]:
         look.stays_up(wrong)
         look.private([wished.port])
         look.x_over_tcp(wished.display)
-        again = service.session(person, wished.display)
+        again = owned.leader(person, wished.display)
         if running is None or again is None or running.pid != again.pid:
             raise look.Problem("the session ended and was started again")
         said.append(f"{program} has been running for {look.STAYS_ALIVE:g} s")
@@ -304,6 +304,7 @@ def undo(receipt: Receipt) -> List[Step]:
     steps: List[Step] = []
     if display is not None:
         steps.append(service.Stop(person, display, bool(entry.get("unit"))))
+        steps.append(service.Ended(person, display, 5900 + int(display)))
     # Cookies and logs of every display that was used.
     with person.hat():
         vnc = sorted((person.home / ".vnc").glob("*-*"))
