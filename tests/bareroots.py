@@ -3,8 +3,8 @@
 What the product does not install is not there: the machine that runs the tests has more packages than users have, and
 that once hid desktops without a browser, a file manager or a letter of Japanese.
 
-A root is made once and kept in CACHE; a machine is a copy-on-write view of it that vanishes with its process. Packages
-come from wherever this machine's own apt gets them.
+A root is made once and kept in CACHE; a machine is a copy-on-write view of it that vanishes with its process.
+Packages come from wherever this machine's own apt gets them.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def bare(release: str) -> Path:
             (half / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
             (half / "usr/sbin/policy-rc.d").chmod(0o755)
             (half / "etc/apt/apt.conf.d/tests").write_text(
-                'APT::Install-Recommends "false";\nAPT::Keep-Downloaded-Packages "true";\nAcquire::Languages "none";\n'
+                'APT::Keep-Downloaded-Packages "true";\nAcquire::Languages "none";\n'
                 'DPkg::Options:: "--force-unsafe-io";\n'
             )
             # The user of the tests; passwd's own programs are as they are in the root.
@@ -237,7 +237,7 @@ class Bare:
         for base in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
             for folder, _, _ in os.walk(f"{base}/{self.name}", topdown=False):
                 with contextlib.suppress(OSError):
-                    os.rmdir(folder)
+                    Path(folder).rmdir()
 
 
 def _children(pid: int) -> list[int]:

@@ -70,8 +70,13 @@ def set_up(args: Any) -> Dict[str, Any]:
             if not (args.install_packages and isinstance(step, packages.Install)):
                 step.demand()
         # Nothing to do takes no lock, so that it changes nothing at all.
-        with _locked(home, who) if todo else contextlib.nullcontext():
-            done, seen = carry_out(args.desktop, kind, receipt)
+        try:
+            with _locked(home, who) if todo else contextlib.nullcontext():
+                done, seen = carry_out(args.desktop, kind, receipt)
+        except BaseException:
+            if not Receipt(home, who, args.desktop).exists:  # all was taken back
+                _tidy_home(home, who)
+            raise
         for line in [*kind.after(done), *(f"  ok: {line}" for line in seen)]:
             bootstrap.say(line)
     port = int(kind.facts["port"])
@@ -202,13 +207,14 @@ def _mirror(args: Any, receipt: Receipt, given: Optional[str]) -> Kind:
     if seen.kind == "wayland":
         has_systemd = Path("/run/systemd/system").is_dir()
         has_nft = packages.here("nft")
-        refusal = rdp.refuse(seen, os.getuid() == 0, has_systemd, has_nft, rdp.version())
+        refusal = rdp.refuse(seen, os.getuid() == 0, has_systemd, has_nft, rdp.version(), rdp.has_xorg())
         if refusal:
             raise refusal
+        is_first = not receipt.exists
         return Kind(
             rdp.plan(receipt, given, args.reset_vnc_password),
             lambda done: rdp.check(seconds=look.STAYS_ALIVE if done else 0),
-            lambda: rdp.disable(receipt),
+            lambda: rdp.take_back(receipt) if is_first else rdp.disable(receipt),
             {"port": rdp.PORT, "how": "rdp"},
             rdp.is_up(receipt),
         )

@@ -1,4 +1,4 @@
-"""Which processes belong to a virtual desktop, found by what they own: never by a pid file, which outlives its process.
+"""Which processes belong to a virtual desktop: found by what they own, not by a pid file, which outlives its process.
 
 vnc-session gives everything that it starts a mark in the environment, COLAB_LOCAL_DESKTOP=<display>.<session id>. A
 process belongs to the desktop if it has the mark, is the vnc-session or its X server, or is in their POSIX session or
@@ -39,6 +39,11 @@ class Seen:
     cgroup: str = ""
 
 
+def _cookie_of(process: proc.Process) -> str:
+    """Return the cookie file that an X server was started with, "" for other programs."""
+    return next((process.argv[i + 1] for i, word in enumerate(process.argv[:-1]) if word == "-auth"), "")
+
+
 @dataclass(frozen=True)
 class Place:
     """What identifies a desktop: the path of its vnc-session script, its display number, its systemd unit."""
@@ -58,8 +63,7 @@ class Place:
 
     def is_server(self, process: proc.Process) -> bool:
         """Whether a process is this desktop's X server."""
-        words = process.argv
-        return any(a == "-auth" and b == self.cookie for a, b in zip(words, words[1:]))
+        return _cookie_of(process) == self.cookie
 
 
 def place(person: Person, display: int) -> Place:
@@ -123,7 +127,8 @@ def members(among: Iterable[Seen], where: Place) -> Tuple[List[Seen], List[Seen]
             above = by_pid.get(above.process.parent)
         return False
 
-    belongs, jobs = [], []
+    belongs: List[Seen] = []
+    jobs: List[Seen] = []
     for seen in everything:
         # An ssh-agent keeps its environment to itself; the desktop's programs know its number.
         agent = seen.process.name == "ssh-agent" and str(seen.process.pid) in agents
@@ -193,9 +198,9 @@ def displays(person: Person) -> List[int]:
             words = process.argv
             if words[-2:-1] == [script]:
                 numbers.add(words[-1])
-            for a, b in zip(words, words[1:]):
-                if a == "-auth" and Path(b).parent == Path(script).parent:
-                    numbers.add(Path(b).name.rpartition("-")[2])
+            cookie = Path(_cookie_of(process))
+            if cookie.parent == Path(script).parent:
+                numbers.add(cookie.name.rpartition("-")[2])
     return sorted(int(number) for number in numbers if number.isdigit())
 
 

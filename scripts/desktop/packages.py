@@ -46,6 +46,7 @@ NEEDS: Dict[str, Tuple[str, ...]] = {
     "dbus-run-session": ("dbus", "dbus-daemon"),
     "openssl": ("openssl",),
     "grdctl": ("gnome-remote-desktop",),
+    "secret-tool": ("libsecret-tools",),
 }
 SESSIONS: Dict[str, Tuple[str, ...]] = {
     "xfce": ("xfce4-session", "xfwm4", "xfce4-panel", "xfdesktop", "xfsettingsd", "xfce4-terminal"),
