@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform as this_machine
 import re
 import shutil
@@ -43,9 +44,38 @@ from yaml import YAMLError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import bootstrap
-from bootstrap import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure
-from scripts import lock
+from colab_local.base.command_line import Parser, leave, run_program
+from colab_local.base.downloads import is_reachable
+from colab_local.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.programs import child_environment
+from colab_local.base.terminal import Screen
+from colab_local.install.lockfiles import REPOSITORY, conda_platform, parse_explicit, read_index
+from colab_local.locking.build import differences, host_tools, locked_requirements, read_files
+from colab_local.locking.conda import channel_folder, channel_records, read_pixi_lock, solve_conda
+from colab_local.locking.pypi import find_uv, solve_python
+from colab_local.locking.render import (
+    HOST_HEAD,
+    PYPI_HEAD,
+    Solution,
+    conda_lock_text,
+    conda_sizes,
+    explicit_text,
+    index_text,
+    machine_needs,
+    pixi_toml_text,
+    requirements_text,
+)
+from colab_local.locking.specs import (
+    CHANNEL,
+    NOTICE,
+    PYTHONS,
+    Target,
+    constraints,
+    read_exceptions,
+    read_pins,
+    read_specs,
+)
+from colab_local.locking.wheels import applies
 
 try:
     from conda_lock.conda_lock import render_lockfile_for_platform  # type: ignore[import-untyped]
@@ -55,8 +85,6 @@ except ImportError:
     print("hint: python -m pip install conda-lock", file=sys.stderr)
     sys.exit(EXIT_FAILED)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED_CHANNEL = REPOSITORY.parent / "shared" / "channel"
 HOSTS = {"conda.anaconda.org", "github.com", "repo.anaconda.com", "colab.research.google.com"}
 
 # How uv calls the least machine of a platform (--python-platform).
@@ -74,10 +102,10 @@ class Lockfiles:
 
     def __init__(self, environments: Path, lockfiles: Path) -> None:
         self.environments, self.folder = environments, lockfiles
-        self.specs = lock.read_specs(environments)
-        self.index = bootstrap.read_index(lockfiles)
-        self.files = lock.read_files(lockfiles)
-        self.conda = lock.read_pixi_lock(lockfiles / "pixi.lock")
+        self.specs = read_specs(environments)
+        self.index = read_index(lockfiles)
+        self.files = read_files(lockfiles)
+        self.conda = read_pixi_lock(lockfiles / "pixi.lock")
 
     def records(self, name: str, platform: str) -> list[Any]:
         """Return the locked conda records of an environment on a platform, sorted by name."""
@@ -94,11 +122,11 @@ class Lockfiles:
 
     def requirements(self, name: str) -> list[str]:
         """Return the `name==version ; marker` lines of an environment's pypi.txt."""
-        return lock.locked_requirements(self.folder / name / "pypi.txt")
+        return locked_requirements(self.folder / name / "pypi.txt")
 
-    def count(self, name: str, target: lock.Target) -> int:
+    def count(self, name: str, target: Target) -> int:
         """Return how many packages of pypi.txt are for a platform and Python."""
-        return sum(lock.applies(line.partition(" ; ")[2], target) for line in self.requirements(name))
+        return sum(applies(line.partition(" ; ")[2], target) for line in self.requirements(name))
 
 
 def identity(record: Any) -> tuple[str, str]:
@@ -141,8 +169,8 @@ def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
         "python": files.version(name, "python"),
         "platforms": {
             platform: {
-                "requires": lock.machine_needs(spec, platform),
-                "bytes": told.get(platform, {}).get("bytes", {}) | lock.conda_sizes(files.records(name, platform)),
+                "requires": machine_needs(spec, platform),
+                "bytes": told.get(platform, {}).get("bytes", {}) | conda_sizes(files.records(name, platform)),
             }
             for platform in spec.platforms
         },
@@ -162,18 +190,18 @@ def check_digests(files: Lockfiles) -> Problems:
     texts = dict.fromkeys(made, "") | files.files
     uv = files.version(next(iter(files.specs)), "uv")
     entries = {name: index_entry(files, name) for name in files.specs}
-    expected = json.loads(lock.index_text(files.environments, texts, entries, uv))
+    expected = json.loads(index_text(files.environments, texts, entries, uv))
     yield from compare("index.json", flat(files.index), flat(expected))
     for path in sorted(made ^ set(files.files)):
         yield f"{path}: {'missing' if path in made else 'not a lockfile'}"
     for path, text in files.files.items():
         for host in sorted(set(re.findall(r"https?://(?:[^/@\s]*@)?([^/\s\"':]+)", text)) - HOSTS):
             yield f"{path}: names the host {host}"
-        if lock.NOTICE not in "".join(text.splitlines()[:2]):
+        if NOTICE not in "".join(text.splitlines()[:2]):
             yield f"{path}: doesn't say that it is generated"
     found = files.text("pixi.toml")
     series = ".".join(next(iter(files.index["environments"].values()))["python"].split(".")[:2])
-    yield from lock.differences({"pixi.toml": found}, {"pixi.toml": lock.pixi_toml_text(files.specs, series)})
+    yield from differences({"pixi.toml": found}, {"pixi.toml": pixi_toml_text(files.specs, series)})
 
 
 def check_formats(files: Lockfiles, name: str, platform: str) -> Problems:
@@ -181,15 +209,15 @@ def check_formats(files: Lockfiles, name: str, platform: str) -> Problems:
     records = files.records(name, platform)
     need = dict(identity(record) for record in records)
     explicit = files.text(f"{name}/{platform}.txt")
-    yield from compare(f"{name}/{platform}.txt against pixi.lock", dict(bootstrap.parse_explicit(explicit)), need)
-    if explicit != lock.explicit_text(platform, records):
+    yield from compare(f"{name}/{platform}.txt against pixi.lock", dict(parse_explicit(explicit)), need)
+    if explicit != explicit_text(platform, records):
         yield f"{name}/{platform}.txt: not as scripts/lock.py writes it for pixi.lock's records"
 
     yield from check_conda_lock(files, name, platform)
     for record in records:
         file = f"{record.name.normalized}-{record.version}-{record.build}"
         subdir = "noarch" if "/noarch/" in record.url else platform
-        if record.url not in {f"{lock.CHANNEL}{subdir}/{file}{end}" for end in (".conda", ".tar.bz2")}:
+        if record.url not in {f"{CHANNEL}{subdir}/{file}{end}" for end in (".conda", ".tar.bz2")}:
             yield f"pixi.lock: {name}/{platform}: {record.url} is no conda-forge URL of {file}"
     told = table_rows(files.text(f"{name}/packages.txt"), f"conda layer of {platform}:")
     versions = {record.name.normalized: [str(record.version), str(record.build)] for record in records}
@@ -213,7 +241,7 @@ def check_conda_lock(files: Lockfiles, name: str, platform: str) -> Problems:
     yield from compare(f"{title}, md5", urls, {r.url: r.md5.hex() for r in records if r.md5})
     sha256 = {p.url: p.hash.sha256 for p in content.package if p.platform == platform}
     yield from compare(f"{title}, sha256", sha256, dict(identity(record) for record in records))
-    if files.text(f"{name}/conda-lock.yml") != lock.conda_lock_text(files.specs[name], files.conda[name]):
+    if files.text(f"{name}/conda-lock.yml") != conda_lock_text(files.specs[name], files.conda[name]):
         yield f"{name}/conda-lock.yml: not as scripts/lock.py writes it for pixi.lock's records"
 
 
@@ -253,7 +281,7 @@ def check_solution(
 ) -> Problems:
     """Yield where a solver run differs from the lock; title: what it was given, for the message."""
     try:
-        solution = lock.solve_conda(files.specs[name], platform, channel, prefer)
+        solution = solve_conda(files.specs[name], platform, channel, prefer)
     except Failure as failure:
         yield f"{name}/{platform} from {title}: {failure.what}"
         return
@@ -268,9 +296,9 @@ def check_solution(
 def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> Problems:
     """Yield locked records that the channel has not, or has otherwise, and where a solver run differs."""
     locked = files.records(name, platform)
-    offered = lock.channel_records(channel, platform, [record.name.normalized for record in locked])
+    offered = channel_records(channel, platform, [record.name.normalized for record in locked])
     by_url = {record.url: record for record in offered}
-    static = lock.channel_folder(channel) is not None
+    static = channel_folder(channel) is not None
     for record in locked:
         if record.url not in by_url:
             yield f"{name}/{platform}: {record.url} is not in {channel}"
@@ -287,16 +315,16 @@ def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> P
 
 def check_python_layer(files: Lockfiles, name: str) -> Problems:
     """Yield where pypi.txt is not what uv gives under the specs, hosted Colab's versions and the locked ones."""
-    pins = lock.constraints(lock.read_pins(files.environments), lock.read_exceptions(files.environments))
+    pins = constraints(read_pins(files.environments), read_exceptions(files.environments))
     try:
-        packages = lock.solve_python(files.specs[name], [*pins, *files.requirements(name)])
+        packages = solve_python(files.specs[name], [*pins, *files.requirements(name)])
     except Failure as failure:
         yield f"{name}/pypi.txt: {failure.what}"
         return
     path = f"{name}/pypi.txt"
-    need = lock.requirements_text(lock.PYPI_HEAD, packages)
-    yield from lock.differences({path: files.text(path)}, {path: need})
-    locked = lock.Lock(files.specs[name], files.conda[name], packages, {})
+    need = requirements_text(PYPI_HEAD, packages)
+    yield from differences({path: files.text(path)}, {path: need})
+    locked = Solution(files.specs[name], files.conda[name], packages, {})
     told = files.index["environments"][name]["platforms"]
     size = {platform: sum(wheel.size for wheel in locked.wheels(platform)) for platform in told}
     found = {platform: entry["bytes"]["pypi_download"] for platform, entry in told.items()}
@@ -307,15 +335,15 @@ def check_host_tools(files: Lockfiles) -> Problems:
     """Yield where host.txt is not the conda layer's uv and pip with their hashes."""
     records = next(iter(files.conda["cpu"].values()))
     platforms = sorted({platform for spec in files.specs.values() for platform in spec.platforms})
-    need = lock.requirements_text(lock.HOST_HEAD, lock.host_tools(records, platforms))
-    yield from lock.differences({"host.txt": files.text("host.txt")}, {"host.txt": need})
+    need = requirements_text(HOST_HEAD, host_tools(records, platforms))
+    yield from differences({"host.txt": files.text("host.txt")}, {"host.txt": need})
 
 
-def check_accepted(files: Lockfiles, name: str, target: lock.Target, options: Sequence[str]) -> Problems:
+def check_accepted(files: Lockfiles, name: str, target: Target, options: Sequence[str]) -> Problems:
     """Yield if uv doesn't accept pypi.txt in full; options: uv's for this target."""
     count = files.count(name, target)
     with tempfile.TemporaryDirectory(prefix="colab-local-check-") as folder:
-        argv = [lock.find_uv(), "pip", "install", "--dry-run", "--no-progress", "--target", folder, *options]
+        argv = [find_uv(), "pip", "install", "--dry-run", "--no-progress", "--target", folder, *options]
         argv += ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
         status, said = attempt([*argv, "--requirements", str(files.folder / name / "pypi.txt")])
     found = re.search(r"Resolved (\d+) packages?", said)
@@ -326,7 +354,7 @@ def check_accepted(files: Lockfiles, name: str, target: lock.Target, options: Se
 
 def attempt(argv: Sequence[str]) -> tuple[int, str]:
     """Run a program; return its exit status and all that it said."""
-    child = bootstrap.child_environment(UV_PYTHON_DOWNLOADS="never")
+    child = child_environment(UV_PYTHON_DOWNLOADS="never")
     done = subprocess.run(argv, env=child, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -335,7 +363,7 @@ def installed_pythons() -> dict[str, str]:
     """Return an interpreter of this machine for each Python series that the locks cover, as far as there is one."""
     pyenv = sorted(Path.home().glob(".pyenv/versions/*/bin/python"))
     found = {}
-    for series in lock.PYTHONS:
+    for series in PYTHONS:
         installed = [str(path) for path in pyenv if path.parts[-3].startswith(f"{series}.")]
         for candidate in (sys.executable, shutil.which(f"python{series}"), *installed):
             # asked, because a pyenv shim stands on PATH also when it leads nowhere
@@ -371,7 +399,7 @@ def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) ->
 def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
     """Yield the checks that need the package index."""
     yield "host.txt is the conda layer's uv and pip", partial(check_host_tools, files)
-    here = bootstrap.conda_platform(this_machine.system(), this_machine.machine())
+    here = conda_platform(this_machine.system(), this_machine.machine())
     pythons = installed_pythons()
     for name in names:
         spec = files.specs[name]
@@ -386,16 +414,15 @@ def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
 
 def default_channel() -> str:
     """Return the channel to check against when none is named, or "" if there is none to be had."""
-    if SHARED_CHANNEL.is_dir():
-        return str(SHARED_CHANNEL)
-    return lock.CHANNEL if bootstrap.is_reachable(f"{lock.CHANNEL}noarch/repodata.json.zst") else ""
+    given = os.environ.get("COLAB_LOCAL_CHANNEL", "")
+    if given:
+        return given
+    return CHANNEL if is_reachable(f"{CHANNEL}noarch/repodata.json.zst") else ""
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the command line."""
-    made = argparse.ArgumentParser(
-        prog="check_lockfiles.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(prog="check_lockfiles.py", description=__doc__)
     made.add_argument("names", nargs="*", metavar="ENV", help="environments; default all")
     made.add_argument("--channel", metavar="DIR-or-URL", help="conda records to check against (see above)")
     made.add_argument("--offline", action="store_true", help="only what needs no network")
@@ -404,9 +431,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def command(argv: Sequence[str] | None) -> int:
+def check_all(args: argparse.Namespace, screen: Screen) -> int:
     """Run the checks; return the exit code."""
-    args = parser().parse_args(argv)
     files = Lockfiles(args.environments, args.lockfiles)
     for name in args.names:
         if name not in files.specs:
@@ -429,14 +455,8 @@ def command(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as a program; return the exit code."""
-    try:
-        return command(argv)
-    except Failure as failure:
-        print(f"error: {failure.what}", file=sys.stderr)
-        if failure.hint:
-            print(f"hint: {failure.hint}", file=sys.stderr)
-        return EXIT_USAGE if failure.code == EXIT_USAGE else EXIT_FAILED
+    return run_program(make_parser(), check_all, argv)
 
 
 if __name__ == "__main__":
-    lock.leave(main())
+    leave(main())

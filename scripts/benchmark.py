@@ -18,27 +18,51 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import bootstrap  # noqa: E402 - found through the line above
-from scripts import transport_benchmark, verify  # noqa: E402
-from scripts.colab_page import parse_url  # noqa: E402
+from colab_local.base.command_line import Parser, run_program
+from colab_local.base.errors import EXIT_OK
+from colab_local.base.network import free_port, listens
+from colab_local.base.programs import child_environment
+from colab_local.base.terminal import Screen
+from colab_local.install.home import default_home, read_receipts
+from colab_local.install.jupyter import jupyter_argv
+from colab_local.install.lockfiles import REPOSITORY, read_index
+from colab_local.laptop import transport_benchmark
+from colab_local.laptop.colab_page import parse_url
+from colab_local.manage import verify
 
 # The article's network (Keras' cifar10_cnn example of 2018): 1,250,858 parameters. Random pictures of the same shape
 # cost the same to train on, and need no download.
 TRAIN = r"""
 import json, sys, time
 import keras, numpy as np, tensorflow as tf
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from colab_local.base.command_line import Parser
+from colab_local.base.command_line import run_program
+from colab_local.base.errors import EXIT_OK
+from colab_local.base.network import free_port
+from colab_local.base.network import listens
+from colab_local.base.programs import child_environment
+from colab_local.base.terminal import Screen
+from colab_local.install.home import default_home
+from colab_local.install.home import read_receipts
+from colab_local.install.jupyter import jupyter_argv
+from colab_local.install.lockfiles import REPOSITORY
+from colab_local.install.lockfiles import read_index
+from colab_local.laptop import transport_benchmark
+from colab_local.laptop.colab_page import parse_url
+from colab_local.manage import verify
 L = keras.layers
 def network():
     return keras.Sequential([
@@ -87,17 +111,17 @@ def install(rounds: int) -> None:
     Each starts with an empty package cache. Warm-up and smoke test ("try") are reported apart: uv does not do them.
     """
     python = getattr(sys, "_base_executable", sys.executable)
-    index = bootstrap.read_index(REPOSITORY / "lockfiles")
+    index = read_index(REPOSITORY / "lockfiles")
     for number in range(1, rounds + 1):
         with tempfile.TemporaryDirectory(prefix="colab-local-benchmark-") as name:
             folder = Path(name)
-            env = bootstrap.child_environment(HOME=name)
+            env = child_environment(HOME=name)
             home = folder / "home"
             cold = env | {"UV_CACHE_DIR": str(folder / "cache-a"), "PIP_CACHE_DIR": str(folder / "pip-a")}
             argv = [python, str(REPOSITORY / "bootstrap.py"), "--cpu", "--engine", "host", "--prefix", str(home)]
             argv += ["--port", "48888"]
             whole, peak = timed(argv, cold)
-            receipt = bootstrap.read_receipts(home)[0]
+            receipt = read_receipts(home)[0]
             tried = receipt["seconds"]["try"]
             uv = home / "tools" / f"uv-{index['uv']['version']}" / "bin" / "uv"
             bare = folder / "bare"
@@ -121,7 +145,7 @@ def install(rounds: int) -> None:
 def train(home: Path, env: str, steps: int) -> None:
     """Train the article's network on random pictures, on the CPU and on the GPU if TensorFlow sees one."""
     python = str(home / "current" / env / "bin" / "python")
-    quiet = bootstrap.child_environment(TF_CPP_MIN_LOG_LEVEL="3")
+    quiet = child_environment(TF_CPP_MIN_LOG_LEVEL="3")
     done = subprocess.run([python, "-c", TRAIN, str(steps)], env=quiet, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"error: training failed:\n{done.stderr[-2000:]}")
@@ -134,13 +158,6 @@ def train(home: Path, env: str, steps: int) -> None:
         print("GPU: TensorFlow sees none here")
 
 
-def free_port() -> int:
-    """Return a TCP port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_until(ready: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Return as soon as `ready` is true; end the program when it isn't after so many seconds."""
     deadline = time.monotonic() + seconds
@@ -148,12 +165,6 @@ def wait_until(ready: Callable[[], bool], what: str, seconds: float = 60) -> Non
         if time.monotonic() > deadline:
             raise SystemExit(f"error: {what} did not start within {seconds:.0f} s")
         time.sleep(0.1)
-
-
-def listens(port: int) -> bool:
-    """Return whether a server listens on this port of loopback."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.contextmanager
@@ -172,7 +183,7 @@ def running(argv: list[str], **options: Any) -> Iterator[None]:
 def tunnel(folder: Path, port: int) -> Iterator[int]:
     """Yield a port that leads through ssh, by an sshd of our own on loopback, to `port`.
 
-    With a session, as connect.py and the printed line have one: see bootstrap.ssh_line.
+    With a session, as connect.py and the printed line have one: see ssh_line.
     """
     sshd = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if sshd is None:
@@ -181,7 +192,7 @@ def tunnel(folder: Path, port: int) -> Iterator[int]:
         Path("/run/sshd").mkdir(exist_ok=True)  # where root's sshd locks itself up; its package makes it at boot
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    there, here = free_port(), free_port()
+    there, here = free_port(20000), free_port(20000)
     settings = {"ListenAddress": f"127.0.0.1:{there}", "HostKey": folder / "host", "PidFile": "none", "UsePAM": "no"}
     settings |= {"AuthorizedKeysFile": folder / "user.pub", "StrictModes": "no", "PasswordAuthentication": "no"}
     (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
@@ -197,11 +208,11 @@ def tunnel(folder: Path, port: int) -> Iterator[int]:
 def transports(home: Path, env: str) -> None:
     """Measure both transports to one Jupyter, straight and through ssh, in turns."""
     with tempfile.TemporaryDirectory(prefix="colab-local-benchmark-") as name:
-        folder, port, token = Path(name), free_port(), secrets.token_hex(24)
+        folder, port, token = Path(name), free_port(20000), secrets.token_hex(24)
         (folder / "token").touch(mode=0o600)
         (folder / "token").write_text(token)
-        argv = bootstrap.jupyter_argv(str(home / "current" / env), port, name, os.geteuid() == 0)
-        quiet = bootstrap.child_environment(HOME=name, JUPYTER_TOKEN_FILE=str(folder / "token"))
+        argv = jupyter_argv(str(home / "current" / env), port, name, os.geteuid() == 0)
+        quiet = child_environment(HOME=name, JUPYTER_TOKEN_FILE=str(folder / "token"))
         with running(argv, env=quiet, stdout=subprocess.DEVNULL), tunnel(folder, port) as through:
             wait_until(lambda: listens(port), "Jupyter")
             runtimes = {
@@ -218,19 +229,19 @@ def transports(home: Path, env: str) -> None:
         print(f"through ssh / straight, {way}: round trip {trip:.2f}, output {output:.2f}")
 
 
-def main() -> None:
-    """Read the command line and measure."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    """Return the parser."""
+    parser = Parser(prog="benchmark.py", description=__doc__)
     parser.add_argument("what", choices=["install", "train", "transports", "verify"])
-    parser.add_argument(
-        "--home", type=Path, default=Path(bootstrap.default_home()), help="where colab-local is installed"
-    )
+    parser.add_argument("--home", type=Path, default=default_home(), help="where colab-local is installed")
     parser.add_argument("--env", default="cpu", help="environment to measure (default: cpu)")
     parser.add_argument("--rounds", type=int, default=3, help="how often to measure (default: 3)")
     parser.add_argument("--steps", type=int, default=200, help="of training (default: 200)")
-    args = parser.parse_args()
+    return parser
+
+
+def measure(args: argparse.Namespace, screen: Screen) -> int:
+    """Measure what was asked for."""
     if args.what == "install":
         install(args.rounds)
     elif args.what == "train":
@@ -238,9 +249,15 @@ def main() -> None:
     elif args.what == "transports":
         transports(args.home, args.env)
     else:
-        found = verify.measure(str(args.home), args.env, args.rounds)
+        found = verify.measure(args.home, args.env, screen, args.rounds)
         print(", ".join(f"{name} {value}" for name, value in found.items()))
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run benchmark.py with the given arguments and return its exit code."""
+    return run_program(make_parser(), measure, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

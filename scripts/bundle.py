@@ -29,34 +29,45 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, NamedTuple, Sequence
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import bootstrap
-from scripts import offline, requirements
+from colab_local.base.command_line import Parser, run_program
+from colab_local.base.downloads import FIRST_PAUSE_S, TIMEOUT_S, TRIES, Rules, parse_rules, rewrite
+from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.files import check_disk, sha256_of
+from colab_local.base.programs import run
+from colab_local.base.terminal import Screen
+from colab_local.base.text import mask, megabytes
+from colab_local.install import offline, requirements
+from colab_local.install.home import default_home
+from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, conda_platform, read_index, read_locked
+from colab_local.install.packages import pip_settings, uv_environment
 
+MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
-    import tomllib
-
     import requests
+    import tomllib
     from tqdm import tqdm
 except ImportError as problem:
-    sys.exit(
-        f"error: scripts/bundle.py needs {problem.name}, which this Python has not ({sys.executable})\n"
-        f"hint: {bootstrap.default_home()}/current/cpu/bin/python scripts/bundle.py"
-    )
+    MISSING = str(problem.name)
 
-PROJECT = ("README.md", "bootstrap.py", "environments", "scripts")  # what runs on the other machine, besides the lock
+PROJECT = (
+    "README.md",
+    "bootstrap.py",
+    "colab_local",
+    "environments",
+    "scripts",
+)  # what runs on the other machine, besides the lock
 TRIPLES = {"linux-64": "x86_64", "linux-aarch64": "aarch64", "osx-arm64": "aarch64-apple-darwin"}
 JOBS = 6
 
@@ -78,12 +89,12 @@ class Choice(NamedTuple):
     engine: str
     python: str
     lockfiles: Path
-    lock: Dict[str, Any]
+    lock: dict[str, Any]
 
     def read(self, name: str) -> str:
         """Return a lock file's text; raise Failure unless it is what index.json says."""
         names = offline.lockfile_names(self.lock, self.env, self.platform, self.engine)
-        return bootstrap.read_locked(self.lockfiles, name, names[name])
+        return read_locked(self.lockfiles, name, names[name])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -94,10 +105,10 @@ def choose(args: argparse.Namespace) -> Choice:
     """Return what the options ask for.
 
     Raises:
-        bootstrap.Failure: the lock has no such environment, platform or Python.
+        Failure: the lock has no such environment, platform or Python.
     """
     lockfiles = Path(args.lockfiles).absolute()
-    index = bootstrap.read_index(lockfiles)
+    index = read_index(lockfiles)
     known = {
         "environment": (args.env, index["environments"]),
         "platform": (args.platform, index["environments"].get(args.env, {}).get("platforms", {})),
@@ -105,10 +116,10 @@ def choose(args: argparse.Namespace) -> Choice:
     }
     for what, (wanted, there) in known.items():
         if wanted not in there:
-            raise bootstrap.Failure(
+            raise Failure(
                 f"the lock has no {what} {wanted} for this (there are: {', '.join(sorted(there))})",
                 "python scripts/bundle.py --help",
-                bootstrap.EXIT_USAGE,
+                EXIT_USAGE,
             )
     python = args.python or ".".join(index["environments"][args.env]["python"].split(".")[:2])
     if args.engine == "host" and not args.python:
@@ -117,19 +128,19 @@ def choose(args: argparse.Namespace) -> Choice:
     return Choice(args.env, args.platform, args.engine, python, lockfiles, index)
 
 
-def project_files(choice: Choice) -> Dict[str, bytes]:
+def project_files(choice: Choice) -> dict[str, bytes]:
     """Return {name: content} of the bundle's files that are not fetched: the program and the lock."""
-    names: List[Path] = []
+    names: list[Path] = []
     for part in PROJECT:
-        top = bootstrap.REPOSITORY / part
+        top = REPOSITORY / part
         names += [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
     files = {}
     for path in names:
-        relative = path.relative_to(bootstrap.REPOSITORY)
+        relative = path.relative_to(REPOSITORY)
         if not any(part.startswith((".", "__pycache__")) for part in relative.parts):
             files[relative.as_posix()] = path.read_bytes()
     for name, sha256 in choice.lock["jupyter"].items():
-        bootstrap.read_locked(bootstrap.REPOSITORY / "environments" / "jupyter", name, sha256)
+        read_locked(REPOSITORY / "environments" / "jupyter", name, sha256)
     files["lockfiles/index.json"] = (choice.lockfiles / "index.json").read_bytes()
     for name in offline.lockfile_names(choice.lock, choice.env, choice.platform, choice.engine):
         files[f"lockfiles/{name}"] = choice.read(name).encode()
@@ -139,27 +150,27 @@ def project_files(choice: Choice) -> Dict[str, bytes]:
 def find_uv() -> str:
     """Return the uv beside this Python, on PATH, or of an installed environment."""
     beside = Path(sys.executable).parent / "uv"
-    installed = sorted(Path(bootstrap.default_home()).glob("tools/uv-*/bin/uv"))
+    installed = sorted(Path(default_home()).glob("tools/uv-*/bin/uv"))
     for program in [str(beside), shutil.which("uv") or "", *map(str, reversed(installed))]:
         if program and os.access(program, os.X_OK):
             return program
-    raise bootstrap.Failure("no uv is here", "python3 bootstrap.py --cpu")
+    raise Failure("no uv is here", "python3 bootstrap.py --cpu")
 
 
-def uv_platform(platform: str, requires: Dict[str, str]) -> str:
+def uv_platform(platform: str, requires: dict[str, str]) -> str:
     """Return uv's name of a platform: x86_64-manylinux_2_28, aarch64-apple-darwin."""
     glibc = requires.get("glibc", "2.17").replace(".", "_")
     return TRIPLES[platform] + (f"-manylinux_{glibc}" if platform.startswith("linux") else "")
 
 
-def find_wheels(choice: Choice, folder: Path) -> List[Source]:
+def find_wheels(choice: Choice, folder: Path, screen: Screen) -> list[Source]:
     """Ask the index that the user's own configuration names where the locked wheels are.
 
     uv reads the configuration, asks for all packages at once and writes what it finds as a pylock.toml (PEP 751);
     the lock's hashes then say which of those files are meant. folder: for the files it reads and writes.
 
     Raises:
-        bootstrap.Failure: the index can't be reached, or has no locked wheel of a package.
+        Failure: the index can't be reached, or has no locked wheel of a package.
     """
     wanted = offline.locked_wheels(
         choice.lock, choice.read, choice.env, choice.platform, choice.engine, choice.python
@@ -172,12 +183,12 @@ def find_wheels(choice: Choice, folder: Path) -> List[Source]:
     argv += ["--python-platform", uv_platform(choice.platform, requires), "--python-version", choice.python]
     target = {"MACOSX_DEPLOYMENT_TARGET": requires["macos"]} if "macos" in requires else {}  # of the wheels chosen
     try:
-        bootstrap.run([*argv, "-o", answer, asked], env={**bootstrap.uv_environment(), **target}, timeout=600)
-    except bootstrap.Failure as problem:
-        raise bootstrap.Failure(
+        run([*argv, "-o", answer, asked], screen, env={**uv_environment(), **target}, timeout=600)
+    except Failure as problem:
+        raise Failure(
             f"can't ask the package index: {problem.what}",
             "check the network, and uv's or pip's configuration, and run the same command again",
-            bootstrap.EXIT_NETWORK,
+            EXIT_NETWORK,
         ) from problem
     found = {
         requirements.normalise(package["name"]): package.get("wheels", [])
@@ -187,32 +198,32 @@ def find_wheels(choice: Choice, folder: Path) -> List[Source]:
     for entry in wanted:
         fitting = [wheel for wheel in found.get(entry.name, []) if wheel["hashes"].get("sha256") in entry.sha256]
         if not fitting:
-            raise bootstrap.Failure(
+            raise Failure(
                 f"the package index has no locked wheel of {entry.name} {entry.version} for {choice.platform}, "
                 f"Python {choice.python}",
                 "python scripts/lock.py --check",
-                bootstrap.EXIT_NETWORK,
+                EXIT_NETWORK,
             )
         sources += [wheel_source(wheel, folder) for wheel in fitting]
     return sources
 
 
-def wheel_source(wheel: Dict[str, Any], folder: Path) -> Source:
+def wheel_source(wheel: dict[str, Any], folder: Path) -> Source:
     """Return where a wheel of a pylock.toml is. folder: of the pylock.toml, from which its paths count."""
     url = wheel.get("url") or (folder / wheel["path"]).resolve().as_uri()
     name = unquote(urlsplit(url).path.rsplit("/", 1)[1])
     return Source(f"wheels/{name}", url, wheel["hashes"]["sha256"], int(wheel.get("size") or 0))
 
 
-def find_sources(choice: Choice, folder: Path, rules: bootstrap.Rules) -> List[Source]:
+def find_sources(choice: Choice, folder: Path, rules: Rules, screen: Screen) -> list[Source]:
     """Return all files that have to be fetched, the heaviest first; rules: mirror rules."""
     locked = offline.locked_files(choice.lock, choice.read, choice.env, choice.platform, choice.engine)
-    sources = [Source(offline.place(url), bootstrap.rewrite(url, rules), sha256, 0) for url, sha256 in locked]
-    sources += find_wheels(choice, folder)
+    sources = [Source(offline.place(url), rewrite(url, rules), sha256, 0) for url, sha256 in locked]
+    sources += find_wheels(choice, folder, screen)
     return sorted(dict.fromkeys(sources), key=lambda source: -source.size)
 
 
-def credentials(environ: Dict[str, str], texts: Sequence[str]) -> Dict[str, Tuple[str, str]]:
+def credentials(environ: dict[str, str], texts: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return {host: (user, password)} of the index URLs in uv's and pip's settings; netrc is read by requests itself.
 
     environ: os.environ; texts: configuration files.
@@ -250,7 +261,7 @@ class Fetcher:
     folder: keeps what an interrupted run has fetched; stop: set when one failed, so that the others end too.
     """
 
-    def __init__(self, folder: Path, logins: Dict[str, Tuple[str, str]]) -> None:
+    def __init__(self, folder: Path, logins: dict[str, tuple[str, str]]) -> None:
         self.folder, self.logins, self.stop = folder, logins, Event()
         self.session = requests.Session()
         self.session.headers["User-Agent"] = "colab-local"
@@ -286,18 +297,18 @@ class Fetcher:
                 self.bar.update(-part.stat().st_size)
                 part.unlink()
             resumed = self.bring(source, part)
-            found = bootstrap.sha256_of(part)
+            found = sha256_of(part)
             if found == source.sha256:
                 part.replace(self.path(source))
                 return
             if not resumed:
                 break
         part.unlink()
-        raise bootstrap.Failure(
-            f"{bootstrap.mask(source.url)} is not the file that the lock names "
+        raise Failure(
+            f"{mask(source.url)} is not the file that the lock names "
             f"(found sha256 {found}, need {source.sha256}); it was not kept",
             "try again from another network, or with --mirror",
-            bootstrap.EXIT_INTEGRITY,
+            EXIT_INTEGRITY,
         )
 
     def bring(self, source: Source, part: Path) -> bool:
@@ -307,10 +318,10 @@ class Fetcher:
             self.bar.update(part.stat().st_size)
             return False
         resumed, reason = False, ""
-        for attempt in range(bootstrap.TRIES):
+        for attempt in range(TRIES):
             if attempt:
-                pause = bootstrap.FIRST_PAUSE_S * 2 ** (attempt - 1)
-                tqdm.write(f"{bootstrap.mask(source.url)}: {reason}. Trying again in {pause:.0f} s.", file=sys.stderr)
+                pause = FIRST_PAUSE_S * 2 ** (attempt - 1)
+                tqdm.write(f"{mask(source.url)}: {reason}. Trying again in {pause:.0f} s.", file=sys.stderr)
                 if self.stop.wait(pause):
                     break
             have = part.stat().st_size if part.exists() else 0
@@ -322,7 +333,7 @@ class Fetcher:
                     else {"Accept-Encoding": "identity"},
                     auth=self.logins.get(urlsplit(source.url).netloc),
                     stream=True,
-                    timeout=bootstrap.TIMEOUT_S,
+                    timeout=TIMEOUT_S,
                 ) as response:
                     if response.status_code == requests.codes.requested_range_not_satisfiable and have:
                         return True  # all of it is there, or too much: the hash decides
@@ -337,11 +348,11 @@ class Fetcher:
                 if status < 500 and status not in (408, 425, 429):
                     break
             except (requests.RequestException, OSError) as problem:
-                reason = bootstrap.mask(cause(problem))
-        raise bootstrap.Failure(
-            f"can't download {bootstrap.mask(source.url)}: {reason or 'stopped'}",
+                reason = mask(cause(problem))
+        raise Failure(
+            f"can't download {mask(source.url)}: {reason or 'stopped'}",
             "check the network or proxy and run the same command again: it goes on from here",
-            bootstrap.EXIT_NETWORK,
+            EXIT_NETWORK,
         )
 
     def save(self, response: Any, part: Path, start: int, counted: int) -> None:
@@ -362,7 +373,7 @@ class Fetcher:
 # Writing
 
 
-def make_manifest(choice: Choice, files: Dict[str, bytes], sources: Sequence[Source]) -> Dict[str, Any]:
+def make_manifest(choice: Choice, files: dict[str, bytes], sources: Sequence[Source]) -> dict[str, Any]:
     """Return bundle.json: what the bundle is for, and the sha256 of every other file in it."""
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     digests.update({source.name: source.sha256 for source in sources})
@@ -398,7 +409,7 @@ class Checked(io.RawIOBase):
         return chunk
 
 
-def write(output: Path, manifest: Dict[str, Any], files: Dict[str, bytes], fetched: Dict[str, Path]) -> str:
+def write(output: Path, manifest: dict[str, Any], files: dict[str, bytes], fetched: dict[str, Path]) -> str:
     """Write the tar beside its place, check every file against the manifest on the way, move it there.
 
     files: {name: content}; fetched: {name: file}. Returns the sha256 of the tar.
@@ -416,53 +427,53 @@ def write(output: Path, manifest: Dict[str, Any], files: Dict[str, bytes], fetch
                     archive.addfile(entry(name, path.stat().st_size), checked)
                 if checked.digest.hexdigest() != manifest["sha256"][name]:
                     path.unlink()
-                    raise bootstrap.Failure(
+                    raise Failure(
                         f"{name} changed on the disk while it was written",
                         "run the same command again: it is fetched anew",
-                        bootstrap.EXIT_INTEGRITY,
+                        EXIT_INTEGRITY,
                     )
-        digest = bootstrap.sha256_of(temporary)
+        digest = sha256_of(temporary)
     temporary.replace(output)
     return digest
 
 
-def is_there(output: Path, manifest: Dict[str, Any]) -> bool:
+def is_there(output: Path, manifest: dict[str, Any], screen: Screen) -> bool:
     """Return whether the output is this very bundle already, undamaged."""
     if not output.is_file():
         return False
     try:
         with offline.members(output) as files:
-            return offline.check(output, files) == manifest
-    except (bootstrap.Failure, OSError):
+            return offline.check(output, files, screen) == manifest
+    except (Failure, OSError):
         return False
 
 
-def make(args: argparse.Namespace) -> Dict[str, Any]:
+def make(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Make the bundle that the options ask for; return what --json prints."""
     choice = choose(args)
-    rules = bootstrap.parse_rules(os.environ.get("COLAB_LOCAL_MIRROR", "").split() + args.mirror)
+    rules = parse_rules(os.environ.get("COLAB_LOCAL_MIRROR", "").split() + args.mirror)
     output = Path(args.output or f"colab-local-{choice.env}-{choice.platform}.tar").absolute()
     if output.is_dir() or not output.parent.is_dir():
-        raise bootstrap.Failure(
+        raise Failure(
             f"can't write {output}: it is a folder, or lies in none",
             "python scripts/bundle.py --help",
-            bootstrap.EXIT_USAGE,
+            EXIT_USAGE,
         )
     folder = output.with_name(output.name + ".parts")
     folder.mkdir(exist_ok=True)
     started = time.monotonic()
     try:
         files = project_files(choice)
-        sources = find_sources(choice, folder, rules)
+        sources = find_sources(choice, folder, rules, screen)
         manifest = make_manifest(choice, files, sources)
-        changed = not is_there(output, manifest)
+        changed = not is_there(output, manifest, screen)
         if changed:
-            bootstrap.check_disk(output.parent, 2 * sum(source.size for source in sources))
-            fetcher = Fetcher(folder, credentials(dict(os.environ), bootstrap.pip_settings()))
+            check_disk(output.parent, 2 * sum(source.size for source in sources))
+            fetcher = Fetcher(folder, credentials(dict(os.environ), pip_settings()))
             fetcher.fetch_all(sources, args.jobs)
             digest = write(output, manifest, files, {source.name: fetcher.path(source) for source in sources})
         else:
-            digest = bootstrap.sha256_of(output)
+            digest = sha256_of(output)
     except BaseException:
         if not any(re.match(r"[0-9a-f]{64}", path.name) for path in folder.iterdir()):
             shutil.rmtree(folder)  # nothing in it that a next run could go on from
@@ -483,13 +494,11 @@ def make(args: argparse.Namespace) -> Dict[str, Any]:
     }
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser."""
-    parser = argparse.ArgumentParser(
-        prog="bundle.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    here = bootstrap.conda_platform(os.uname().sysname, os.uname().machine)
-    parser.add_argument("--env", default=bootstrap.DEFAULT_ENVIRONMENT, help="environment (default: %(default)s)")
+    parser = Parser(prog="bundle.py", description=__doc__)
+    here = conda_platform(os.uname().sysname, os.uname().machine)
+    parser.add_argument("--env", default=DEFAULT_ENVIRONMENT, help="environment (default: %(default)s)")
     parser.add_argument("--platform", default=here, help="of the machine that it is for (default: %(default)s)")
     engines = ["miniforge", "anaconda", "pixi", "conda", "host"]
     parser.add_argument(
@@ -502,44 +511,37 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help="default: colab-local-ENV-PLATFORM.tar here")
     parser.add_argument("--mirror", action="append", default=[], metavar="FROM=TO", help="as bootstrap.py's")
     parser.add_argument("--jobs", type=int, default=JOBS, help="downloads at a time (default: %(default)s)")
-    parser.add_argument(
-        "--lockfiles", default=str(bootstrap.REPOSITORY / "lockfiles"), metavar="DIR", help="as bootstrap.py's"
-    )
+    parser.add_argument("--lockfiles", default=str(REPOSITORY / "lockfiles"), metavar="DIR", help="as bootstrap.py's")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Read the command line, make the bundle, and return the exit code."""
-    args = make_parser().parse_args(argv)
-    # SIGINT too: started from a script's background, Python would have been born deaf to it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        result = make(args)
-    except bootstrap.Failure as problem:
-        return bootstrap.fail(problem)
-    except KeyboardInterrupt:
-        return bootstrap.fail(
-            bootstrap.Failure(
-                "interrupted", "run the same command again: it goes on from here", bootstrap.EXIT_INTERRUPTED
-            )
+def bundle(args: argparse.Namespace, screen: Screen) -> int:
+    """Make the bundle and say how to use it; return the exit code."""
+    if MISSING:
+        raise Failure(
+            f"scripts/bundle.py needs {MISSING}, which this Python does not have ({sys.executable})",
+            f"{default_home()}/current/cpu/bin/python scripts/bundle.py",
         )
-    except OSError as problem:
-        return bootstrap.fail(bootstrap.Failure(f"{problem.strerror or problem} ({problem.filename or 'no file'})"))
+    result = make(args, screen)
     if args.json:
-        print(json.dumps(result, indent=1))
-        return bootstrap.EXIT_OK
+        screen.show_document(result)
+        return EXIT_OK
     made = "Wrote" if result["changed"] else "Nothing to do: there is"
-    print(f"{made} {result['output']} ({bootstrap.megabytes(result['bytes'])}, {result['files']} files)")
+    print(f"{made} {result['output']} ({megabytes(result['bytes'])}, {result['files']} files)")
     print(f"sha256 {result['sha256']}")
     print("On the other machine, in the folder that it was copied to:")
     name = Path(result["output"]).name
-    option = "" if args.env == bootstrap.DEFAULT_ENVIRONMENT else f" --env {args.env}"
+    option = "" if args.env == DEFAULT_ENVIRONMENT else f" --env {args.env}"
     print(f"tar -xf {name} && python3 colab-local/bootstrap.py{option} --engine {args.engine} --offline colab-local")
     if args.engine == "host":
         print(f"It needs Python {result['python']} there.")
-    return bootstrap.EXIT_OK
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the command line, make the bundle, and return the exit code."""
+    return run_program(make_parser(), bundle, argv, interrupted="run the same command again: it goes on from here")
 
 
 if __name__ == "__main__":

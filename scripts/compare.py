@@ -6,7 +6,7 @@
 
 The files are what `python3 bootstrap.py --verify --json` prints: with two of them the difference is explained
 package by package. From fingerprint lines alone it can be said only whether they agree, and whether environment
-or platform are others. What a fingerprint covers: the top of scripts/verify.py.
+or platform are others. What a fingerprint covers: the top of colab_local/manage/verify.py.
 
 Exit codes: 0 the same, 2 wrong usage, 7 different. Standard library only.
 """
@@ -18,12 +18,14 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Set, Tuple
+from typing import Any, NamedTuple, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import bootstrap
-from scripts import verify
+from colab_local.base.command_line import Parser, run_program
+from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.terminal import Screen
+from colab_local.manage.verify import is_loose
 
 LINE = re.compile(r"colab-local (\S+) (\S+) sha256:([0-9a-f]{64})")
 LAYERS = {
@@ -39,14 +41,14 @@ class Side(NamedTuple):
 
     title: str
     line: str
-    document: Dict[str, Any]
+    document: dict[str, Any]
 
 
 def read(argument: str) -> Side:
     """Return one side: a fingerprint line, a file with one or with --verify --json's document, - for stdin.
 
     Raises:
-        bootstrap.Failure: it is none of these.
+        Failure: it is none of these.
     """
     if LINE.search(argument):
         return Side("given", LINE.search(argument).group(), {})  # type: ignore[union-attr]
@@ -55,7 +57,7 @@ def read(argument: str) -> Side:
         text = sys.stdin.read() if argument == "-" else Path(argument).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as problem:
         reason = getattr(problem, "strerror", None) or "not a text"
-        raise bootstrap.Failure(f"can't read {argument} ({reason})", hint, bootstrap.EXIT_USAGE) from problem
+        raise Failure(f"can't read {argument} ({reason})", hint, EXIT_USAGE) from problem
     found = LINE.search(text)
     try:
         document = json.loads(text)
@@ -64,25 +66,25 @@ def read(argument: str) -> Side:
     except (ValueError, KeyError, TypeError):
         pass
     if not found:
-        raise bootstrap.Failure(f"{argument} holds no fingerprint", hint, bootstrap.EXIT_USAGE)
+        raise Failure(f"{argument} holds no fingerprint", hint, EXIT_USAGE)
     return Side(argument, found.group(), {})
 
 
-def compare(one: Side, two: Side) -> List[str]:
+def compare(one: Side, two: Side) -> list[str]:
     """Return what differs, a line each; empty when the fingerprints are the same."""
     if one.line == two.line:
         return []
     first, second = (LINE.fullmatch(side.line) for side in (one, two))
     assert first and second
     names = ("environment", "platform")
-    lines = [f"{name}: {a} / {b}" for name, a, b in zip(names, first.groups(), second.groups()) if a != b]  # noqa: B905
+    lines = [f"{name}: {a} / {b}" for name, a, b in zip(names, first.groups(), second.groups()) if a != b]
     if not (one.document and two.document):
         return lines or ["the content is not the same; what differs is in --verify --json of both"]
     lines += explain(one.document, two.document)
     return lines or ["the fingerprints differ, but the documents don't say in what: they were not written together"]
 
 
-def explain(one: Dict[str, Any], two: Dict[str, Any]) -> List[str]:
+def explain(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
     """Return what differs between two documents of --verify --json, package by package."""
     lines = []
     if one["layer"] != two["layer"]:
@@ -100,7 +102,7 @@ def explain(one: Dict[str, Any], two: Dict[str, Any]) -> List[str]:
     return lines
 
 
-def loose_differences(document: Dict[str, Any], other: Dict[str, Any]) -> Set[str]:
+def loose_differences(document: dict[str, Any], other: dict[str, Any]) -> set[str]:
     """Return, as texts, what a check found that counts in the fingerprint without being a package's content.
 
     A package that is only here has its line already; one of a name that the other side has too is a second one.
@@ -109,18 +111,18 @@ def loose_differences(document: Dict[str, Any], other: Dict[str, Any]) -> Set[st
     return {
         " ".join(entry[name] for name in ("kind", "package", "path", "found") if entry[name])
         for entry in document["differences"]
-        if verify.is_loose(entry["kind"], entry["package"]) and (entry["path"] or entry["package"] in names)
+        if is_loose(entry["kind"], entry["package"]) and (entry["path"] or entry["package"] in names)
     }
 
 
-def packages(document: Dict[str, Any]) -> Dict[Tuple[str, str], Dict[str, Any]]:
+def packages(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     """Return {(layer, name): package} of a document."""
     return {(entry["layer"], entry["name"]): entry for entry in document["packages"]}
 
 
 def explain_package(
-    key: Tuple[str, str], one: Any, two: Any, documents: Tuple[Dict[str, Any], Dict[str, Any]]
-) -> List[str]:
+    key: tuple[str, str], one: Any, two: Any, documents: tuple[dict[str, Any], dict[str, Any]]
+) -> list[str]:
     """Return the lines about one package. key: its layer and name; one, two: it on either side, or None."""
     title = f"{LAYERS.get(key[0], key[0])} {key[1]}"
     if one is None or two is None:
@@ -131,41 +133,44 @@ def explain_package(
     if one["sha256"] == two["sha256"]:
         return []
     lines = [f"{title} {spelled(one)}: the files differ ({one['files']} / {two['files']} files)"]
-    for word, document in zip(("first", "second"), documents):  # noqa: B905 - Python 3.8
+    for word, document in zip(("first", "second"), documents):
         names = {f"{one['name']} {one['version']}".strip(), one["name"]}
         touched = [entry for entry in document["differences"] if entry["package"] in names]
         lines += [f"  {entry['kind']} in the {word}: {entry['path']}" for entry in touched]
     return lines
 
 
-def spelled(entry: Dict[str, Any]) -> str:
+def spelled(entry: dict[str, Any]) -> str:
     """Return a package's version and build as one text."""
     return " ".join(part for part in (entry["version"], entry["build"]) if part)
 
 
-def main() -> int:
-    """Read the command line, compare, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> Parser:
+    """Return the parser."""
+    parser = Parser(prog="compare.py", description=__doc__)
     parser.add_argument("first", help="a fingerprint line, a file, or -")
     parser.add_argument("second", help="the same of the other machine")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
-    args = parser.parse_args()
-    try:
-        one, two = read(args.first), read(args.second)
-    except bootstrap.Failure as problem:
-        return bootstrap.fail(problem)
+    return parser
+
+
+def show(args: argparse.Namespace, screen: Screen) -> int:
+    """Compare, print what differs, and return the exit code."""
+    one, two = read(args.first), read(args.second)
     lines = compare(one, two)
     if args.json:
-        document = {"same": not lines, "first": one.line, "second": two.line, "differences": lines}
-        print(json.dumps(document, indent=1))
+        screen.show_document({"same": not lines, "first": one.line, "second": two.line, "differences": lines})
     elif lines:
         print("\n".join(lines))
         print(f"different: {len(lines)} line{'s' if len(lines) > 1 else ''} above")
     else:
         print(f"the same: {one.line}")
-    return bootstrap.EXIT_DIFFERS if lines else bootstrap.EXIT_OK
+    return EXIT_DIFFERS if lines else EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run compare.py with the given arguments and return its exit code."""
+    return run_program(make_parser(), show, argv)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def pack(checkout: Path) -> bytes:
     return stream.getvalue()
 
 
-def write(checkout: Path, folder: Path) -> "dict[str, str]":
+def write(checkout: Path, folder: Path) -> dict[str, str]:
     """Pack `checkout` into `folder`, unless that pack is there; return its path and digest."""
     content = pack(checkout)
     digest = hashlib.sha256(content).hexdigest()

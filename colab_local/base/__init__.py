@@ -1,0 +1,1 @@
+"""Ground floor: what knows nothing of Colab."""

@@ -1,0 +1,164 @@
+"""The command line of every program: one parser, one way to end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import traceback
+from typing import Any, Callable, NoReturn, Sequence
+
+from colab_local.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failure
+from colab_local.base.terminal import Screen
+
+Work = Callable[[argparse.Namespace, Screen], int]
+
+
+def typed_program() -> str:
+    """Return how this program was called, as it can be typed again: `python3 scripts/doctor.py`."""
+    program = sys.argv[0] or "bootstrap.py"
+    return "python3 " + shlex.quote(program)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are two lines like all others: what is wrong, and what was meant if that is near.
+
+    Abbreviations of options are errors, too: what they mean would change with the next option.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+        self.typed: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Take note of what was typed, for the hint of an error."""
+        self.typed = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the options; raise Failure for words that this program does not know."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise self.unknown(unknown)
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Raise Failure with argparse's message in our words."""
+        raise Failure(message, f"{typed_program()} --help", EXIT_USAGE)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the choice that is nearest to a wrong one."""
+        if action.choices is not None and value not in action.choices:
+            words = [str(choice) for choice in action.choices]
+            near = difflib.get_close_matches(str(value), words, 1)
+            option = action.option_strings[-1] if action.option_strings else action.dest
+            known = ", ".join(words)
+            hint = self.corrected(str(value), near[:1]) if near else f"{typed_program()} --help"
+            raise Failure(f"{option} can't be {value!r} (need one of: {known})", hint, EXIT_USAGE)
+
+    def unknown(self, words: Sequence[str]) -> Failure:
+        """Return what is said of words that no option takes; the hint is the line put right, where that is clear."""
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        wrong = next((word for word in words if word.startswith("-")), words[0])
+        name, equals, value = wrong.partition("=")
+        # `gpu` for --gpu, `--gup` for --gpu, `install` for nothing at all
+        bare = "--" + name.lstrip("-").replace("_", "-").lower()
+        near = [bare] if bare in options else difflib.get_close_matches(bare, options, 1, 0.75)
+        what = f"unknown {'option' if wrong.startswith('-') else 'word'}: {wrong}"
+        if near:
+            return Failure(
+                f"{what} (did you mean {near[0]}?)", self.corrected(wrong, [near[0] + equals + value]), EXIT_USAGE
+            )
+        if not wrong.startswith("-"):
+            return Failure(what, self.corrected(wrong, []), EXIT_USAGE)
+        return Failure(what, f"{typed_program()} --help", EXIT_USAGE)
+
+    def corrected(self, wrong: str, right: Sequence[str]) -> str:
+        """Return the whole line that was typed with one word replaced; words that can't be right are left out."""
+        words: list[str] = []
+        for word in self.typed:
+            if word == wrong:
+                words += right
+            elif word.endswith("=" + wrong) and right:
+                words.append(word[: -len(wrong)] + right[0])
+            else:
+                words.append(word)
+        try:
+            _, unknown = super().parse_known_args(list(words), None)
+        except (Failure, SystemExit):
+            return f"{typed_program()} --help"
+        return " ".join([typed_program(), *(shlex.quote(word) for word in words if word not in unknown)])
+
+
+def port_number(text: str) -> int:
+    """Return a TCP port from the command line."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536):
+        raise argparse.ArgumentTypeError(f"need 1 to 65535 (found {text!r})")
+    return int(text)
+
+
+def catch_signals(screen: Screen) -> None:
+    """Treat SIGTERM and SIGHUP like Ctrl-C, and take note of all three: clean up, then end."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        screen.interrupted = True
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stands
+            signal.signal(number, interrupt)
+
+
+def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, interrupted: str = "") -> int:
+    """Run a program: parse its command line, do its work, end every error in two lines; return the exit code.
+
+    interrupted: the hint after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    screen = Screen("--json" in words, program=typed_program())  # also for errors in the command line itself
+    with contextlib.suppress(AttributeError):  # a terminal that lacks a letter of a name shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        args = parser.parse_args(words)
+        screen.json, screen.verbose = bool(getattr(args, "json", False)), bool(getattr(args, "verbose", False))
+        catch_signals(screen)
+        return work(args, screen)
+    except Failure as problem:
+        return screen.fail(problem)
+    except KeyboardInterrupt:
+        return screen.fail(Failure("interrupted", interrupted, EXIT_INTERRUPTED))
+    except BrokenPipeError:  # whoever read our output (head, less) has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        return EXIT_FAILED
+    except OSError as problem:
+        return screen.fail(Failure(f"{problem.strerror or problem} ({problem.filename or 'no file'})"))
+    except Exception as problem:  # the last resort: a fault of ours is two lines, too, and its log has the rest
+        return screen.fail(unforeseen(problem, screen))
+
+
+def unforeseen(problem: Exception, screen: Screen) -> Failure:
+    """Return what is said of an exception that nobody has foreseen; its traceback goes into the log."""
+    if not screen.log_path:
+        descriptor, screen.log_path = tempfile.mkstemp(prefix="colab-local-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as stream:
+            stream.write(traceback.format_exc())
+    screen.log(traceback.format_exc())
+    said = " ".join(str(problem).split())[:200]
+    return Failure(f"unforeseen: {type(problem).__name__}: {said}", f"tail -n 20 {shlex.quote(screen.log_path)}")
+
+
+def leave(code: int) -> NoReturn:
+    """End the program at once.
+
+    rattler's threads may still be about to report a failed connection; a Python that shuts down under them
+    aborts now and then (seen with py-rattler 0.28).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

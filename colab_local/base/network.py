@@ -1,0 +1,143 @@
+"""This machine's ports and addresses."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Iterable, NamedTuple
+
+LOOPBACK = ("127.0.0.1", "::1")  # localhost is both: a browser tries either
+LISTEN = "0A"  # in /proc/net/tcp, proc(5)
+
+
+class Listener(NamedTuple):
+    """A listening TCP socket. address: as text; inode: the socket's number in /proc; uid: of its maker."""
+
+    address: str
+    port: int
+    inode: int
+    uid: int = -1
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        ip = ipaddress.ip_address(self.address)
+        mapped = getattr(ip, "ipv4_mapped", None)
+        return bool((mapped or ip).is_loopback)
+
+
+def parse_listeners(table: str) -> list[Listener]:
+    """Return the listening sockets in the text of /proc/net/tcp or tcp6; what is no line of it is passed over.
+
+    An address is a row of 32-bit words in hexadecimal, each in the machine's own byte order.
+    """
+    found = []
+    for fields in map(str.split, table.splitlines()[1:]):
+        with contextlib.suppress(ValueError, IndexError, OSError):
+            number, _, port = fields[1].partition(":")
+            words = [int(number[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(number), 8)]
+            family = socket.AF_INET if len(words) == 1 else socket.AF_INET6
+            if fields[3] == LISTEN:
+                address = socket.inet_ntop(family, b"".join(words))
+                inode = int(fields[9]) if len(fields) > 9 else 0
+                uid = int(fields[7]) if len(fields) > 7 else -1
+                found.append(Listener(address, int(port, 16), inode, uid))
+    return found
+
+
+def listeners(ports: Iterable[int] | None = None, tables: Path = Path("/proc/self/net")) -> list[Listener]:
+    """Return the sockets that listen in this network namespace, as the kernel lists them; on `ports` if given.
+
+    They are not tried: VNC servers take a connection without a log-in for an attack, and shut everybody out after
+    a few. Where the kernel has no such list (macOS), nothing is found: see knows_listeners().
+    """
+    wanted = None if ports is None else set(ports)
+    found: list[Listener] = []
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):  # a kernel without IPv6
+            found += parse_listeners((tables / name).read_text(errors="replace"))
+    return [listener for listener in found if wanted is None or listener.port in wanted]
+
+
+def knows_listeners() -> bool:
+    """Return whether this system's kernel lists its sockets in /proc."""
+    return Path("/proc/self/net/tcp").exists()
+
+
+def listens(port: int) -> bool:
+    """Return whether something listens at the port on this machine, on whatever address."""
+    if knows_listeners():
+        return bool(listeners([port]))
+    return any(answers(address, port) for address in LOOPBACK)
+
+
+def answers(address: str, port: int) -> bool:
+    """Return whether something takes a connection at an address of this machine."""
+    with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=3):
+        return True
+    return False
+
+
+def port_is_free(port: int) -> bool:
+    """Return whether a server could listen on this port now and have localhost to itself.
+
+    Both of localhost's addresses count: a browser that is sent to http://localhost:PORT may take the other one, and
+    whoever listens there would get the token.
+    """
+    free = False
+    for address in LOOPBACK:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((address, port))
+                free = True
+        except OSError:
+            if listeners([port]) or not _lacks(family):
+                return False
+    return free
+
+
+def _lacks(family: int) -> bool:
+    """Return whether this machine has no loopback of that family (IPv6 is often switched off)."""
+    try:
+        with socket.socket(family) as probe:
+            probe.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+    except OSError:
+        return True
+    return False
+
+
+def free_port(preferred: int) -> int:
+    """Return the preferred port if it is free on loopback, else the next free one, else any; 0 if there is none."""
+    for port in range(preferred, min(preferred + 100, 65536)):
+        if port_is_free(port):
+            return port
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+    return 0
+
+
+def address_for_others() -> str:
+    """Return the address at which another machine reaches this one, as well as can be known from here."""
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    if len(connection) == 4:
+        return connection[2]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # TEST-NET-1: a datagram socket's connect sends nothing
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
+
+
+def ssh_port_for_others() -> int:
+    """Return the port of this machine's sshd: the one that this session came through, else the usual one."""
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return int(connection[3]) if len(connection) == 4 and connection[3].isdigit() else 22

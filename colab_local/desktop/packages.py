@@ -1,0 +1,170 @@
+"""Which Debian/Ubuntu packages a desktop still needs; asks apt at run time, since releases differ."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Iterable, Sequence
+
+from colab_local.base.errors import EXIT_MACHINE, Failure
+from colab_local.base.terminal import Screen
+
+from .plan import Step
+
+# what it is recognised by (a program on PATH or a file) -> packages in order of preference.
+# tigervnc-tools is called tigervnc-common in older releases; password tools are only Recommended, so named here.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "Xtigervnc": ("tigervnc-standalone-server",),
+    "Xtightvnc": ("tightvncserver",),
+    "vncpasswd": ("tigervnc-tools", "tigervnc-common"),
+    "tightvncpasswd": ("tightvncpasswd", "tightvncserver"),
+    "xauth": ("xauth",),
+    "xset": ("x11-xserver-utils",),
+    "dbus-launch": ("dbus-x11",),
+    # Without it Xtightvnc dies of "could not open default font 'fixed'"; it is only a Recommends.
+    "/usr/share/fonts/X11/misc/fonts.dir": ("xfonts-base",),
+    "xfce4-session": ("xfce4-session",),
+    "xfwm4": ("xfwm4",),
+    "xfce4-panel": ("xfce4-panel",),
+    "xfdesktop": ("xfdesktop4",),
+    "xfsettingsd": ("xfce4-settings",),
+    "xfce4-terminal": ("xfce4-terminal",),
+    "openbox": ("openbox",),
+    "x-terminal-emulator": ("xterm",),
+    "lxpanel": ("lxde-core",),
+    "lxterminal": ("lxterminal",),
+    "gnome-panel": ("gnome-panel",),
+    "metacity": ("metacity",),
+    "gnome-terminal": ("gnome-terminal",),
+    "/usr/lib/vino/vino-server": ("vino",),
+    "x0tigervncserver": ("tigervnc-scraping-server",),
+    "x11vnc": ("x11vnc",),
+    "dconf": ("dconf-cli",),
+    "gsettings": ("libglib2.0-bin",),
+    "dbus-run-session": ("dbus", "dbus-daemon"),
+    "openssl": ("openssl",),
+    "grdctl": ("gnome-remote-desktop",),
+    "secret-tool": ("libsecret-tools",),
+}
+SESSIONS: dict[str, tuple[str, ...]] = {
+    "xfce": ("xfce4-session", "xfwm4", "xfce4-panel", "xfdesktop", "xfsettingsd", "xfce4-terminal"),
+    "lxde": ("lxpanel", "openbox", "lxterminal"),
+    "gnome-flashback": ("gnome-panel", "metacity", "gnome-terminal"),
+    "openbox": ("openbox", "x-terminal-emulator"),
+}
+
+
+def here(need: str) -> bool:
+    """Say whether a need is met on this machine."""
+    if need.startswith("/"):
+        # The fonts' folder may be listed elsewhere, but vino moved between releases.
+        return Path(need).exists() or (need.endswith("vino-server") and Path("/usr/libexec/vino-server").exists())
+    if need in ("vncpasswd", "tightvncpasswd"):
+        return any(shutil.which(p) for p in ("tigervncpasswd", "tightvncpasswd", "vncpasswd"))
+    return shutil.which(need) is not None
+
+
+def _apt(*words: str) -> str:
+    try:
+        env = {**os.environ, "LC_ALL": "C"}
+        return subprocess.run(
+            list(words), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=env, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def candidates(names: Iterable[str]) -> set[str]:
+    """Return which of these packages apt could install now."""
+    found, name = set(), ""
+    for line in _apt("apt-cache", "policy", *names).splitlines():
+        if not line.startswith(" "):
+            name = line.rstrip(":")
+        elif line.strip().startswith("Candidate:") and "(none)" not in line:
+            found.add(name)
+    return found
+
+
+def candidate(package: str) -> bool:
+    """Say whether apt could install a package now."""
+    return package in candidates([package])
+
+
+def available(need: str) -> bool:
+    """Say whether a need is met or could be met by apt."""
+    return here(need) or any(candidate(p) for p in NEEDS[need])
+
+
+def package_for(need: str) -> str:
+    """Return the package to install for a need: the first that apt has, else the usual name."""
+    names = NEEDS[need]
+    return next((p for p in names if candidate(p)), names[0]) if len(names) > 1 else names[0]
+
+
+def missing(needs: Sequence[str]) -> list[str]:
+    """Return the packages to install for what is not here, each once, in order."""
+    return list(dict.fromkeys(package_for(n) for n in needs if not here(n)))
+
+
+class Install(Step):
+    """Install the missing packages with apt-get, without what they merely recommend."""
+
+    def __init__(self, needs: Sequence[str], screen: Screen) -> None:
+        self.needs, self.screen = needs, screen
+        self.names = missing(needs)
+        self.title = f"install system packages: {' '.join(self.names)}"
+
+    def difference(self) -> str | None:
+        return None if all(here(n) for n in self.needs) else self.command(os.getuid() == 0)
+
+    def command(self, as_root: bool) -> str:
+        """Return the one command to paste."""
+        return ("" if as_root else "sudo ") + "apt-get install -y --no-install-recommends " + " ".join(self.names)
+
+    def demand(self) -> None:
+        """Refuse to go on while something is missing.
+
+        Raises:
+            Failure: names the packages and the one command.
+        """
+        if self.difference() is None:
+            return
+        if not shutil.which("apt-get"):
+            lacking = ", ".join(n for n in self.needs if not here(n))
+            raise Failure(
+                f"programs are missing (found no {lacking})",
+                f"install what your distribution calls these Debian packages: {' '.join(self.names)}",
+                EXIT_MACHINE,
+            )
+        raise Failure(
+            f"system packages are missing (need {' '.join(self.names)})",
+            self.command(os.getuid() == 0) + "   (or add --install-packages)",
+            EXIT_MACHINE,
+        )
+
+    def apply(self) -> None:
+        if not shutil.which("apt-get"):
+            self.demand()
+        prefix: list[str] = []
+        if os.getuid() != 0:
+            # sudo may ask on the terminal; without one it must fail instead of waiting for ever.
+            prefix = ["sudo"] if sys.stderr.isatty() else ["sudo", "-n"]
+        prefix += ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
+        lists_are_old = not all(candidate(n) for n in self.names)
+        commands = [[*prefix, "update"]] if lists_are_old else []
+        commands.append([*prefix, "install", "-y", "--no-install-recommends", *self.names])
+        for argv in commands:
+            self.screen.report("running: " + " ".join(argv))
+            try:
+                code = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode
+            except FileNotFoundError:
+                raise Failure("sudo is not installed", self.command(True) + "   (as root)") from None
+            if code:
+                what = "update" if argv[-1] == "update" else "install"
+                raise Failure(f"apt-get {what} failed with code {code}: see above", self.command(os.getuid() == 0))
+        if self.difference() is not None:
+            lacking = ", ".join(n for n in self.needs if not here(n))
+            raise Failure(f"apt-get succeeded, but something is still missing (need {lacking})")

@@ -1,0 +1,1 @@
+"""One environment from its lock: what runs on a bare machine."""

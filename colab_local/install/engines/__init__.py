@@ -1,0 +1,66 @@
+"""Engines: who makes an environment, and the one place that chooses between them."""
+
+from __future__ import annotations
+
+import re
+
+from colab_local.base import documents
+from colab_local.base.downloads import is_reachable, rewrite
+from colab_local.base.errors import EXIT_USAGE, Failure
+from colab_local.install.engines.conda import FoundConda, OwnConda, demand_conda, find_conda
+from colab_local.install.engines.engine import Engine, Job
+from colab_local.install.engines.host import Host, find_python
+from colab_local.install.engines.pixi import Pixi
+from colab_local.install.engines.tool import MARK_SHAPE
+from colab_local.install.lockfiles import parse_explicit, read_locked
+
+__all__ = ["Engine", "Job", "choose_engine", "make_engine"]
+
+
+def make_engine(name: str, job: Job, python: str = "") -> Engine:
+    """Return the engine of that name; python: the interpreter that the host engine was told to use."""
+    if name in ("miniforge", "anaconda"):
+        return OwnConda(job, name)
+    if name == "pixi":
+        return Pixi(job)
+    if name == "conda":
+        return FoundConda(job, demand_conda(job.screen))
+    return Host(job, *find_python(python, job.index["python"], job.screen))
+
+
+def choose_engine(wanted: str, python: str, job: Job) -> tuple[Engine, list[str]]:
+    """Return the engine for --engine `wanted` on this machine, and what the user should know about it."""
+    if python and wanted not in ("auto", "host"):
+        raise Failure(
+            f"--python is for --engine host; {wanted} brings a Python of its own",
+            f"python3 bootstrap.py --engine {wanted}",
+            EXIT_USAGE,
+        )
+    if python or wanted != "auto":
+        return make_engine("host" if python else wanted, job, python), []
+    name, notices = what_auto_means(job)
+    try:
+        return make_engine(name, job), notices
+    except Failure as problem:  # the reason for the engine belongs to the reason why it can't be
+        raise Failure("; ".join([*notices, problem.what]), problem.hint, problem.code) from problem
+
+
+def what_auto_means(job: Job) -> tuple[str, list[str]]:
+    """Return the name of the engine that `auto` means on this machine, and what the user should know about it."""
+    try:  # ours from an earlier run stays what it is
+        return str(documents.read(job.home / "conda" / ".colab-local.json", MARK_SHAPE)["engine"]), []
+    except (OSError, ValueError):
+        pass
+    if find_conda(job.screen):
+        return "conda", []
+    # Miniforge's installer refuses a path with a blank in it; pixi does not mind.
+    name = "pixi" if re.search(r"\s", str(job.home)) else "miniforge"
+    entry = job.index["installers"][name]["files"].get(job.platform)
+    explicit = job.index["environments"][job.env]["platforms"][job.platform]
+    packages = parse_explicit(read_locked(job.lockfiles, explicit["file"], explicit["sha256"]))
+    for url in [*([entry["url"]] if entry else []), *(url for url, _ in packages[:1])]:
+        source = rewrite(url, job.rules)
+        if not is_reachable(source):
+            host = re.sub(r"^\w+://([^/]*@)?([^/]+).*", r"\2", source)
+            return "host", [f"{host} can't be reached: no conda layer, this machine's own Python is used"]
+    return name, []

@@ -1,0 +1,114 @@
+"""This machine's own Python as the engine: a venv and the Python layer, no conda at all."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Sequence
+
+from colab_local.base.downloads import Download
+from colab_local.base.errors import EXIT_MACHINE, Failure
+from colab_local.base.programs import run, succeeds
+from colab_local.base.terminal import Screen
+from colab_local.install.engines.engine import Engine, Job
+from colab_local.install.lockfiles import Lock
+from colab_local.install.packages import install_uv
+
+ASK_PYTHON = (
+    "import sys, venv; print(sys._base_executable or sys.executable, '%d.%d' % sys.version_info[:2], sep='\\n')"
+)
+
+
+class Host(Engine):
+    """This machine's Python; the uv that installs the Python layer is our own."""
+
+    name = "host"
+    folders = ("tools",)
+    tool_step = "uv"
+
+    def __init__(self, job: Job, python: str, version: str) -> None:
+        super().__init__(job)
+        self.python = python
+        self.layer = f"host-{version}"
+
+    def describe(self) -> str:
+        """Return who makes the environment, for the plan."""
+        return "this machine's Python"
+
+    def check(self) -> None:
+        """Raise Failure unless this Python can get at a pip: its own, a uv, or the one bundled with venv."""
+        screen, isolated = self.job.screen, [self.python, "-I", "-c"]
+        if succeeds([*isolated, "import pip"], screen) or shutil.which("uv"):
+            return
+        if not succeeds([*isolated, "import ensurepip"], screen):
+            version = self.layer.partition("-")[2]
+            raise Failure(
+                f"{self.python} has neither pip nor venv's bundled pip", install_command(version), EXIT_MACHINE
+            )
+
+    def needs(self, lock: Lock) -> list[Download]:
+        """Return nothing: uv comes from the package index."""
+        return []
+
+    def uv(self, prefix: Path) -> Path:
+        """Return our own uv."""
+        return self.job.home / "tools" / f"uv-{self.job.index['uv']['version']}" / "bin" / "uv"
+
+    def tool(self) -> Path | None:
+        """Return the folder of our own uv: it is looked for again while it is installed."""
+        return self.uv(Path()).parent.parent
+
+    def tool_title(self) -> str:
+        """Return what is said while uv is installed."""
+        return f"Get uv {self.job.index['uv']['version']}"
+
+    def install_tool(self, lock: Lock) -> None:
+        """Install the locked uv."""
+        job = self.job
+        install_uv(self.uv(Path()), self.python, lock.host, job.home / "cache", job.wheels, job.screen)
+
+    def create(self, lock: Lock, root: Path) -> None:
+        """Make a venv; pip comes from the lock, not from the machine."""
+        run([self.python, "-I", "-m", "venv", "--without-pip", root], self.job.screen)
+
+
+def install_command(version: str) -> str:
+    """Return the command that brings Python 3.x, with pip or what venv makes one of, onto this machine."""
+    commands = [
+        ("apt-get", "sudo apt-get install python{0} python{0}-venv"),
+        ("dnf", "sudo dnf install python{0} python{0}-pip"),
+        ("zypper", "sudo zypper install python{1} python{1}-pip"),
+        ("brew", "brew install python@{0}"),
+    ]
+    known = [text for program, text in commands if shutil.which(program)] or [commands[0][1]]
+    return known[0].format(version, version.replace(".", ""))
+
+
+def find_python(wanted: str, versions: Sequence[str], screen: Screen) -> tuple[str, str]:
+    """Return (interpreter, "3.11") for the host engine: `wanted`, else this one, else one on PATH.
+
+    versions: the minor versions that the Python layer is locked for. Raise Failure when there is none.
+    """
+    own = "{}.{}".format(*sys.version_info[:2])
+    candidates = [wanted] if wanted else [sys.executable] if own in versions else []
+    if not wanted:
+        candidates += [found for found in map(shutil.which, ["python" + v for v in reversed(versions)]) if found]
+    seen = []
+    for candidate in candidates:
+        try:
+            executable, version = run([candidate, "-I", "-c", ASK_PYTHON], screen, timeout=60).split("\n")[:2]
+        except (Failure, ValueError) as problem:
+            seen.append(f"{candidate}: {str(problem).splitlines()[-1].strip()}")
+            continue
+        if version in versions:
+            return executable, version
+        seen.append(f"{candidate} is {version}")
+    asks = shutil.which("apt-cache")
+    offered = [v for v in versions if asks and succeeds(["apt-cache", "show", "python" + v], screen)]
+    version = (offered or list(versions[:2]))[-1]  # 3.12 where we can't ask: most systems have it
+    raise Failure(
+        f"no Python that the lock covers (found {'; '.join(seen) or own}; need one of {', '.join(versions)})",
+        f"{install_command(version)} && python3 bootstrap.py --python python{version}",
+        EXIT_MACHINE,
+    )

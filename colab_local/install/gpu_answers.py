@@ -1,0 +1,182 @@
+"""What the NVIDIA driver, nvidia-smi and an index say, in shapes that can be reasoned about."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Mapping
+
+# Capabilities that cards have had (NVIDIA: CUDA GPU compute capability). For an index of before 2026-12 alone, which
+# said only where they begin.
+CAPABILITIES = ("6.0", "6.1", "6.2", "7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0")
+
+# What a card's name tells of its capability where nvidia-smi is too old to tell (before 510). Sources: NVIDIA's pages
+# "CUDA GPU Compute Capability" and "Legacy CUDA GPU Compute Capability".
+NAMES = (
+    ("12.0", r"RTX 50\d\d|RTX PRO \d+ Blackwell|Blackwell"),
+    ("10.0", r"\b(GB|B)[12]00\b"),
+    ("9.0", r"\b(GH|H)\d{2,3}\b"),
+    ("8.9", r"RTX 40\d\d|\bL(4|20|40S?)\b|\bAda\b"),
+    ("8.0", r"\bA(100|800|30)X?\b"),
+    ("8.6", r"RTX 30\d\d|\bA(2|10|10G|16|40)\b|RTX A\d{3,4}|MX570"),
+    ("7.5", r"RTX 20\d\d|GTX 16\d\d|\bT4G?\b|TITAN RTX|Quadro RTX|\bT\d{3,4}\b|MX(450|550)"),
+    ("7.0", r"\bV100|TITAN V|GV100"),
+    ("6.0", r"\bP100\b|GP100"),
+    ("6.1", r"GTX 10\d\d|GT 10[13]0|TITAN Xp?$|\bP\d{1,4}\b|MX(150|230|250|330|350)"),
+    ("5.0", r"GTX (745|750|8\d\dM|9\d\d)|GTX TITAN X|\bM\d{1,4}\b|GeForce (8[34]\d|9[1-4]\d)M|MX1[13]0"),
+    ("3.5", r"\bK\d{1,4}[a-z]?\b|GTX? ?[67]\d\d|GTX TITAN|GTX? ?7[1-4]0|NVS 510|GRID K"),
+    ("2.0", r"GTX? ?[45]\d\d|\b[CM]20[57]0\b|Quadro [4-6]000$"),
+)
+
+# cuInit's and the others' answers (cuda.h, CUresult).
+NO_DEVICE, BAD_DEVICE, OUT_OF_MEMORY, STUB, BUSY, ECC = 100, 101, 2, 34, 46, 214
+NO_CODE, BAD_PTX, NO_JIT, NEWER_PTX, OS_CALL = 209, 218, 221, 222, 304
+FABRIC, MISMATCH, COMPAT, UNKNOWN = 802, 803, 804, 999
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One card, as far as anything told about it.
+
+    driver: of the kernel module, "" if not told; compute_capability: like 8.9, "" if not told; memory_mib, free_mib:
+    0 and -1 if not told; context, ptx: the driver's answer to a context and to the lock's PTX, 0 for yes.
+    """
+
+    name: str
+    driver: str = ""
+    compute_capability: str = ""
+    memory_mib: int = 0
+    free_mib: int = -1
+    uuid: str = ""
+    context: int = 0
+    ptx: int = 0
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a card of one capability needs: CUDA of the driver, Linux driver, and PTX that the driver must read."""
+
+    cuda: str = ""
+    driver: str = "0"
+    ptx: str = ""
+
+
+@dataclass(frozen=True)
+class DriverAnswer:
+    """What libcuda.so.1 said.
+
+    library: the file that was loaded, "" if there is none; cuda: the newest CUDA that the driver runs, like 12.4;
+    status: of cuInit; silent_in: the function that did not come back, "" if all did; died: the signal that ended it;
+    hidden: CUDA_VISIBLE_DEVICES hides all these cards.
+    """
+
+    library: str = ""
+    cuda: str = ""
+    status: int = 0
+    status_name: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    silent_in: str = ""
+    died: int = 0
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class SmiAnswer:
+    """What nvidia-smi said.
+
+    program: its path, "" if it is not there; problem: why it could not be asked; words: what it said beside cards;
+    lost: lines of cards that do not answer; unlicensed: a virtual GPU without its licence.
+    """
+
+    program: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    words: str = ""
+    problem: str = ""
+    lost: int = 0
+    unlicensed: bool = False
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What else of the machine explains an answer.
+
+    vendors: of the display controllers, as PCI names them: nvidia, amd, intel; module: version of the loaded NVIDIA
+    kernel module, "" if none is; visible: CUDA_VISIBLE_DEVICES, None if it is not set.
+    """
+
+    wsl: bool = False
+    container: bool = False
+    hostname: str = ""
+    vendors: tuple[str, ...] = ()
+    old_cards_only: bool = False
+    module: str = ""
+    nouveau: bool = False
+    secure_boot: bool = False
+    ubuntu_drivers: bool = False
+    prime_select: bool = False
+    visible: str | None = None
+
+
+def number(text: str) -> tuple[int, ...]:
+    """Return the numbers a version begins with, () for none: "[N/A]", "" ..."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in found.group().split(".")) if found else ()
+
+
+def parse_nvidia_smi(text: str) -> list[Gpu]:
+    """Return the GPUs in the output of `nvidia-smi --query-gpu=... --format=csv,noheader,nounits`.
+
+    A line is `name, driver_version, memory.total, compute_cap`; drivers before about 510 have no compute_cap, and
+    what a card does not tell is `[N/A]`, `[Insufficient Permissions]`, `ERR!` ... Other lines are warnings.
+    """
+    gpus = []
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) >= 3 and re.fullmatch(r"\d+\.\d+(\.\d+)?", fields[1]) and re.search("[A-Za-z]", fields[0]):
+            memory = int(number(fields[2])[0]) if number(fields[2]) else 0
+            capability = fields[3] if len(fields) > 3 and re.fullmatch(r"\d+\.\d+", fields[3]) else ""
+            gpus.append(Gpu(fields[0], fields[1], capability, memory))
+    return gpus
+
+
+def lost_cards(text: str) -> int:
+    """Return how many cards nvidia-smi shows as lost: they fell off the bus and need a reset."""
+    return len(re.findall(r"(?m)^\[?GPU is lost|^Unable to determine the device handle", text))
+
+
+def readable(raw: bytes) -> str:
+    """Return a program's output as one line for people: whatever bytes it wrote."""
+    text = raw.decode("utf-8", "replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
+
+
+def read_needs(requires: Mapping[str, Any]) -> dict[str, Need]:
+    """Return {capability: what it needs} of an index's `requires`, in today's and in the older shape."""
+    if "gpu" in requires:
+        return {
+            capability: Need(told.get("cuda", ""), told.get("driver", "0"), told.get("ptx", ""))
+            for capability, told in requires["gpu"].items()
+        }
+    least = number(requires.get("compute_capability", ""))
+    if not least:
+        return {}
+    driver = requires.get("driver", "0")
+    return {capability: Need("", driver) for capability in CAPABILITIES if number(capability) >= least}
+
+
+def capability_by_name(name: str) -> str:
+    """Return the capability that a card's name stands for, "" if it stands for none that we know."""
+    return next((capability for capability, pattern in NAMES if re.search(pattern, name)), "")
+
+
+def hides_all(visible: str | None, count: int) -> bool:
+    """Return whether CUDA_VISIBLE_DEVICES leaves no card visible; count: how many the machine has.
+
+    CUDA takes the list up to the first entry that is no card (CUDA C++ Programming Guide, environment variables).
+    """
+    if visible is None:
+        return False
+    first = visible.split(",")[0].strip()
+    if re.match(r"(GPU|MIG)-", first):
+        return False
+    return not first.isdigit() or int(first) >= count

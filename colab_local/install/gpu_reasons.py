@@ -1,0 +1,211 @@
+"""Why the GPUs of a machine can't be used: one sentence and one hint for each reason."""
+
+from __future__ import annotations
+
+import re
+
+from colab_local.base.errors import EXIT_MACHINE, Failure
+from colab_local.install.gpu_answers import (
+    COMPAT,
+    ECC,
+    FABRIC,
+    MISMATCH,
+    NO_DEVICE,
+    OS_CALL,
+    STUB,
+    UNKNOWN,
+    DriverAnswer,
+    Situation,
+    SmiAnswer,
+    number,
+)
+
+WITHOUT = "; --cpu goes without a GPU, --gpu --no-gpu-check builds an image without one"
+CPU = "python3 bootstrap.py --cpu"
+DRIVERS = "https://www.nvidia.com/drivers"
+
+
+def _plain(what: str, hint: str) -> Failure:
+    """Return a failure that names what works without a GPU, too."""
+    return Failure(what + WITHOUT, hint, EXIT_MACHINE)
+
+
+def restart(what: str, situation: Situation) -> Failure:
+    """Return a failure that a restart cures; the hint can be typed where it is read, so a container's says less."""
+    if situation.wsl:
+        return _plain(f"{what}; restart WSL", "wsl.exe --shutdown")
+    if situation.container:
+        return _plain(f"{what}; restart the container (docker restart {situation.hostname}, on the host)", CPU)
+    return _plain(f"{what}; restart the machine", "sudo reboot")
+
+
+def silent(what: str, situation: Situation) -> Failure:
+    """Return the failure of a driver that hangs; what: what did not come back."""
+    return restart(f"the NVIDIA driver does not answer ({what} did not come back in time)", situation)
+
+
+def driver_failure(driver: DriverAnswer, smi: SmiAnswer, situation: Situation) -> Failure:
+    """Return why libcuda does not start; driver.status: cuInit's answer."""
+    status, code = driver.status, f"CUDA error {driver.status}{' ' if driver.status_name else ''}{driver.status_name}"
+    if status == NO_DEVICE:
+        if situation.visible is not None:
+            words = f"CUDA_VISIBLE_DEVICES={situation.visible} names no GPU of this machine ({code})"
+            return _plain(words, "unset CUDA_VISIBLE_DEVICES")
+        if smi.gpus:
+            words = f"nvidia-smi shows {smi.gpus[0].name}, but CUDA has no device ({code})"
+            return _plain(words, "ls -l /dev/nvidia*")
+        return smi_failure(smi, situation) if smi.words and not smi.gpus else no_device(code, situation)
+    if status == FABRIC:
+        words = f"the cards' NVSwitch is not ready ({code}): the fabric manager must run, in the driver's own version"
+        return _plain(words, "sudo systemctl restart nvidia-fabricmanager")
+    if status in (MISMATCH, COMPAT):
+        return mismatch(code, situation)
+    if status == STUB:
+        words = f"{driver.library} is CUDA's stub, not the driver: LD_LIBRARY_PATH leads to it"
+        return _plain(words, "unset LD_LIBRARY_PATH")
+    if status == OS_CALL:
+        return _plain(f"this user may not use the GPU's devices ({code})", "ls -l /dev/nvidia*")
+    if status == UNKNOWN and situation.wsl:
+        return blocked(code)
+    if status == UNKNOWN:
+        words = f"the NVIDIA driver is in a bad state ({code}), after a suspend say"
+        reload = "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm"
+        return restart(words, situation) if situation.container else _plain(words, reload)
+    if status == ECC:
+        return restart(f"a card's memory has an error that can't be corrected ({code}) and needs a reset", situation)
+    return restart(f"the NVIDIA driver does not start ({code})", situation)
+
+
+def mismatch(said: str, situation: Situation) -> Failure:
+    """Return the failure of a driver whose library and kernel module are of two versions."""
+    return restart(f"the NVIDIA driver was updated under the running kernel module ({said})", situation)
+
+
+def blocked(said: str) -> Failure:
+    """Return the failure of WSL without a GPU."""
+    words = f"Windows gives WSL no GPU ({said}): WSL uses Windows' own NVIDIA driver, no Linux driver inside; "
+    return _plain(words + "update both (cards in TCC mode can't be used under WSL)", "wsl.exe --update")
+
+
+def no_device(said: str, situation: Situation) -> Failure:
+    """Return the failure of a driver that finds no card."""
+    if situation.old_cards_only and number(situation.module)[:1] >= (590,):
+        words = f"driver {situation.module} does not serve this card ({said}): NVIDIA's last series for it is 580"
+        return _plain(words, "sudo apt install nvidia-driver-580" if situation.ubuntu_drivers else CPU)
+    words = f"the NVIDIA driver finds no card ({said}): the kernel's log says why (lines with NVRM)"
+    if situation.prime_select:
+        return _plain(words + "; a laptop may have it switched off", "sudo prime-select nvidia && sudo reboot")
+    return _plain(words, "sudo dmesg | grep NVRM")
+
+
+def not_loaded(said: str, situation: Situation) -> Failure:
+    """Return the failure of a driver whose kernel module is not loaded."""
+    if situation.wsl:
+        return blocked(said)
+    words = f"the NVIDIA kernel module is not loaded ({said}): "
+    if situation.container:
+        return _plain(words + "in a container it is the host's, start the driver there", CPU)
+    if situation.nouveau:
+        return _plain(words + "nouveau has the card; install NVIDIA's driver and reboot", _install(situation))
+    if situation.secure_boot:
+        words += "Secure Boot is on, and the kernel refuses a module without an enrolled key (mokutil --sb-state); "
+        return _plain(words + "enrol the key and reboot", "sudo modprobe nvidia")
+    words += "reboot after an update; Secure Boot refuses an unsigned module (mokutil --sb-state); "
+    words += "or nouveau has the card"
+    return _plain(words, "sudo reboot")
+
+
+SMI_SAYS = (
+    (r"version mismatch", mismatch),
+    (r"blocked by the operating system", lambda said, _: blocked(said)),
+    (r"couldn't communicate|could not communicate|Driver Not Loaded|driver is not loaded", not_loaded),
+    (r"No devices? (were|was)? ?found", no_device),
+)
+
+
+def smi_failure(smi: SmiAnswer, situation: Situation) -> Failure:
+    """Return why there are no cards, from nvidia-smi's own words."""
+    if not smi.program:
+        return absent(situation)
+    if smi.problem == "silent":
+        return silent("nvidia-smi", situation)
+    if smi.problem:
+        return _plain(f"nvidia-smi can't be run ({smi.program}: {smi.problem})", "command -v nvidia-smi")
+    said = f"nvidia-smi says: {smi.words or 'nothing'}"
+    for pattern, failure in SMI_SAYS:
+        if re.search(pattern, smi.words, re.IGNORECASE):
+            return failure(said, situation)
+    if smi.lost or re.search(r"GPU is lost|fallen off|device handle", smi.words):
+        return restart(f"the card is lost ({said}) and needs a reset (sudo nvidia-smi --gpu-reset)", situation)
+    if "libnvidia-ml" in smi.words:
+        return incomplete(said, situation)
+    if re.search(r"permission", smi.words, re.IGNORECASE):
+        return _plain(f"this user may not use the GPU's devices ({said})", "ls -l /dev/nvidia*")
+    if "Unknown Error" in smi.words:
+        lost = "this container has lost its GPU" if situation.container else "the NVIDIA driver is in a bad state"
+        return restart(f"{lost} ({said})" + ("" if situation.container else "; a container must restart"), situation)
+    return _plain(f"no NVIDIA GPU can be used ({said})", CPU)
+
+
+def incomplete(said: str, situation: Situation) -> Failure:
+    """Return the failure of nvidia-smi without the driver's libraries."""
+    words = f"the NVIDIA driver's libraries are missing ({said}); a container gets them with --gpus all"
+    return _plain(words, CPU if situation.container else _install(situation))
+
+
+def absent(situation: Situation) -> Failure:
+    """Return the failure of a machine without nvidia-smi: another maker's card, or no driver."""
+    vendors = set(situation.vendors)
+    words = "no NVIDIA driver found (nvidia-smi is not there)"
+    if situation.wsl:
+        return blocked(words)
+    if "nvidia" not in vendors and "amd" in vendors:
+        return _plain(f"{words}, and the GPU here is AMD's: these packages are for NVIDIA's alone", CPU)
+    if "nvidia" not in vendors and "intel" in vendors:
+        return _plain(f"{words}, and the GPU here is Intel's: these packages are for NVIDIA's alone", CPU)
+    if situation.container:
+        words += "; a container sees the GPU when it is started with --gpus all (NVIDIA Container Toolkit)"
+        return _plain(words, CPU)
+    if "nvidia" in vendors:
+        words += ", though an NVIDIA card is here" + (" and nouveau has it" if situation.nouveau else "")
+    else:
+        words += "; a desktop gets it with: sudo ubuntu-drivers install; a container with: --gpus all"
+    return _plain(words, _install(situation) if "nvidia" in vendors else CPU)
+
+
+def _install(situation: Situation) -> str:
+    """Return the command that installs a driver, where there is one; else what works without."""
+    return "sudo ubuntu-drivers install && sudo reboot" if situation.ubuntu_drivers else CPU
+
+
+def newer_driver(words: str, situation: Situation) -> Failure:
+    """Return the failure of a driver that is too old; words: which card, found, needed."""
+    if situation.wsl:
+        return Failure(f"{words}; under WSL the driver is Windows': {DRIVERS}", CPU, EXIT_MACHINE)
+    if situation.container:
+        return Failure(f"{words}; in a container the driver is the host's: update it there", CPU, EXIT_MACHINE)
+    return Failure(f"{words}; newer ones: {DRIVERS}", _install(situation), EXIT_MACHINE)
+
+
+def whole_driver(situation: Situation) -> str:
+    """Return what brings a missing library of the driver."""
+    if situation.container:
+        return "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+    return "install the whole driver (Debian, Ubuntu: libnvidia-compute)"
+
+
+def other_platform(system: str, machine: str) -> Failure | None:
+    """Return why a GPU can't be used on a system or processor for which no build exists, or None on Linux x86_64.
+
+    system, machine: as platform.system() and platform.machine() say them.
+    """
+    if system == "Darwin":
+        words = "Apple's GPU can't be used: there is no tensorflow-metal for this TensorFlow"
+        return Failure(words, CPU, EXIT_MACHINE)
+    if system == "Linux" and machine in ("aarch64", "arm64"):
+        words = (
+            "a GPU beside an ARM processor (Jetson, Grace, GB10) can't be used: TensorFlow has no package with CUDA "
+        )
+        words += "for aarch64; NVIDIA's container has one (nvcr.io/nvidia/tensorflow)"
+        return Failure(words, CPU, EXIT_MACHINE)
+    return None

@@ -1,0 +1,205 @@
+"""One environment in the making: where it goes, the steps that make it, and the switch to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+from colab_local.base.downloads import download_all
+from colab_local.base.files import link_atomically, remove_tree, sha256_of, write_atomically
+from colab_local.base.programs import run
+from colab_local.base.terminal import Screen, Waiting
+from colab_local.install import home as homes
+from colab_local.install.engines import Engine
+from colab_local.install.jupyter import add_jupyter, jupyter_argv
+from colab_local.install.lockfiles import Lock, locked_names, parse_explicit
+from colab_local.install.options import Options
+from colab_local.install.packages import install_packages
+from colab_local.install.tryout import try_out
+
+
+class Step(NamedTuple):
+    """A step of a plan: a dry run prints it, a real run applies it. where: the folder that it writes to."""
+
+    name: str
+    title: str
+    where: Path
+    apply: Callable[[], None]
+
+
+class Installation:
+    """What the steps share.
+
+    options: what was asked for; lock: what is to be installed; engine: the name of who makes the prefix; maker: the
+    engine itself, None where the environment is made already; wheels: a bundle's folder of wheels, or None.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        lock: Lock,
+        engine: str,
+        screen: Screen,
+        maker: Engine | None = None,
+        wheels: Path | None = None,
+    ) -> None:
+        self.options, self.lock, self.engine, self.screen = options, lock, engine, screen
+        self.maker, self.wheels = maker, wheels
+        self.home = options.home
+        self.root = homes.environment_root(self.home, lock.name)
+        self.prefix = homes.environment_prefix(self.root, lock.env, engine)
+        self.receipts = self.home / "receipts" / lock.name
+        self.link = self.home / "current" / lock.env
+        self.new_parents = sum(not path.exists() for path in self.home.parents)
+        self.notices: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.overlay: dict[str, str] = {}
+        self.seal: dict[str, str] = {}
+
+    def is_made(self) -> bool:
+        """Return whether the environment is whole: it has a receipt, which is written last."""
+        return bool(homes.read_receipt(self.home, self.lock.name)) and (self.prefix / "bin" / "python").exists()
+
+    def is_current(self) -> bool:
+        """Return whether current/<env> points at it."""
+        return self.link.exists() and self.link.resolve() == self.prefix.resolve()
+
+    def jupyter_argv(self) -> list[str]:
+        """Return the command that the user is given: through current/, so that it outlives updates."""
+        return jupyter_argv(str(self.link), self.options.port, str(self.options.notebook_dir), os.geteuid() == 0)
+
+    # -- the plan
+
+    def steps(self) -> list[Step]:
+        """Return what has to be done; empty when nothing has."""
+        switch = Step("switch", "Switch to the new environment", self.link, self.switch)
+        if self.is_made():
+            return [] if self.is_current() else [switch]
+        assert self.maker is not None
+        return [
+            *self.tool_steps(self.maker),
+            Step("create", f"Create the environment with {self.maker.describe()}", self.prefix, self.create),
+            Step("packages", "Install the locked Python packages", self.prefix, self.install_packages),
+            Step("jupyter", "Add the server extension and settings", self.prefix, self.add_jupyter),
+            Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.prefix, self.try_out),
+            Step("receipt", "Write the receipt", self.receipts, self.write_receipt),
+            switch,
+        ]
+
+    def tool_steps(self, maker: Engine) -> list[Step]:
+        """Return the steps that bring the engine and its packages."""
+        steps = []
+        files, tool = maker.needs(self.lock), maker.tool()
+        if files:
+            packages = len(parse_explicit(self.lock.conda)) if maker.name != "pixi" else 0
+            what = [f"the {maker.name} installer"] if len(files) > packages else []
+            what += [f"{packages} conda packages"] if packages else []
+            title = "Download and check " + " and ".join(what)
+            steps.append(Step("download", title, self.home / "cache", self.download))
+        if tool:
+            steps.append(Step(maker.tool_step, maker.tool_title(), tool, lambda: maker.install_tool(self.lock)))
+        return steps
+
+    # -- the steps, in their order; every one finds out by itself what is left to do
+
+    def download(self) -> None:
+        """Bring what the engine needs, several files at a time, each checked against the lock."""
+        assert self.maker is not None
+        download_all(self.maker.needs(self.lock), self.screen, self.maker.job.rules)
+
+    def create(self) -> None:
+        """Make the prefix."""
+        assert self.maker is not None
+        self.maker.create(self.lock, self.root)
+
+    def install_packages(self) -> None:
+        """Install the Python layer."""
+        assert self.maker is not None
+        uv = self.maker.uv(self.prefix)
+        install_packages(uv, self.prefix, self.lock, self.receipts / "lock", self.wheels, self.screen)
+
+    def add_jupyter(self) -> None:
+        """Add environments/jupyter."""
+        self.overlay = add_jupyter(self.prefix, self.lock, self.screen)
+
+    def try_out(self) -> None:
+        """Prove the environment and leave it warm; meanwhile its seal is taken."""
+        expects_gpu = self.lock.accelerator == "gpu" and self.options.gpu_check
+        notices, self.seal = try_out(self.prefix, sorted(locked_names(self.lock.pypi)), expects_gpu, self.screen)
+        self.notices += notices
+
+    def write_receipt(self) -> None:
+        """Write down what was made: from now on the environment counts as whole."""
+        code = "import platform; print(platform.python_version())"
+        receipt = {
+            "schema": homes.RECEIPT_SCHEMA,
+            "name": self.lock.name,
+            "env": self.lock.env,
+            "platform": self.lock.platform,
+            "accelerator": self.lock.accelerator,
+            "engine": self.engine,
+            "layer": self.lock.layer,
+            "python": run([self.prefix / "bin" / "python", "-I", "-c", code], self.screen).strip(),
+            "lock": {
+                "digest": self.lock.digest,
+                "files": {name: sha256_of(self.receipts / "lock" / name) for name in self.lock.texts()},
+                "jupyter": self.overlay,
+            },
+            "port": self.options.port,
+            "notebook_dir": str(self.options.notebook_dir),
+            "seal": self.seal,
+            "home": str(self.home),  # only ever compared: a copied home is another one
+            "parents": self.new_parents,  # how many folders above the home were made for it
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "notices": self.notices,
+        }
+        write_atomically(self.receipts / "receipt.json", json.dumps(receipt, indent=1) + "\n")
+
+    def switch(self) -> None:
+        """Make it the environment in use; the one before stays, for --rollback."""
+        if self.link.exists() and not self.is_current():
+            link_atomically(self.home / "previous" / self.lock.env, self.link.resolve())
+        link_atomically(self.link, self.prefix)
+
+    # -- all of them
+
+    def apply(self, steps: list[Step]) -> None:
+        """Execute the plan; an environment that is not whole at the end is removed."""
+        if not self.is_made():
+            self.remove()  # without a receipt: left by a run that was killed
+        try:
+            for number, step in enumerate(steps, 1):
+                if self.screen.interrupted:
+                    raise KeyboardInterrupt
+                started = time.monotonic()
+                with Waiting(self.screen, f"[{number}/{len(steps)}] {step.title}"):
+                    step.apply()
+                self.seconds[step.name] = time.monotonic() - started
+        except BaseException:
+            if not self.is_made():
+                self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Remove the environment and its receipt."""
+        remove_tree(self.root)
+        remove_tree(self.receipts)
+
+    def result(self, steps: list[Step]) -> dict[str, Any]:
+        """Return what --json prints of a plan before anything is done."""
+        return {
+            "environment": self.lock.env,
+            "platform": self.lock.platform,
+            "engine": self.engine,
+            "home": str(self.home),
+            "prefix": str(self.link),
+            "lock": self.lock.digest,
+            "plan": [{"name": step.name, "title": step.title, "where": str(step.where)} for step in steps],
+            "changed": False,
+            "notices": self.notices,
+            "jupyter_argv": self.jupyter_argv(),
+        }

@@ -1,0 +1,154 @@
+"""lockfiles/: the index, what it names, and one environment's lock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from colab_local.base import documents
+from colab_local.base.errors import EXIT_INTEGRITY, Failure
+from colab_local.base.files import sha256_of
+from colab_local.base.text import mask
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+OVERLAY = REPOSITORY / "environments" / "jupyter"  # what every environment gets besides its packages
+DEFAULT_ENVIRONMENT = "cpu"
+INDEX_SCHEMA = 1
+# What is in lockfiles/index.json, for misfit().
+_HASH = r"[0-9a-f]{64}"
+_PATH = r"\w[\w.-]*(/\w[\w.-]*)*"  # below the folder that it belongs to, never above
+_NEEDS = {"glibc?": r"\d.*", "macos?": r"\d.*", "driver?": r"\d.*", "compute_capability?": r"\d.*", "cpu?": [r"\w+"]}
+_FILE = {"url": r"\w+://.+/.+", "sha256": _HASH, "size": (int, type(None))}
+INDEX_SHAPE = {
+    "schema": int,
+    "python": [r"3\.\d+"],
+    "uv": {"version": r"\d.*", "file": _PATH, "sha256": _HASH},
+    "installers": {name: {"files": {"*": _FILE}} for name in ("miniforge", "anaconda", "pixi")},
+    "pixi": {"*": _HASH},
+    "jupyter": {"*": _HASH},
+    "environments": {
+        "*": {
+            "accelerator": "cpu|gpu",
+            "python": r"3\.\d+.*",
+            "pypi": {"file": _PATH, "sha256": _HASH},
+            "platforms": {"*": {"file": _PATH, "sha256": _HASH, "requires?": _NEEDS, "bytes?": {"*": int}}},
+        }
+    },
+}
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: '525.60.13' -> (525, 60, 13), '2.36-9' -> (2, 36)."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in found.group().split(".")) if found else ()
+
+
+def conda_platform(system: str, machine: str) -> str:
+    """Return conda's name of a platform; both arguments as Python's platform module gives them."""
+    systems = {"Linux": "linux", "Darwin": "osx", "Windows": "win"}
+    machines = {"x86_64": "64", "amd64": "64", "aarch64": "aarch64", "arm64": "arm64"}
+    cpu = machines.get(machine.lower(), machine)
+    if system == "Linux" and cpu == "arm64":
+        cpu = "aarch64"
+    return f"{systems.get(system, system.lower())}-{cpu}"
+
+
+def parse_explicit(text: str) -> list[tuple[str, str]]:
+    """Return (URL, sha256) of every package in an explicit conda lockfile; raise Failure if one has no hash."""
+    packages = []
+    for line in text.splitlines():
+        line = line.strip()
+        if not line or line.startswith("#") or line == "@EXPLICIT":
+            continue
+        url, _, digest = line.partition("#")
+        if not re.match(r"sha256:[0-9a-f]{64}$", digest):
+            raise Failure(f"a package in the lockfile has no sha256 (found {mask(line)})", code=EXIT_INTEGRITY)
+        packages.append((url, digest[len("sha256:") :]))
+    return packages
+
+
+def locked_names(text: str) -> dict[str, str]:
+    """Return {name: version} of a requirements file whose lines are pinned with ==."""
+    return dict(re.findall(r"(?m)^([A-Za-z0-9_.-]+)==([^\s;\\]+)", text))
+
+
+def locked_entry(text: str, name: str) -> str:
+    """Return the lines of one package, with its hashes, in a requirements file whose lines are pinned with ==."""
+    found = re.search(rf"(?m)^{re.escape(name)}==(.*\\\n)*.*$", text)
+    if not found:
+        raise Failure(f"{name} is not in the lock", "git checkout -- lockfiles", EXIT_INTEGRITY)
+    return found.group() + "\n"
+
+
+def read_index(lockfiles: Path) -> dict[str, Any]:
+    """Return lockfiles/index.json; raise Failure when it is missing, damaged or of another schema."""
+    path = lockfiles / "index.json"
+    hint = "git checkout -- lockfiles"
+    schema = documents.demand(path, {"schema": int}, hint)["schema"]
+    if schema != INDEX_SCHEMA:
+        raise Failure(f"{path} has schema {schema} (need {INDEX_SCHEMA})", "git pull", EXIT_INTEGRITY)
+    return dict(documents.demand(path, INDEX_SHAPE, hint))
+
+
+def read_locked(folder: Path, name: str, sha256: str) -> str:
+    """Return the text of a file that index.json names; raise Failure when its hash is another one."""
+    path = folder / name
+    hint = "git checkout -- lockfiles environments"
+    try:
+        found = sha256_of(path)
+    except OSError as problem:
+        raise Failure(f"can't read {path} ({problem.strerror})", hint, EXIT_INTEGRITY) from problem
+    if found != sha256:
+        raise Failure(
+            f"{path} was changed after it was generated (found sha256 {found[:12]}..., need {sha256[:12]}...)",
+            hint,
+            EXIT_INTEGRITY,
+        )
+    return path.read_text(encoding="utf-8")
+
+
+class Lock(NamedTuple):
+    """What is locked for one environment on one platform.
+
+    layer: "conda", or "host-3.11"; conda: text of the explicit file, "" with the host engine; pypi: text of
+    pypi.txt; host: text of host.txt, uv and pip, where no conda layer brings them; jupyter: {path under
+    environments/jupyter: sha256}; digest: names all of these.
+    """
+
+    env: str
+    platform: str
+    accelerator: str
+    layer: str
+    conda: str
+    pypi: str
+    host: str
+    jupyter: dict[str, str]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The folder of an environment that is made from it."""
+        return f"{self.env}-{self.digest[:12]}"
+
+    def texts(self) -> dict[str, str]:
+        """Return the lock files in use by the name under which the receipt keeps them."""
+        named = {f"{self.platform}.txt": self.conda, "pypi.txt": self.pypi, "host.txt": self.host}
+        return {name: text for name, text in named.items() if text}
+
+
+def make_lock(index: dict[str, Any], lockfiles: Path, env: str, subdir: str, layer: str) -> Lock:
+    """Read what is locked for one environment on one platform, every file checked against index.json."""
+    entry = index["environments"][env]
+    conda_layer = layer == "conda"
+    explicit = entry["platforms"][subdir]
+    conda = read_locked(lockfiles, explicit["file"], explicit["sha256"]) if conda_layer else ""
+    pypi = read_locked(lockfiles, entry["pypi"]["file"], entry["pypi"]["sha256"])
+    host = "" if conda_layer else read_locked(lockfiles, index["uv"]["file"], index["uv"]["sha256"])
+    for name, sha256 in index["jupyter"].items():
+        read_locked(OVERLAY, name, sha256)
+    named = {"env": env, "platform": subdir, "layer": layer, "conda": conda, "pypi": pypi, "host": host}
+    digest = hashlib.sha256(json.dumps([named, index["jupyter"]], sort_keys=True).encode()).hexdigest()
+    return Lock(env, subdir, entry["accelerator"], layer, conda, pypi, host, dict(index["jupyter"]), digest)

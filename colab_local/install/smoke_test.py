@@ -1,0 +1,105 @@
+"""Prove that a new environment works, and leave it warm: bootstrap.py runs this with the environment's Python.
+
+    PREFIX/bin/python smoke_test.py compute [--expect-gpu] NAME ...   imports, a TensorFlow function under XLA
+    PREFIX/bin/python smoke_test.py serve                             Jupyter loads Colab's server extensions
+
+The names are those of the lock. Both print one JSON line; exit status 1 and one line on stderr when something is
+wrong. Whatever they import is byte-compiled on the way, which makes the first cell and Jupyter's first start quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# What a first cell and Jupyter's start import, by the name of the locked package that brings it.
+WARM = {
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "matplotlib": "matplotlib.pyplot",
+    "ipywidgets": "ipywidgets",
+    "ipykernel": "ipykernel.kernelapp",
+}
+
+
+def cuda_libraries_found(tensorflow: Any) -> bool:
+    """Return whether TensorFlow's own gate finds every CUDA library through the loader; it needs no GPU for that.
+
+    The gate is tsl::internal::DsoLoader::MaybeTryDlopenGPULibraries() in libtensorflow_framework; it returns an
+    absl::Status, which the C++ ABI passes through a hidden pointer. An OK status is the one word 1
+    (absl/status/status.h).
+    """
+    import ctypes
+
+    library = next(Path(tensorflow.__file__).parent.glob("libtensorflow_framework.so.*"))
+    status = (ctypes.c_void_p * 4)()
+    ctypes.CDLL(str(library))["_ZN3tsl8internal9DsoLoader26MaybeTryDlopenGPULibrariesEv"](ctypes.byref(status))
+    return status[0] == 1
+
+
+def compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
+    """Import what is locked, run a function that XLA compiles and one step of Keras; return what was seen."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(KERAS_HOME=folder, MPLCONFIGDIR=folder)  # nothing is written outside the environment
+        return _compute(names, expect_gpu)
+
+
+def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
+    for name, module in WARM.items():
+        if name in names:
+            importlib.import_module(module)
+    if not names & {"tensorflow", "tensorflow-cpu"}:
+        return {"tensorflow": None, "gpus": [], "notices": []}
+    import keras
+    import tensorflow as tf
+
+    double = tf.function(lambda x: x @ x * 2.0, jit_compile=True)  # where ptxas or libdevice are missing, this fails
+    if double(tf.ones((2, 2))).numpy().tolist() != [[4.0, 4.0], [4.0, 4.0]]:
+        raise SystemExit("TensorFlow computes wrong results on this machine")
+    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    model.fit(tf.ones((2, 2)), tf.ones((2, 1)), verbose=0)
+    gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
+    notices = []
+    if tf.test.is_built_with_cuda() and not gpus:
+        if not cuda_libraries_found(tf):
+            raise SystemExit("TensorFlow does not find its CUDA libraries")
+        if expect_gpu:
+            raise SystemExit("TensorFlow sees no GPU, though nvidia-smi does")
+        notices.append("tried out without a GPU: CUDA's libraries are found, nothing ran on a GPU yet")
+    return {"tensorflow": tf.__version__, "gpus": gpus, "notices": notices}
+
+
+def serve() -> dict[str, Any]:
+    """Set Jupyter up as the printed command does, on any free port of loopback, and look for both extensions."""
+    from colab_local_jupyter.__main__ import main as make_ready
+
+    if make_ready():  # it has said on stderr what would keep Colab out
+        raise SystemExit(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+            os.environ[name] = folder  # nothing of the user's is read or written
+        from notebook.notebookapp import NotebookApp
+
+        app = NotebookApp(log_level=logging.ERROR)
+        app.initialize(["--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root", "--notebook-dir=" + folder])
+        app.http_server.stop()
+        loaded = [name for name, on in app.nbserver_extensions.items() if on and name in sys.modules]
+    for name in ("jupyter_http_over_ws", "colab_local_jupyter"):
+        if name not in loaded:
+            raise SystemExit(f"the server extension {name} did not load")
+    return {"extensions": sorted(loaded)}
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        result = serve()
+    else:
+        result = compute({name for name in sys.argv[2:] if name[:1] != "-"}, "--expect-gpu" in sys.argv)
+    print(json.dumps(result))

@@ -1,0 +1,440 @@
+"""The far end of scripts/connect.py: finds, starts, watches and stops Jupyter on the host it runs on.
+
+connect.py sends this module and those that it imports as one text through ssh's stdin to the host's Python (3.8 or
+newer, standard library only; see far.py): nothing is installed there, and nothing of it remains when the line
+closes. Requests come as one JSON object a line on stdin, answers go out as one JSON object a line on stdout, each
+after MARK, since login scripts may print there too. Secrets travel on this line alone, never in an argument list.
+
+Requests: {"op": "serve" | "status" | "stop" | "desktops" | "submit" | "job" | "cancel", ...}: see the functions
+of these names. Answers: {"ok": true, ...}, {"ok": false, "error": ..., "kind": ...}, and, any time,
+{"note": "..."} for the user or {"event": "gone"} when the Jupyter that is being watched has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Iterator, NoReturn
+
+from colab_local.base.errors import Failure
+from colab_local.base.files import private_file
+from colab_local.base.network import free_port, listens
+from colab_local.install import home as homes
+from colab_local.install.jupyter import jupyter_argv
+from colab_local.install.servers import Json, api, find_server, first_of, is_alive, living_servers, token_file
+
+MARK = "colab-local>"
+START_SECONDS = 180.0  # a cold start of Jupyter on a network file system
+SILENT_SECONDS = 60.0  # how long a Jupyter may not answer: its machine may be busy, swapping, just awake
+LOGS_KEPT = 5
+JOB_NAME = "colab-local"
+
+
+class Refusal(Failure):
+    """What went wrong; kind tells connect.py which hint to give: the laptop knows what can be typed there."""
+
+    def __init__(self, error: str, kind: str = "") -> None:
+        super().__init__(error)
+        self.kind = kind
+
+
+def send(message: Json) -> None:
+    """Write one message to the laptop."""
+    sys.stdout.write("\n" + MARK + json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is installed
+
+
+def home_folder(wanted: str | None) -> Path:
+    """Return the folder that bootstrap.py installed into: the one named, else COLAB_LOCAL_HOME, else its default."""
+    return Path(wanted or homes.default_home()).expanduser().resolve()
+
+
+def choose(home: Path, env: str | None) -> Json:
+    """Return the receipt of environment `env`, or of the one installed last; Refusal if there is none."""
+    receipts = [receipt for receipt in homes.read_receipts(home) if homes.is_current(home, receipt)]
+    if not receipts:
+        kind = "absent-gpu" if shutil.which("nvidia-smi") else "absent"  # what there is to install
+        raise Refusal(f"no colab-local environment on {socket.gethostname()} (looked in {home})", kind)
+    for receipt in receipts:
+        if env in (None, receipt["env"]):
+            return receipt
+    raise Refusal(
+        "no environment {} on {} (found {} in {})".format(
+            env, socket.gethostname(), ", ".join(r["env"] for r in receipts), home
+        ),
+        "env",
+    )
+
+
+def service_of(home: Path, env: str) -> Json | None:
+    """Return the receipt of bootstrap.py --service if it serves this environment."""
+    with contextlib.suppress(OSError, ValueError):
+        receipt: Json = json.loads((home / "receipts" / "service.json").read_text(encoding="utf-8"))
+        if receipt.get("env") == env:
+            return receipt
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What runs
+
+
+def silence(server: Json) -> Refusal:
+    """Return what is said of a server that lives and does not answer."""
+    what = "Jupyter on {} (process {pid}, port {port}) runs and does not answer"
+    return Refusal(what.format(socket.gethostname(), **server), "silent")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Starting and stopping
+
+
+@contextlib.contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Let two laptops that connect at once not start two servers."""
+    run = home / "run"
+    run.mkdir(exist_ok=True)
+    with (run / "connect.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # file systems without locks: do without
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """Return os.environ without what misleads another Python or Jupyter, plus `extra`."""
+    misleading = re.compile(r"PYTHON|CONDA|MAMBA|PIXI|VIRTUAL_ENV|JUPYTER_(TOKEN|CONFIG|PATH)|IPYTHON|LD_|DYLD_")
+    kept = {name: value for name, value in os.environ.items() if not misleading.match(name)}
+    kept.update(extra)
+    return kept
+
+
+def open_log(home: Path) -> Path:
+    """Return the path of a new log file that its user alone can read; drop the oldest ones."""
+    folder = home / "logs"
+    folder.mkdir(exist_ok=True)
+    for old in sorted(folder.glob("jupyter-*.log"))[: -LOGS_KEPT + 1]:
+        old.unlink()
+    path = folder / time.strftime(f"jupyter-%Y%m%d-%H%M%S-{os.getpid()}.log")
+    os.close(private_file(path))
+    return path
+
+
+def last_lines(path: Path, count: int = 8) -> str:
+    """Return the end of a log, indented; nothing if there is none."""
+    with contextlib.suppress(OSError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "".join("  " + line + "\n" for line in lines[-count:])
+    return ""
+
+
+def launch(home: Path, receipt: Json, wanted: int | None) -> Json:
+    """Start Jupyter as a process that outlives this line, wait until it answers and return it."""
+    preferred = wanted or int(receipt["port"])
+    port = free_port(preferred)
+    if port != preferred:
+        send({"note": f"port {preferred} is taken on {socket.gethostname()}: Jupyter uses {port} there"})
+    send({"note": f"starting Jupyter on {socket.gethostname()}"})
+    log = open_log(home)
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            jupyter_argv(str(home / "current" / receipt["env"]), port, receipt["notebook_dir"], os.geteuid() == 0),
+            env=clean_environment(JUPYTER_TOKEN_FILE=str(token_file(home))),
+            cwd=str(home),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # no terminal, no signal of this line reaches it
+        )
+    return await_server(home, receipt["env"], child.pid, log)
+
+
+def await_server(home: Path, env: str, pid: int | None, log: Path | None = None) -> Json:
+    """Poll until the server (the process `pid`, if given) answers; Refusal if it ends or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        server = find_server(home, env, pid)
+        if server:
+            return dict(server, log=str(log or ""))
+        if pid and not is_alive(pid):
+            end = last_lines(log) if log else ""
+            raise Refusal(f"Jupyter ended at once on {socket.gethostname()}\n{end}", "start")
+        time.sleep(0.1)
+    raise Refusal("Jupyter did not answer within {:.0f} s (log: {})".format(START_SECONDS, log or "none"), "start")
+
+
+def await_silent(home: Path, env: str | None) -> Json | None:
+    """Wait for a server that lives and does not answer; None if there is none, Refusal if it stays silent.
+
+    Starting another one beside it would look like a new start to the user: the variables are in this one.
+    """
+    silent = first_of(living_servers(home), env)
+    if silent is None:
+        return None
+    send({"note": f"{silence(silent)}: waiting"})
+    deadline = time.monotonic() + SILENT_SECONDS
+    while is_alive(silent["pid"]):
+        server = find_server(home, env, silent["pid"])
+        if server:
+            return server
+        if time.monotonic() > deadline:
+            raise silence(silent)
+        time.sleep(0.1)
+    return None
+
+
+def control_service(service: Json, action: str) -> None:
+    """Start or stop the service that bootstrap.py --service made."""
+    environ = clean_environment()
+    environ.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")  # systemctl --user needs it
+    done = subprocess.run(
+        service[action],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip()
+        raise Refusal("could not {} the service ({}): {}".format(action, " ".join(service[action]), said), "start")
+
+
+def serve(request: Json) -> Json:
+    """Return the server to connect to: one that runs, else a new one.
+
+    home: where colab-local is; env: which environment, None for any; port: what Jupyter should listen on if it
+    has to be started; pid: wait for this very process instead of starting one (a Slurm job).
+    """
+    home = home_folder(request.get("home"))
+    receipt = choose(home, request.get("env"))
+    if request.get("pid"):
+        return dict(describe(await_server(home, receipt["env"], request["pid"]), home, receipt), started=False)
+    with only_one(home):
+        server = find_server(home, request.get("env")) or await_silent(home, request.get("env"))
+        started = server is None
+        if server is None:
+            service = service_of(home, receipt["env"])
+            if service and not request.get("port"):
+                control_service(service, "start")
+                server = await_server(home, receipt["env"], None)
+            else:
+                server = launch(home, receipt, request.get("port"))
+    return dict(describe(server, home, receipt), started=started)
+
+
+def describe(server: Json, home: Path, receipt: Json) -> Json:
+    """Add what the user wants to know about the host; `current` is false for an environment since replaced."""
+    return dict(
+        server,
+        running=True,
+        home=str(home),
+        host=socket.gethostname(),
+        user=getpass.getuser(),
+        env=server["name"].rpartition("-")[0],
+        current=Path(receipt["root"]).name == server["name"],
+    )
+
+
+def status(request: Json) -> Json:
+    """Say whether a server runs, and which; nothing is started."""
+    home = home_folder(request.get("home"))
+    receipt = choose(home, request.get("env"))
+    server = find_server(home, request.get("env"))
+    silent = None if server else first_of(living_servers(home), request.get("env"))
+    if silent:
+        raise silence(silent)
+    return describe(server, home, receipt) if server else {"running": False, "host": socket.gethostname()}
+
+
+def stop(request: Json) -> Json:
+    """Stop the server, kernels first; by Jupyter's own API, by signals if that doesn't help."""
+    home = home_folder(request.get("home"))
+    choose(home, request.get("env"))
+    with only_one(home):
+        answering = find_server(home, request.get("env"))
+        server = answering or first_of(living_servers(home), request.get("env"))
+        if server is None:
+            return {"stopped": False, "host": socket.gethostname()}
+        service = service_of(home, server["name"].rpartition("-")[0])
+        if service:  # first: it would start Jupyter again
+            control_service(service, "stop")
+        if answering:
+            with contextlib.suppress(OSError, ValueError):
+                api(server["port"], server["token"], "POST", server["base_url"] + "api/shutdown", timeout=30)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if gone_within(server["pid"], 15 if answering else 3):
+                break
+            os.kill(server["pid"], number)
+        gone_within(server["pid"], 15)
+    return {"stopped": True, "host": socket.gethostname(), "pid": server["pid"]}
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    """Whether a process ends within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not is_alive(pid)
+
+
+def desktops(request: Json) -> Json:
+    """Name the ports of the remote desktops that bootstrap.py made, else `ports`, and say which of them listen."""
+    ports = request["ports"]
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        receipt = json.loads((home_folder(request["home"]) / "receipts" / "desktop.json").read_text(encoding="utf-8"))
+        ports = [entry["port"] for entry in receipt["desktops"]] or ports
+    return {"ports": {port: listens(port) for port in ports}}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Slurm, on a login node
+
+
+def slurm(argv: list[str], input: str = "", environ: dict[str, str] | None = None) -> str:
+    """Run a Slurm command and return what it printed; Refusal with its own words if it fails."""
+    try:
+        done = subprocess.run(
+            argv,
+            input=input.encode(),
+            env=environ,
+            capture_output=True,
+            timeout=60,
+        )
+    except FileNotFoundError:
+        raise Refusal(f"no Slurm on {socket.gethostname()} (no command {argv[0]})", "slurm") from None
+    except subprocess.TimeoutExpired:
+        raise Refusal(f"{argv[0]} did not answer within 60 s", "slurm") from None
+    if done.returncode:
+        raise Refusal("{}: {}".format(argv[0], done.stderr.decode(errors="replace").strip()), "slurm")
+    return done.stdout.decode()
+
+
+def find_job(number: str | None) -> Json | None:
+    """Return this user's colab-local job, the newest or the one numbered, None if there is none in the queue."""
+    jobs = slurm(["squeue", "-h", "-u", getpass.getuser(), "-n", JOB_NAME, "-o", "%i|%T|%N|%r", "-S", "-i"])
+    for line in jobs.splitlines():
+        identifier, state, node, reason = line.strip().split("|", 3)
+        if number in (None, identifier) and state in ("PENDING", "CONFIGURING", "RUNNING"):
+            return {"job": identifier, "state": state, "node": node, "reason": reason}
+    return None
+
+
+def submit(request: Json) -> Json:
+    """Return the running Slurm job that serves Jupyter: the one in the queue, else a new one.
+
+    script: the batch script; options: sbatch's own; job: wait for this job, don't submit another. It waits as
+    long as the queue takes: connect.py's user may end it, the job stays.
+    """
+    home = home_folder(request.get("home"))
+    receipt = choose(home, request.get("env"))
+    job = find_job(request.get("job"))
+    submitted = job is None
+    if job is None:
+        if request.get("job"):
+            raise Refusal("Slurm job {} has ended".format(request["job"]), "job")
+        (home / "logs").mkdir(exist_ok=True)
+        output = "--output={}".format(home / "logs" / "slurm-%j.log")
+        said = slurm(
+            ["sbatch", "--parsable", output, *request.get("options", [])],
+            input=request["script"],
+            environ=clean_environment(COLAB_LOCAL_HOME=str(home), COLAB_LOCAL_ENV=receipt["env"]),
+        )
+        job = {"job": said.strip().split(";")[0], "state": "", "node": "", "reason": ""}
+        send({"note": "submitted Slurm job {}".format(job["job"]), "job": job["job"]})
+    shown, ran_since = "", 0.0
+    record = home / "run" / "slurm-{}.json".format(job["job"])
+    log = home / "logs" / "slurm-{}.log".format(job["job"])
+    while True:
+        found = find_job(job["job"])
+        if found is None:
+            ended = "Slurm job {} ended before Jupyter ran\n{}".format(job["job"], last_lines(log))
+            raise Refusal(ended, "job")
+        if found["state"] == "RUNNING" and record.exists():
+            return dict(found, submitted=submitted, log=str(log), **json.loads(record.read_text(encoding="utf-8")))
+        if found["state"] == "RUNNING":
+            ran_since = ran_since or time.monotonic()
+            if time.monotonic() - ran_since > START_SECONDS:
+                raise Refusal(
+                    "Slurm job {job} runs on {node}, but Jupyter does not start: is {home} there too?".format(
+                        home=home, **found
+                    ),
+                    "job",
+                )
+        state = found["state"] + (" ({})".format(found["reason"]) if found["state"] == "PENDING" else "")
+        if state != shown:
+            send({"note": "Slurm job {}: {}".format(found["job"], state.lower()), "job": found["job"]})
+            shown = state
+        time.sleep(1.0)
+
+
+def job(request: Json) -> Json:
+    """Say which job is in the queue; nothing is submitted."""
+    return {"job": find_job(request.get("job"))}
+
+
+def cancel(request: Json) -> Json:
+    """Cancel the job in the queue."""
+    found = find_job(request.get("job"))
+    if found:
+        slurm(["scancel", found["job"]])
+    return {"stopped": bool(found), "host": socket.gethostname(), "job": found and found["job"]}
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+OPERATIONS = {function.__name__: function for function in (serve, status, stop, desktops, submit, job, cancel)}
+
+
+def answer(line: str) -> Json:
+    """Carry out one request and return the message that answers it."""
+    try:
+        request = json.loads(line)
+        return dict(OPERATIONS[request["op"]](request), ok=True)
+    except Failure as refusal:
+        return {"ok": False, "error": refusal.what.rstrip(), "kind": getattr(refusal, "kind", "")}
+    except OSError as problem:
+        return {"ok": False, "error": f"{problem} on {socket.gethostname()}", "kind": ""}
+
+
+def listen(lines: queue.Queue[str]) -> NoReturn:
+    """Read requests; end this process when the line closes, whatever it does at that moment."""
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)
+
+
+def main() -> None:
+    """Answer requests until the line closes."""
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=listen, args=(lines,), daemon=True).start()
+    send({"ok": True, "hello": socket.gethostname(), "python": "{}.{}".format(*sys.version_info[:2])})
+    watched = 0
+    while True:
+        try:
+            message = answer(lines.get(timeout=1.0))
+            watched = message.get("pid", watched) if message.get("running") else watched
+            send(message)
+        except queue.Empty:
+            if watched and not is_alive(watched):
+                send({"event": "gone"})
+                watched = 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""One ssh connection to a host: its command, the agent at its far end, forwards, and what went wrong in words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import re
+import shlex
+import signal
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any, Deque, NamedTuple, Sequence
+
+from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_USAGE, Failure
+from colab_local.base.network import answers, free_port
+from colab_local.base.terminal import Screen
+from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT
+from colab_local.install.servers import Json
+from colab_local.laptop import agent
+from colab_local.laptop.far import copy_command, program_text
+
+ANSWER_SECONDS = 60.0
+# Finds a Python >= 3.8 on the host and hands it the agent, which comes as the first line of stdin. Within '...'
+# it means the same to sh, bash, zsh, fish and csh.
+FAR_COMMAND = (
+    """exec sh -c 'for p in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 """
+    """"${COLAB_LOCAL_HOME:-$HOME/.local/share/colab-local}"/current/*/bin/python; do """
+    """if "$p" -c "import sys; sys.exit(sys.version_info < (3, 8))" 2>/dev/null </dev/null; then """
+    """exec "$p" -c "import json, sys; exec(json.loads(sys.stdin.readline()))"; fi; done; """
+    """echo no Python 3.8 or newer >&2; exit 127'"""
+)
+
+
+class Dropped(Exception):
+    """The line was there and is lost: worth another try. The text says how it ended."""
+
+
+class Ssh(NamedTuple):
+    """How to reach one host: destination and ssh's own options, as the user gave them."""
+
+    destination: str
+    options: tuple[str, ...] = ()
+    program: str = "ssh"
+
+
+def master_argv(ssh: Ssh, socket_path: str) -> list[str]:
+    """Return the command of the one connection: it runs the agent, and forwards are added to it later.
+
+    ssh takes the first value it hears of an option, so the user's come first. From the user's configuration
+    only what would disturb is overruled: forwards to the same ports, a command or a terminal of its own.
+    """
+    ours = {
+        "ServerAliveInterval": "10",  # a dead line is noticed within 30 s
+        "ServerAliveCountMax": "3",
+        "ConnectTimeout": "20",
+        "ExitOnForwardFailure": "yes",
+    }
+    fixed = {
+        "ControlMaster": "yes",
+        "ControlPath": socket_path,
+        "ControlPersist": "no",
+        "ClearAllForwardings": "yes",
+        "RemoteCommand": "none",
+        "ForwardX11": "no",
+    }
+    return [
+        ssh.program,
+        *(word for name, value in fixed.items() for word in ("-o", name + "=" + value)),
+        *ssh.options,
+        *(word for name, value in ours.items() for word in ("-o", name + "=" + value)),
+        "-T",
+        "--",
+        ssh.destination,
+        FAR_COMMAND,
+    ]
+
+
+def control_argv(ssh: Ssh, socket_path: str, *order: str) -> list[str]:
+    """Return the command that uses the open connection: ["-O", "forward", "-L", ...], ["-W", ...].
+
+    Without the user's configuration: it did its work when the connection was made, and ssh would add the forwards
+    that it names to ours.
+    """
+    return [ssh.program, "-F", os.devnull, "-o", "ControlPath=" + socket_path, *order, "--", ssh.destination]
+
+
+def typed(ssh: Ssh, command: str = "") -> str:
+    """Return the plain ssh command that the user could type."""
+    return " ".join(shlex.quote(word) for word in [ssh.program, *ssh.options, ssh.destination]) + command
+
+
+def connect_line(ssh: Ssh, option: str) -> str:
+    """Return the command that runs this program for the same host, by the same of ssh's options."""
+    words = " ".join(shlex.quote(word) for word in [*ssh.options, ssh.destination])
+    return f"python3 scripts/connect.py {option}{words}"
+
+
+def explain(said: Sequence[str], ssh: Ssh) -> Failure:
+    """Return what ssh's last words mean for the user and what to type next.
+
+    said: the lines it wrote to stderr. The texts are OpenSSH's (ssh.c, sshconnect.c, packet.c).
+    """
+    text = "\n".join(said)
+    host = ssh.destination.rpartition("@")[2]
+    last = next((line.strip() for line in reversed(said) if line.strip()), "ssh ended without a word")
+    network, failed = EXIT_NETWORK, EXIT_FAILED
+    table: list[tuple[str, str, str, int]] = [
+        (
+            r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+            "{host} shows another host key than before: it was set up anew, or someone stands in between",
+            "ask whoever runs it; if it was set up anew: ssh-keygen -R {host}",
+            failed,
+        ),
+        (
+            r"Host key verification failed|No .* host key is known",
+            "the host key of {host} is not known here",
+            "compare and accept it once: {typed} true",
+            failed,
+        ),
+        (
+            r"Permission denied|Too many authentication failures|No more authentication methods",
+            "{host} does not let you in ({last})",
+            "find out which key or password it wants: {typed} -v true",
+            failed,
+        ),
+        (
+            r"Could not resolve hostname|Name or service not known|nodename nor servname",
+            "no machine is known by the name {host}",
+            "look at the spelling, at ~/.ssh/config, or whether a VPN is needed: {typed} true",
+            network,
+        ),
+        (
+            r"Connection refused",
+            "{host} is there, but no ssh server listens ({last})",
+            "is the port right (-p)? On the host: sudo systemctl enable --now ssh",
+            network,
+        ),
+        (
+            r"timed out|No route to host|Network is unreachable|Host is down",
+            "{host} can't be reached ({last})",
+            "is it on, and is this machine on its network (VPN)? A jump host is given with -J",
+            network,
+        ),
+        (
+            r"Bad configuration option|Bad owner or permissions|no argument after keyword|Can't open user config"
+            r"|command-line: line \d+|unknown option|usage: ssh",
+            "ssh does not take these options ({last})",
+            "try them alone: {typed} true",
+            EXIT_USAGE,
+        ),
+        (
+            r"no Python 3\.8 or newer",
+            "{host} has no Python 3.8 or newer on its PATH",
+            "install it there, for example: {typed} -t sudo apt install python3",
+            failed,
+        ),
+    ]
+    for pattern, what, hint, code in table:
+        if re.search(pattern, text):
+            return Failure(what.format(host=host, last=last), hint.format(host=host, typed=typed(ssh)), code)
+    return Failure(f"the ssh connection to {host} ended ({last})", typed(ssh, " -v true"), network)
+
+
+def install_command(ssh: Ssh, env: str | None) -> str:
+    """Return the line that brings this repository to the host and installs there."""
+    option = f" --env {shlex.quote(env)}" if env and env != DEFAULT_ENVIRONMENT else ""
+    unpack = "mkdir -p colab-local && tar -C colab-local -xf -"
+    return copy_command(typed(ssh, f" '{unpack} && python3 colab-local/bootstrap.py{option}'"))
+
+
+def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
+    """Return the failure that the agent's answer stands for. stop: the command that stops Jupyter there."""
+    hints = {
+        "absent": install_command(ssh, env),
+        "absent-gpu": install_command(ssh, env or "gpu"),
+        "env": install_command(ssh, env),
+        "start": typed(ssh, " 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'"),
+        "silent": stop + "   ends it, kernels included",
+        "slurm": typed(ssh, " sinfo"),
+        "job": typed(ssh, " squeue --me"),
+    }
+    return Failure(message["error"], hints.get(message.get("kind", ""), ""))
+
+
+class Connection:
+    """One ssh connection to one host: the agent's requests and answers, and forwards, all within one login.
+
+    ssh: how to reach it; folder: a private folder for ssh's control socket. Use as a context manager.
+    """
+
+    def __init__(self, ssh: Ssh, folder: str, screen: Screen) -> None:
+        self.ssh, self.screen = ssh, screen
+        self.socket_path = str(Path(tempfile.mkdtemp(dir=folder)) / "s")  # short: sockets' names are limited
+        self.said: deque[str] = Deque(maxlen=50)
+        self.job: str | None = None  # the Slurm job that the agent's notes spoke of
+        self._messages: queue.Queue[Json | None] = queue.Queue()
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Connection:
+        # ssh ignores Ctrl-C if it was born so: this program closes it in order, after a word with the agent.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._process = subprocess.Popen(
+                master_argv(self.ssh, self.socket_path),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+        except FileNotFoundError:
+            raise Failure("no program ssh on this machine", "sudo apt install openssh-client") from None
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
+        listener.start()
+        reader.start()
+        try:
+            try:
+                self._send(program_text("colab_local.laptop.agent"))
+                self._next_message(None)  # passwords and host keys are between ssh and the user's terminal
+            except Dropped:
+                listener.join(5)
+                raise explain(self.said, self.ssh) from None
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(agent.MARK):  # what login scripts print is not ours
+                with contextlib.suppress(ValueError):
+                    self._messages.put(json.loads(line[len(agent.MARK) :]))
+        self._messages.put(None)
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            self.said.append(line.rstrip())
+            if self.screen.verbose:
+                self.screen.report("ssh: " + line.rstrip())
+
+    def _send(self, message: Any) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except OSError as problem:
+            raise Dropped(str(problem)) from None
+
+    def _next_message(self, timeout: float | None) -> Json:
+        """Return the agent's next message; queue.Empty after `timeout` seconds, Dropped if the line has ended."""
+        message = self._messages.get(timeout=timeout)
+        if message is None:
+            self._messages.put(None)
+            raise Dropped(next((line for line in reversed(self.said) if line), "the line ended"))
+        return message
+
+    def ask(self, op: str, timeout: float | None = None, **request: Any) -> Json:
+        """Have the agent do something and return its answer, whose "ok" may be false. Shows its notes meanwhile.
+
+        timeout: seconds; queue.Empty when they are over. Raises Dropped if the line ends first.
+        """
+        self._send(dict(request, op=op))
+        while True:
+            message = self._next_message(timeout)
+            if "note" in message:
+                self.screen.report(message["note"])
+                self.job = message.get("job", self.job)
+            elif "ok" in message:
+                return message
+
+    def event(self, timeout: float) -> str | None:
+        """Return the event the agent reports within so many seconds, None if none; Dropped if the line ends."""
+        with contextlib.suppress(queue.Empty):
+            event: str | None = self._next_message(timeout).get("event")
+            return event
+        return None
+
+    def _forward(self, address: str, local: int, remote: int) -> str:
+        """Have ssh forward a port at one of this machine's addresses; return why it can't, "" if it does."""
+        spec = f"{address}:{local}:127.0.0.1:{remote}"
+        done = subprocess.run(
+            control_argv(self.ssh, self.socket_path, "-O", "forward", "-L", spec),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        said = done.stderr.strip().splitlines() or ["ssh said nothing"]
+        return said[-1] if done.returncode else ""
+
+    def _forward_localhost(self, local: int, remote: int) -> str:
+        """Have ssh forward localhost:local; return why it can't, "" if it does.
+
+        Each address by itself: of the name "localhost" ssh is content with one. The other could be a stranger's, and
+        get the browser's requests with the token. Where there is no IPv6, nobody has ::1.
+        """
+        problem = self._forward("127.0.0.1", local, remote)
+        if problem:
+            return problem
+        problem = self._forward("[::1]", local, remote)
+        return problem if answers("::1", local) else ""
+
+    def forward(self, remote: int, preferred: int, exact: bool = False) -> int:
+        """Forward a port of this machine to the host's loopback and return it.
+
+        remote: the host's port; preferred: this machine's, taken if free; exact: no other will do.
+        """
+        problem = ""
+        for _ in range(5):  # another program may take the port between the look and the deed
+            local = preferred if exact else free_port(preferred)
+            problem = self._forward_localhost(local, remote)
+            if not problem:
+                return local
+            if self._process is None or self._process.poll() is not None:
+                raise Dropped(problem)
+        raise Failure(
+            f"ssh could not open port {preferred} on this machine ({problem})",
+            connect_line(self.ssh, f"--port {free_port(preferred + 1)} "),
+        )
+
+    def close(self) -> None:
+        """Close the connection with its forwards."""
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()  # the agent ends, and with it ssh
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:  # a dead line, or a forward with an open connection holds it
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._process = None

@@ -1,0 +1,1 @@
+"""From environments/ to lockfiles/: reads what is wanted, solves it, writes what we got."""

@@ -1,0 +1,356 @@
+"""lockfiles/ as text: explicit lists, conda-lock.yml, pixi.lock, pypi.txt, packages.txt, index.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rattler
+import yaml
+from packaging.version import Version
+
+from colab_local.base.errors import Failure
+from colab_local.base.files import sha256_of
+from colab_local.install.jupyter import jupyter_argv
+from colab_local.install.lockfiles import INDEX_SCHEMA
+from colab_local.locking.conda import Records, conda_version
+from colab_local.locking.pypi import Package
+from colab_local.locking.specs import CHANNEL, NOTICE, PYTHONS, Spec, read_exceptions, read_yaml
+from colab_local.locking.wheels import About, Wheel
+
+# A conda package grows when it is unpacked; its record says only what is downloaded. uv's archive (0.12.1) holds
+# 3.2 times its size; sources, and the bytecode that is made of them, grow more. Too much beats a full disk.
+CONDA_GROWTH = 4
+JUPYTER_PREFIX = "jupyter"  # environments/jupyter/, in index.json by its paths under it
+INSTALLERS_SHAPE = {"*": (dict, str)}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One solved environment: both layers, and what the wheels say of themselves."""
+
+    spec: Spec
+    conda: Records
+    python: list[Package]
+    about: dict[str, About]  # by SHA-256
+
+    @property
+    def series(self) -> str:
+        """Python series of the conda layer, 3.13."""
+        return ".".join(self.python_version.split(".")[:2])
+
+    @property
+    def python_version(self) -> str:
+        """Version of the conda layer's Python; the same on every platform, or else it can't be said in one word."""
+        found = {platform: conda_version(records, "python") for platform, records in self.conda.items()}
+        if len(set(found.values())) > 1:
+            raise Failure(f"{self.spec.name} would have several Pythons: {found}")
+        return next(iter(found.values()))
+
+    def wheels(self, platform: str) -> list[Wheel]:
+        """Return the wheels that are installed beside the conda layer on a platform."""
+        target = (platform, self.series)
+        return [package.wheels[target] for package in self.python if target in package.wheels]
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of a text file's content."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def explicit_text(platform: str, records: Iterable[rattler.RepoDataRecord]) -> str:
+    """Return the explicit file: conda, mamba and micromamba create an environment of exactly these files.
+
+    They link in this order, so what a package needs comes before it.
+    """
+    by_name = {record.name.normalized: record for record in records}
+    ordered = [by_name[r.name.normalized] for r in rattler.RepoDataRecord.sort_topologically(list(by_name.values()))]
+    lines = [f"# {NOTICE}", f"# platform: {platform}", "@EXPLICIT"]
+    return "\n".join(lines + [f"{r.url}#sha256:{r.sha256.hex()}" for r in ordered if r.sha256]) + "\n"
+
+
+def content_hash(spec: Spec, platform: str) -> str:
+    """Return a digest of what a platform's conda layer was solved from."""
+    wanted = {"channel": CHANNEL, "specs": spec.conda, "virtual": spec.virtual[platform]}
+    return digest(json.dumps(wanted, sort_keys=True))
+
+
+def conda_lock_text(spec: Spec, conda: Records) -> str:
+    """Return conda-lock.yml, version 1, of the conda layer: conda-lock, micromamba and pixi read it."""
+    packages = [
+        {
+            "name": record.name.normalized,
+            "version": str(record.version),
+            "manager": "conda",
+            "platform": platform,
+            "dependencies": dict(
+                sorted((name, rest) for name, _, rest in (text.partition(" ") for text in record.depends))
+            ),
+            "url": record.url,
+            "hash": {"md5": record.md5.hex(), "sha256": record.sha256.hex()},
+            "category": "main",
+            "optional": False,
+        }
+        for platform, records in conda.items()
+        for record in records
+        if record.md5 and record.sha256
+    ]
+    metadata = {
+        "content_hash": {platform: content_hash(spec, platform) for platform in conda},
+        "channels": [{"url": "conda-forge", "used_env_vars": []}],
+        "platforms": list(conda),
+        "sources": [f"../../environments/{spec.name}.yml"],
+    }
+    body = yaml.safe_dump(
+        {"version": 1, "metadata": metadata, "package": sorted(packages, key=lambda p: (p["name"], p["platform"]))},
+        sort_keys=False,
+        width=1000,
+    )
+    return f"# {NOTICE} The Python layer is in pypi.txt.\n{body}"
+
+
+def requirements_text(head: Sequence[str], packages: Iterable[Package]) -> str:
+    """Return a requirements file of which every line has its version and its hashes."""
+    lines = [f"# {text}" for text in (NOTICE, *head)]
+    for package in packages:
+        marker = f" ; {package.marker}" if package.marker else ""
+        lines.append(f"{package.name}=={package.version}{marker} \\")
+        lines += [f"    --hash=sha256:{value} \\" for value in package.hashes]
+        lines[-1] = lines[-1].removesuffix(" \\")
+        if package.via:
+            lines.append(f"    # via {', '.join(package.via)}")
+    return "\n".join(lines) + "\n"
+
+
+HOST_HEAD = ("uv and pip for the engine without a conda layer, the same versions as in it.",)
+PYPI_HEAD = (
+    f"Python {', '.join(PYTHONS)}; per platform and Python one wheel, the best for virtual-packages.yml.",
+    "uv pip install --no-deps --require-hashes -r pypi.txt",
+)
+
+
+def hosted_status(version: str, hosted: str | None) -> str:
+    """Return how a locked version stands to hosted Colab's: followed, newer, older or absent (there)."""
+    if hosted is None:
+        return "absent"
+    if Version(version) == Version(hosted):
+        return "followed"
+    return f"{'newer' if Version(version) > Version(hosted) else 'older'} than {hosted}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of columns wide enough for their content, the first row above a rule."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def size_text(size: int | None) -> str:
+    """Return a number of bytes for a table, in kB."""
+    return f"{-(-(size or 0) // 1000):,} kB"
+
+
+def packages_text(
+    lock: Solution, pins: Mapping[str, str], hosted_python: str | None, exceptions: Mapping[str, Any]
+) -> str:
+    """Return packages.txt, for people: every package with version, licence, size and how it stands to Colab."""
+    rows = [["package", "version", "hosted Colab", "download", "licence", "where"]]
+    counts: dict[str, int] = {}
+    for package in lock.python:
+        hosted = pins.get(package.name, pins.get("tensorflow") if package.name == "tensorflow-cpu" else None)
+        status = hosted_status(package.version, hosted)
+        counts[status.split()[0]] = counts.get(status.split()[0], 0) + 1
+        targets = [target for target in package.wheels if target[1] == lock.series] or list(package.wheels)
+        wheel = package.wheels[targets[0]]
+        where = sorted({platform for platform, _ in package.wheels})
+        pythons = sorted({python for _, python in package.wheels}, key=Version)
+        limits = ([] if len(where) == len(lock.spec.platforms) else where) + (
+            [] if len(pythons) == len(PYTHONS) else [f"Python {', '.join(pythons)}"]
+        )
+        licence = lock.about[wheel.sha256].licence
+        rows.append(
+            [package.name, package.version, status, size_text(wheel.size), licence, ", ".join(limits) or "everywhere"]
+        )
+    lines = [
+        f"# {NOTICE}",
+        "",
+        f"Environment {lock.spec.name}: {', '.join(lock.spec.platforms)}",
+        "",
+        f"Python layer (pypi.txt): {len(lock.python)} packages. Against hosted Colab (environments/colab-pins.txt):",
+        ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        + f"; Python {lock.python_version}: {hosted_status(lock.python_version, hosted_python)}.",
+        "absent: hosted Colab doesn't have it. Not followed on purpose:",
+        *(
+            f"  {name}: {entry['reason']}"
+            for name, entry in sorted(exceptions.items())
+            if set(entry.get("platforms", lock.spec.platforms)) & set(lock.spec.platforms)
+        ),
+        "",
+        *table(rows),
+    ]
+    for platform, records in lock.conda.items():
+        rows = [["package", "version", "build", "download", "licence"]]
+        for record in records:
+            cells = [record.name.normalized, str(record.version), str(record.build)]
+            rows.append([*cells, size_text(record.size), record.license or "not stated"])
+        lines += ["", f"conda layer of {platform}: {len(records)} packages", "", *table(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def machine_needs(spec: Spec, platform: str) -> dict[str, Any]:
+    """Return what bootstrap.py compares with the machine before it writes anything."""
+    virtual = spec.virtual[platform]
+    needs = {"glibc": virtual.get("__glibc"), "macos": virtual.get("__osx"), **spec.platforms[platform]}
+    return {name: value for name, value in sorted(needs.items()) if value}
+
+
+def conda_sizes(records: Iterable[rattler.RepoDataRecord]) -> dict[str, int]:
+    """Return the bytes of a conda layer, to download and on the disk."""
+    size = sum(record.size or 0 for record in records)
+    return {"conda_download": size, "conda_installed": size * CONDA_GROWTH}
+
+
+def sizes(lock: Solution, platform: str) -> dict[str, int]:
+    """Return the bytes of both layers on a platform, to download and on the disk."""
+    wheels = lock.wheels(platform)
+    return {
+        **conda_sizes(lock.conda[platform]),
+        "pypi_download": sum(wheel.size for wheel in wheels),
+        "pypi_installed": sum(lock.about[wheel.sha256].installed for wheel in wheels),
+    }
+
+
+def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
+    """Return pixi.toml: each environment's conda layer, and the Python layer as a task."""
+    platforms = sorted({platform for spec in specs.values() for platform in spec.platforms})
+    lines = [
+        f"# {NOTICE}",
+        "# The conda layer is in pixi.lock. The Python layer is the task `install`: a pixi.lock would have to name a",
+        "# package index, and where yours is stays your own setting. In this folder:",
+        "#",
+        "#     pixi run --frozen -e cpu jupyter     installs what is missing and starts Jupyter for Colab",
+        "#     pixi run --frozen -e cpu install     installs the Python layer alone, for any `pixi run`",
+        "",
+        "[workspace]",
+        'name = "colab-local"',
+        'channels = ["conda-forge"]',
+        f"platforms = {json.dumps(platforms)}",
+        "",
+        "[environments]",
+        *(f'{name} = {{ features = ["{name}"], no-default-feature = true }}' for name in specs),
+    ]
+    for name, spec in specs.items():
+        lines += ["", f"[feature.{name}]", f"platforms = {json.dumps(sorted(spec.platforms))}"]
+        lines += ["", f"[feature.{name}.dependencies]"]
+        for text in spec.conda:
+            package, _, version = text.partition(" ")
+            lines.append(f"{package} = {json.dumps(version or '*')}")
+        prefix, site = '"$CONDA_PREFIX"', f'"$CONDA_PREFIX/lib/python{series}/site-packages"'
+        install = [
+            f"uv pip install --python {prefix}/bin/python --no-deps --require-hashes -r {name}/pypi.txt",
+            f"cp -R ../environments/jupyter/prefix/etc {prefix}/",
+            f"cp -R ../environments/jupyter/site-packages/* {site}/",
+        ]
+        jupyter = " ".join(jupyter_argv(prefix, notebook_dir='"$HOME"'))
+        lines += ["", f"[feature.{name}.tasks]"]
+        lines.append(f"install = {json.dumps(' && '.join(install))}")
+        lines.append(f'jupyter = {{ cmd = {json.dumps(jupyter)}, depends-on = ["install"] }}')
+    return "\n".join(lines) + "\n"
+
+
+def pixi_lock_text(conda: Mapping[str, Records]) -> str:
+    """Return pixi.lock of every environment's conda layer: complete records, what a solver needs to check it."""
+    names = sorted({platform for records in conda.values() for platform in records})
+    platforms = {name: rattler.LockPlatform(name) for name in names}
+    lock = rattler.LockFile(list(platforms.values()))
+    for environment, records_of in conda.items():
+        lock.set_channels(environment, [rattler.LockChannel(CHANNEL)])
+        for platform, records in records_of.items():
+            for record in records:
+                lock.add_conda_package(environment, platforms[platform], record)
+    with tempfile.TemporaryDirectory(prefix="colab-local-lock-") as folder:
+        path = Path(folder) / "pixi.lock"
+        lock.to_path(path)
+        return f"# {NOTICE}\n{path.read_text(encoding='utf-8')}"
+
+
+def jupyter_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file that environments/jupyter/ puts into an environment, by its path there."""
+    found = {
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for top in ("prefix", "site-packages")
+        for path in sorted((folder / top).rglob("*"))
+        # not what tools leave behind: __pycache__, .mypy_cache, .DS_Store
+        if path.is_file() and not re.search(r"(^|/)(\.|__pycache__)", path.relative_to(folder).as_posix())
+    }
+    if not found:
+        raise Failure(f"{folder} holds no settings and no extension", "git checkout -- environments")
+    return found
+
+
+def render(lock: Solution, folder: Path, pins: Mapping[str, str]) -> dict[str, str]:
+    """Return the files of one environment, {path under lockfiles/: text}; folder: environments/."""
+    spec, name = lock.spec, lock.spec.name
+    files = {f"{name}/{p}.txt": explicit_text(p, records) for p, records in lock.conda.items()}
+    files[f"{name}/conda-lock.yml"] = conda_lock_text(spec, lock.conda)
+    files[f"{name}/pypi.txt"] = requirements_text(PYPI_HEAD, lock.python)
+    files[f"{name}/packages.txt"] = packages_text(lock, pins, pins.get("python"), read_exceptions(folder))
+    return files
+
+
+def index_entry(lock: Solution) -> dict[str, Any]:
+    """Return what index.json says of one environment, without the files' digests."""
+    return {
+        "accelerator": lock.spec.accelerator,
+        "python": lock.python_version,
+        "platforms": {
+            platform: {"requires": machine_needs(lock.spec, platform), "bytes": sizes(lock, platform)}
+            for platform in lock.spec.platforms
+        },
+    }
+
+
+def index_text(folder: Path, files: Mapping[str, str], entries: Mapping[str, Any], uv_version: str) -> str:
+    """Return index.json.
+
+    folder: environments/; files: every file under lockfiles/ by its path there; entries: of the environments,
+    as index_entry() gives them; what they already say of files is said anew.
+    """
+    installers = read_yaml(folder / "installers.json", INSTALLERS_SHAPE)
+    index = {
+        "_": NOTICE,
+        "schema": INDEX_SCHEMA,
+        "python": list(PYTHONS),
+        "uv": {"version": uv_version, "file": "host.txt", "sha256": digest(files["host.txt"])},
+        "installers": {
+            name: {"version": release["version"], "files": release["files"]}
+            for name, release in installers.items()
+            if name != "_"
+        },
+        "pixi": {name: digest(files[name]) for name in ("pixi.lock", "pixi.toml")},
+        "jupyter": jupyter_digests(folder / JUPYTER_PREFIX),
+        "environments": {
+            name: {
+                "accelerator": entry["accelerator"],
+                "python": entry["python"],
+                "pypi": {"file": f"{name}/pypi.txt", "sha256": digest(files[f"{name}/pypi.txt"])},
+                "platforms": {
+                    platform: {
+                        "file": f"{name}/{platform}.txt",
+                        "sha256": digest(files[f"{name}/{platform}.txt"]),
+                        "requires": told["requires"],
+                        "bytes": told["bytes"],
+                    }
+                    for platform, told in entry["platforms"].items()
+                },
+            }
+            for name, entry in sorted(entries.items())
+        },
+    }
+    return json.dumps(index, indent=1) + "\n"

@@ -1,0 +1,1 @@
+"""What is installed: list it, switch back, remove it, verify it, keep it running."""

@@ -1,0 +1,494 @@
+"""Keep Jupyter running for good: `bootstrap.py --service`.
+
+On Linux a systemd user unit, on macOS a launchd agent: no root, nothing outside the user's own folders. It runs
+the command that bootstrap.py prints, through current/<env>, so that it follows updates and rollbacks. Jupyter is
+started again when it crashes, not when it is told to quit.
+
+Surviving a logout is up to systemd's "linger": without it the user's services end with the last session, and
+start with the first one. It is switched on if that is permitted (for oneself it mostly is), otherwise the one
+command that an administrator has to give is printed. A launchd agent runs while its user is logged in.
+
+The token stays the same across restarts. It lies in <home>/run/jupyter-token, for the user's eyes only, and
+Jupyter reads it from there (JUPYTER_TOKEN_FILE, notebook/notebookapp.py): it is in no argument list, no
+environment and no log. What was made is listed in <home>/receipts/service.json, and `--uninstall` removes that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import plistlib
+import shlex
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Sequence
+
+from colab_local.base.errors import EXIT_MACHINE, EXIT_OK, Failure
+from colab_local.base.files import sha256_of, write_atomically
+from colab_local.base.network import free_port, port_is_free
+from colab_local.base.programs import child_environment, run
+from colab_local.base.terminal import Screen
+from colab_local.install.home import config_folder, current_receipt, locked, user_name
+from colab_local.install.jupyter import jupyter_argv
+from colab_local.install.options import Options
+from colab_local.install.servers import find_server, running_servers, token_file
+
+SCHEMA = 1
+UNIT = "colab-local.service"
+LABEL = "org.colab-local.jupyter"
+MARK = "Made by colab-local: bootstrap.py with its service option. Its uninstall option removes it."  # no -- in XML
+START_SECONDS = 120.0
+
+UNIT_TEXT = """\
+# {mark}
+[Unit]
+Description=Jupyter for Google Colab (colab-local, environment {env})
+# A port that another program has taken stays taken: give up after five starts within two minutes.
+StartLimitIntervalSec=120
+StartLimitBurst=5
+
+[Service]
+ExecStart={command}
+WorkingDirectory={home}
+Environment={token}
+UnsetEnvironment=PYTHONHOME PYTHONPATH PYTHONSTARTUP LD_LIBRARY_PATH JUPYTER_TOKEN JUPYTER_CONFIG_DIR
+UMask=0077
+Restart=on-failure
+RestartSec=2
+# Jupyter ends its kernels itself; what is left after the timeout is killed.
+KillMode=mixed
+TimeoutStopSec=30
+
+[Install]
+WantedBy=default.target
+"""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pure functions
+
+
+def quote_for_systemd(word: str) -> str:
+    """Return one word of ExecStart= or Environment= as systemd.syntax(7) wants it, %, $ and line breaks too."""
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "%": "%%", "$": "$$"})
+    return f'"{word.translate(escapes)}"'
+
+
+def unit_text(argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
+    """Return the systemd user unit that runs `argv`.
+
+    env: the environment's name; home: working folder; token_file: where Jupyter reads its token.
+    """
+    # No variable is expanded in Environment= and WorkingDirectory=, so $ stays as it is there.
+    token = quote_for_systemd(f"JUPYTER_TOKEN_FILE={token_file}").replace("$$", "$")
+    return UNIT_TEXT.format(
+        mark=MARK,
+        env=env,
+        command=" ".join(quote_for_systemd(word) for word in argv),
+        home=str(home).replace("%", "%%"),
+        token=token,
+    )
+
+
+def plist_text(argv: Sequence[str], home: Path, token_file: Path) -> str:
+    """Return the launchd agent (launchd.plist(5)) that runs `argv`; its log is under home/logs."""
+    log = str(home / "logs" / "service.log")
+    agent = {
+        "Label": LABEL,
+        "ProgramArguments": list(argv),
+        "EnvironmentVariables": {"JUPYTER_TOKEN_FILE": str(token_file)},
+        "WorkingDirectory": str(home),
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "ProcessType": "Interactive",  # else macOS slows it down as background work
+        "StandardOutPath": log,
+        "StandardErrorPath": log,
+        "Umask": 0o077,
+    }
+    text = plistlib.dumps(agent).decode()
+    return text.replace("<plist ", f"<!-- {MARK} -->\n<plist ", 1)
+
+
+def by_hand(argv: Sequence[str], home: Path, token_file: Path) -> str:
+    """Return the line that starts Jupyter for good where there is no service manager."""
+    log = shlex.quote(str(home / "logs" / "jupyter.log"))
+    command = " ".join(shlex.quote(word) for word in argv)
+    start = f"JUPYTER_TOKEN_FILE={shlex.quote(str(token_file))} nohup {command}"
+    return f"{start} >{log} 2>&1 </dev/null &"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The two service managers: same interface
+
+
+class Manager:
+    """A user's service manager. `kind` names it, `path` is the file that describes the service to it."""
+
+    kind = ""
+    path = Path()
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+
+    def run(self, argv: Sequence[str]) -> str:
+        """Run a command of the service manager and return what it printed; Failure if it fails."""
+        return _run(argv, self.screen)
+
+    def succeeds(self, argv: Sequence[str]) -> bool:
+        """Return whether a command of the service manager succeeds."""
+        return _succeeds(argv, self.screen)
+
+    def text(self, argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
+        """Return the content of `path`."""
+        raise NotImplementedError
+
+    def command(self, action: str) -> list[str]:
+        """Return the command that does "start" or "stop"."""
+        raise NotImplementedError
+
+    def is_active(self) -> bool:
+        """Whether the service runs."""
+        raise NotImplementedError
+
+    def enable(self) -> None:
+        """Take note of `path`, and start the service now and at every login or boot."""
+        raise NotImplementedError
+
+    def disable(self) -> None:
+        """Stop the service, and don't start it again. `path` is still there."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Take note that `path` is gone."""
+
+    def log_command(self, home: Path) -> str:
+        """Return what shows the service's log."""
+        raise NotImplementedError
+
+
+class Systemd(Manager):
+    """systemd --user."""
+
+    kind = "systemd"
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(screen)
+        self.path = config_folder() / "systemd" / "user" / UNIT
+
+    def text(self, argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
+        return unit_text(argv, env, home, token_file)
+
+    def command(self, action: str) -> list[str]:
+        return ["systemctl", "--user", action, UNIT]
+
+    def is_active(self) -> bool:
+        return self.succeeds(self.command("is-active"))
+
+    def enable(self) -> None:
+        self.run(["systemctl", "--user", "daemon-reload"])
+        self.run(self.command("enable"))
+        self.succeeds(self.command("reset-failed"))  # earlier failures count towards the limit on starts
+        self.run(self.command("restart"))
+
+    def disable(self) -> None:
+        self.run(["systemctl", "--user", "disable", "--now", UNIT])
+
+    def forget(self) -> None:
+        self.run(["systemctl", "--user", "daemon-reload"])
+        self.succeeds(self.command("reset-failed"))
+
+    def log_command(self, home: Path) -> str:
+        return "journalctl --user -u colab-local"
+
+
+class Launchd(Manager):
+    """launchd's domain of the logged-in user."""
+
+    kind = "launchd"
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(screen)
+        self.path = Path.home() / "Library" / "LaunchAgents" / (LABEL + ".plist")
+        self.domain = f"gui/{os.getuid()}"
+        self.target = f"{self.domain}/{LABEL}"
+
+    def text(self, argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
+        return plist_text(argv, home, token_file)
+
+    def command(self, action: str) -> list[str]:
+        if action == "start":
+            return ["launchctl", "kickstart", self.target]
+        return ["launchctl", "kill", "SIGTERM", self.target]
+
+    def is_active(self) -> bool:
+        return self.succeeds(["launchctl", "print", self.target])
+
+    def enable(self) -> None:
+        self.succeeds(["launchctl", "bootout", self.target])  # an older version of the file
+        self.run(["launchctl", "bootstrap", self.domain, str(self.path)])
+
+    def disable(self) -> None:
+        self.succeeds(["launchctl", "bootout", self.target])  # fails if it isn't loaded: nothing to stop then
+
+    def log_command(self, home: Path) -> str:
+        return "tail -f " + shlex.quote(str(home / "logs" / "service.log"))
+
+
+def _environment() -> dict[str, str]:
+    """Return a child's environment in which systemctl --user finds its manager, in a bare ssh or su session too."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return child_environment(XDG_RUNTIME_DIR=runtime)
+
+
+def _run(argv: Sequence[str], screen: Screen) -> str:
+    return run(argv, screen, env=_environment(), timeout=90)
+
+
+def _succeeds(argv: Sequence[str], screen: Screen) -> bool:
+    try:
+        _run(argv, screen)
+    except Failure:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Linger
+
+
+def lingers(screen: Screen) -> bool:
+    """Whether systemd keeps this user's services while they are logged out."""
+    with contextlib.suppress(Failure):
+        return _run(["loginctl", "show-user", user_name(), "--property=Linger", "--value"], screen).strip() == "yes"
+    return False
+
+
+def ensure_linger(screen: Screen) -> tuple[bool, bool]:
+    """Return (it is on, we switched it on)."""
+    if lingers(screen):
+        return True, False
+    return (True, True) if _succeeds(["loginctl", "enable-linger"], screen) and lingers(screen) else (False, False)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Installing and removing
+
+
+def choose_manager(screen: Screen, instead: str = "") -> Manager:
+    """Return the kind of service manager that this machine has, and change nothing; Failure if there is none.
+
+    instead: the command that the hint gives then.
+    """
+    if platform.system() == "Darwin":
+        return Launchd(screen)
+    hint = "start it by hand: " + instead if instead else ""
+    if not (shutil.which("systemctl") and Path("/run/systemd/system").is_dir()):
+        raise Failure("--service needs systemd, and it does not run this machine", hint)
+    return Systemd(screen)
+
+
+def find_manager(screen: Screen, instead: str = "") -> Manager:
+    """Return this machine's service manager, ready for this user; Failure if there is none.
+
+    instead: the command that the hint gives then.
+    """
+    manager = choose_manager(screen, instead)
+    if isinstance(manager, Launchd):
+        return manager
+    show = ["systemctl", "--user", "show-environment"]
+    if not _succeeds(show, screen):  # no login session started this user's manager: lingering does
+        ensure_linger(screen)
+        deadline = time.monotonic() + 20
+        while not _succeeds(show, screen):
+            if time.monotonic() > deadline:
+                user = user_name()
+                raise Failure(
+                    f"systemd runs no services for user {user} here",
+                    f"sudo loginctl enable-linger {user}   then the same command again",
+                )
+            time.sleep(0.2)
+    return manager
+
+
+def receipt_path(home: Path) -> Path:
+    """Return where it is written down what was made."""
+    return home / "receipts" / "service.json"
+
+
+def read_receipt(home: Path) -> dict[str, Any] | None:
+    """Return what an earlier run wrote down, None if there was none."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        receipt: dict[str, Any] = json.loads(receipt_path(home).read_text(encoding="utf-8"))
+        return receipt
+    return None
+
+
+def missing_parents(path: Path) -> list[str]:
+    """Return the folders above `path` that are not there yet, innermost first."""
+    return [str(parent) for parent in path.parents if not parent.exists()]
+
+
+def check_ours(manager: Manager, home: Path) -> None:
+    """Raise Failure if the service's file belongs to somebody else or to another home folder."""
+    with contextlib.suppress(FileNotFoundError):
+        text = manager.path.read_text(encoding="utf-8")
+        if read_receipt(home) is None and (MARK not in text or str(home) not in text):
+            raise Failure(
+                f"there is a service of that name already, not made from {home} ({manager.path})",
+                "look at it, and move it away if nobody needs it: less " + shlex.quote(str(manager.path)),
+            )
+
+
+def check_port(manager: Manager, home: Path, port: int) -> None:
+    """Raise Failure if something else has the port: the service could never start."""
+    if manager.is_active() or port_is_free(port):
+        return
+    for server in running_servers(home):
+        if server["port"] == port:
+            raise Failure(
+                "Jupyter runs already, started by hand (process {pid}, port {port})".format(**server),
+                "kill {pid}".format(**server),
+            )
+    raise Failure(
+        f"port {port} is taken by another program",
+        f"python3 bootstrap.py --service --port {free_port(port)}",
+        EXIT_MACHINE,
+    )
+
+
+def await_answer(manager: Manager, home: Path, env: str, port: int) -> dict[str, Any]:
+    """Wait until the service's Jupyter answers and return it (port, token, pid); Failure with its log's command."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        server = find_server(home, env)
+        if server and server["port"] == port:
+            return server
+        time.sleep(0.2)
+    raise Failure(
+        f"the service does not answer on port {port} after {START_SECONDS:.0f} s", manager.log_command(home)
+    )
+
+
+def command(options: Options, dry_run: bool, screen: Screen) -> int:
+    """Make, or bring up to date, the service for an installation's options and return the exit code.
+
+    Raises Failure where there is no service manager.
+    """
+    home = options.home.resolve()
+    if dry_run:
+        manager = choose_manager(screen, "python3 bootstrap.py --launch")
+        screen.say(f"Would keep Jupyter running as a {manager.kind} service: {manager.path}")
+        return EXIT_OK
+    if current_receipt(home, options.env) is None:
+        raise Failure(f"there is no environment {options.env} in {home}", "python3 bootstrap.py --env " + options.env)
+    argv = jupyter_argv(
+        str(home / "current" / options.env), options.port, str(options.notebook_dir), os.geteuid() == 0
+    )
+    token = token_file(home)
+    (home / "logs").mkdir(exist_ok=True)
+    manager = find_manager(screen, by_hand(argv, home, token))
+    with locked(home, screen):
+        made = install(manager, home, options.env, argv, token, options.port)
+    server = await_answer(manager, home, options.env, options.port)
+    screen.say(
+        "{}: Jupyter runs as a {} service ({}).".format(
+            "Done" if made else "Nothing to do", manager.kind, manager.path
+        )
+    )
+    screen.say("  Paste into Colab:  http://localhost:{}/?token={}".format(server["port"], server["token"]))
+    screen.say("  Log:               " + manager.log_command(home))
+    screen.say("  Stop, start:       " + " ".join(manager.command("stop")) + "   (or start)")
+    screen.say("  Remove:            python3 bootstrap.py --uninstall")
+    if isinstance(manager, Systemd) and not lingers(screen):
+        screen.report("note: without lingering, systemd ends this service when you log out and starts it at login")
+        screen.report("hint: sudo loginctl enable-linger " + user_name())
+    return EXIT_OK
+
+
+def install(manager: Manager, home: Path, env: str, argv: Sequence[str], token_file: Path, port: int) -> bool:
+    """Write the service's file and start it; return whether anything had to be done."""
+    check_ours(manager, home)
+    text = manager.text(argv, env, home, token_file)
+    before = read_receipt(home)
+    lingering = ensure_linger(manager.screen)[1] if isinstance(manager, Systemd) else False
+    with contextlib.suppress(FileNotFoundError):
+        if before and manager.path.read_text(encoding="utf-8") == text and manager.is_active():
+            return False
+    check_port(manager, home, port)
+    folders = missing_parents(manager.path)
+    receipt = {
+        "schema": SCHEMA,
+        "kind": manager.kind,
+        "env": env,
+        "port": port,
+        "file": str(manager.path),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "made": [*folders, *(before or {}).get("made", [])],
+        "token_file": str(token_file),
+        "lingering": lingering or bool((before or {}).get("lingering")),
+        "start": manager.command("start"),
+        "stop": manager.command("stop"),
+    }
+    # First the receipt: a run that is killed in between is still undone in full.
+    write_atomically(receipt_path(home), json.dumps(receipt, indent=1) + "\n")
+    manager.path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(manager.path, text)
+    manager.enable()
+    return True
+
+
+def uninstall(home: Path, dry_run: bool, screen: Screen) -> int:
+    """Stop the service, remove what the receipt under `home` lists and return the exit code.
+
+    A service file that the user has changed since is kept beside its place. Without a receipt nothing is done.
+    """
+    home = home.resolve()
+    receipt = read_receipt(home)
+    if receipt is None:
+        return EXIT_OK
+    path, token_file = Path(receipt["file"]), Path(receipt["token_file"])
+    maker = token_file.parent.parent
+    if maker.resolve() != home and receipt_path(maker).exists():  # this home is a copy of it
+        screen.say("left the {} service: it is that of {}".format(receipt["kind"], maker))
+        if not dry_run:
+            receipt_path(home).unlink()
+        return EXIT_OK
+    if dry_run:
+        screen.say("would stop the {} service and remove {} and {}".format(receipt["kind"], path, token_file))
+        return EXIT_OK
+    manager: Manager | None = None
+    try:
+        manager = find_manager(screen)
+    except Failure as problem:  # systemd is gone, or the user's manager: the files can go all the same
+        screen.report("note: " + problem.what)
+    if manager and path.exists():
+        manager.disable()
+    remove_file(path, receipt["sha256"], screen)
+    if manager:
+        manager.forget()
+    for folder in receipt["made"]:
+        with contextlib.suppress(OSError):  # somebody else's files are in it by now
+            Path(folder).rmdir()
+    if receipt["lingering"] and manager:
+        _succeeds(["loginctl", "disable-linger"], screen)
+    with contextlib.suppress(FileNotFoundError):
+        token_file.unlink()
+    receipt_path(home).unlink()
+    screen.say("removed the {} service ({})".format(receipt["kind"], path))
+    return EXIT_OK
+
+
+def remove_file(path: Path, sha256: str, screen: Screen) -> None:
+    """Remove a file; keep it under another name if its content isn't ours any more."""
+    if not path.exists():
+        return
+    if sha256_of(path) == sha256:
+        path.unlink()
+        return
+    kept = path.with_name(path.name + ".yours")
+    path.replace(kept)
+    screen.report(f"note: you had changed {path}: kept as {kept}")

@@ -1,1 +1,0 @@
-"""Tools around bootstrap.py; each module says in its first lines who runs it and what it may import."""

@@ -1,0 +1,667 @@
+"""scripts/connect.py on a laptop of its own: real ssh, real hosts, real Jupyter, lines that are really cut."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import itertools
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE, Failure
+from colab_local.laptop import agent as connect_agent
+from colab_local.laptop.transport_benchmark import median_cell
+from scripts import connect as connect_py
+from tests.conftest import REPO, Installed
+from tests.support.colab_client import TRANSPORTS, Colab, Server, connect, open_transport
+from tests.support.hosts import Lab, Machine, needs_root, wait_for
+
+SCRIPT = str(REPO / "scripts" / "connect.py")
+QUICK = ("-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2", "-o", "ConnectTimeout=3")
+DEFAULT_HOME = ".local/share/colab-local"
+
+
+def install(installed: Installed, host: Machine) -> Path:
+    """Put colab-local where a host's user would have it: the session's environment, own logs and state."""
+    home = host.home / DEFAULT_HOME
+    home.mkdir(parents=True)
+    for name in ("envs", "current", "receipts"):
+        (home / name).symlink_to(installed.home / name)
+    return home
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> Iterator[Lab]:
+    """A laptop, gpubox in the same network, and vault behind gate."""
+    with Lab(tmp_path_factory.mktemp("connect")) as made:
+        install(installed, made.host("gpubox"))
+        made.host("gate", networks=("outer", "inner"))
+        install(installed, made.host("vault", networks=("inner",)))
+        made.host("empty")
+        yield made
+
+
+class Running:
+    """A connect.py that runs on the laptop with --json; events are read as they come."""
+
+    def __init__(self, lab: Lab, *args: str, env: Sequence[str] = ()) -> None:
+        self.lab = lab
+        self.errors: list[str] = []
+        self.process = subprocess.Popen(
+            lab.laptop.enter(["env", *env, sys.executable, SCRIPT, "--json", *args]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read_errors, daemon=True).start()
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self.errors.extend(iter(self.process.stderr.readline, ""))
+
+    @property
+    def said(self) -> str:
+        return "".join(self.errors)
+
+    def says(self, words: str, seconds: float = 60) -> None:
+        """Wait until people have been told so (stderr is read by a thread of its own, and may lag behind)."""
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: words in self.said, seconds, words)
+        assert words in self.said
+
+    def event(self, name: str, seconds: float = 240) -> dict[str, Any]:
+        """Return the next event, which has to be `name`."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        assert ready, f"no event {name} within {seconds} s\n{self.said}"
+        line = self.process.stdout.readline()
+        assert line, f"no event {name}: it ended\n{self.said}"
+        event: dict[str, Any] = json.loads(line)
+        assert event.get("event") == name, f"{event}\n{self.said}"
+        return event
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """Press Ctrl-C (in a terminal all processes of the group get it) and return the exit code."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        try:
+            self.end(signal.SIGTERM)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def running(lab: Lab, *args: str, env: Sequence[str] = ()) -> Iterator[Running]:
+    made = Running(lab, *args, env=env)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def run(lab: Lab, *args: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run connect.py on the laptop to its end."""
+    return lab.laptop.run([sys.executable, SCRIPT, *args], check=False, timeout=timeout)
+
+
+def command_lines(machine: Machine) -> str:
+    """Return all command lines and environments of processes on a machine."""
+    pids = [str(pid) for pid in machine.inhabitants()]
+    shown = [Path("/proc", pid, name) for pid in pids for name in ("cmdline", "environ")]
+    texts = []
+    for path in shown:
+        with contextlib.suppress(OSError):
+            texts.append(path.read_bytes().decode(errors="replace"))
+    return "\n".join(texts)
+
+
+@needs_root
+def test_first_connection_and_everything_one_does_with_it(lab: Lab) -> None:
+    """Start, both transports, a port in use, a second laptop window, Ctrl-C, --status, --stop."""
+    gpubox = lab.machines["gpubox"]
+    nothing = run(lab, "--status", "gpubox")
+    assert (nothing.returncode, nothing.stdout) == (1, "no Jupyter of colab-local runs on gpubox\n")
+
+    with running(lab, "gpubox") as first:
+        one = first.event("connected")
+        assert one["started"] is True
+        assert one["port"] == one["remote_port"] == 8888, "the same port by preference"
+        assert (one["host"], one["env"]) == ("gpubox", "cpu")
+        token = one["url"].partition("token=")[2]
+        assert one["url"] == f"http://localhost:8888/?token={token}"
+        first.says(f"    {one['url']}\n")
+        with lab.laptop.network():
+            for transport in TRANSPORTS:
+                with connect(one["url"], transport) as colab:
+                    assert colab.run("import socket; print(socket.gethostname())").stdout == "gpubox\n"
+            assert median_cell(one["url"]) < 0.035, "sshd holds small packets back, as with ssh -N"
+
+        # The token is in no command line, no environment and no log.
+        seen = command_lines(lab.laptop) + command_lines(gpubox)
+        assert "jupyter-notebook" in seen
+        sockets = re.search(r"ControlPath=(/\S+)/[^/]+/s\b", seen)
+        assert sockets
+        assert token not in seen
+        logs = list((gpubox.home / DEFAULT_HOME / "logs").iterdir())
+        assert logs
+        for log in logs:
+            assert token not in log.read_text()
+            assert log.stat().st_mode & 0o777 == 0o600
+        assert (gpubox.home / DEFAULT_HOME / "run/jupyter-token").stat().st_mode & 0o777 == 0o600
+
+        # Again, from another window: the same Jupyter, the next free port, which works on both transports.
+        with running(lab, "gpubox") as second:
+            two = second.event("connected")
+            assert two["started"] is False
+            assert two["pid"] == one["pid"]
+            assert two["port"] == 8889
+            second.says("port 8888 is taken on this machine, using 8889")
+            with lab.laptop.network():
+                for transport in TRANSPORTS:
+                    with connect(two["url"], transport) as colab:
+                        assert colab.run("6 * 7").result == "42"
+            assert second.end(signal.SIGTERM) == 0
+            assert not lab.laptop.listens(8889)
+        assert lab.laptop.listens(8888), "the first window is not concerned"
+
+        assert first.end() == 0
+    assert first.event("closed")
+    first.says(f"closed the tunnel; Jupyter on gpubox (process {one['pid']}) still runs")
+    first.says("stop it: python3 scripts/connect.py --stop gpubox")
+    assert not lab.laptop.listens(8888)
+    assert not Path(sockets[1]).exists(), "its folder is gone"
+    assert "ssh" not in command_lines(lab.laptop), "no ssh is left"
+    wait_for(lambda: "sys.stdin.readline" not in command_lines(gpubox), 30, "the agent's end")
+    assert gpubox.listens(8888), "Jupyter outlives the connection"
+
+    status = run(lab, "--status", "gpubox")
+    assert (status.returncode, "process {pid}, port 8888".format(**one) in status.stdout) == (0, True)
+    assert run(lab, "--stop", "gpubox").stdout == "stopped on gpubox\n"
+    assert not gpubox.listens(8888)
+    assert "jupyter" not in command_lines(gpubox), "kernels are gone too"
+    assert run(lab, "--stop", "gpubox").stdout == "nothing to stop on gpubox\n"
+
+
+@needs_root
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_cut_line_comes_back_with_the_kernels_variables(lab: Lab, transport: str) -> None:
+    gpubox = lab.machines["gpubox"]
+    with running(lab, *QUICK, "gpubox") as link:
+        connected = link.event("connected")
+        server = Server(connected["url"])
+        with lab.laptop.network():
+            colab = Colab(open_transport(server, transport))
+            colab.run("answer = 42")
+        gpubox.cut()
+        try:
+            link.event("dropped")
+            assert not lab.laptop.listens(connected["port"])
+        finally:
+            gpubox.restore()
+        assert link.event("reconnected")["port"] == connected["port"]
+        kernel = colab.session["kernel"]["id"]
+        with lab.laptop.network():  # Colab's page opens its WebSocket again
+            colab.transport = open_transport(server, transport)
+            colab.channels = colab.transport.channels(f"/api/kernels/{kernel}/channels", colab.client)
+            assert colab.run("answer").result == "42"
+            colab.close()
+        assert link.end() == 0
+
+
+@needs_root
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_port_that_a_stranger_took_while_the_line_was_down(lab: Lab, address: str) -> None:
+    """Of localhost's two addresses one is enough for a stranger to get what the browser sends, token and all."""
+    gpubox = lab.machines["gpubox"]
+    with running(lab, *QUICK, "--port", "50002", "gpubox") as link:
+        assert link.event("connected")["port"] == 50002
+        gpubox.cut()
+        try:
+            link.event("dropped")
+            with lab.laptop.network():
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                stranger = socket.create_server((address, 50002), family=family)
+        finally:
+            gpubox.restore()
+        with stranger:
+            failed = link.event("failed")
+            stranger.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    assert stranger.accept()[0].recv(1000) == b"", "something was said to it"
+        assert "could not open port 50002 on this machine" in failed["error"]
+        options = shlex.join(QUICK)
+        assert failed["hint"] == f"python3 scripts/connect.py --port 50003 {options} gpubox"
+        assert link.process.wait(30) == 1
+
+
+@needs_root
+def test_a_jupyter_that_hangs_is_waited_for_and_never_doubled(lab: Lab) -> None:
+    """As on a machine that swaps: its kernels hold the user's variables, a second Jupyter would hide them."""
+    gpubox = lab.machines["gpubox"]
+    with running(lab, "gpubox") as link:
+        pid = link.event("connected")["pid"]
+        assert link.end() == 0
+    gpubox.run(["kill", "-STOP", str(pid)])
+    silent = f"Jupyter on gpubox (process {pid}, port 8888) runs and does not answer"
+    status = run(lab, "--status", "gpubox")
+    assert (status.returncode, status.stdout) == (1, "")
+    assert f"error: {silent}\nhint: python3 scripts/connect.py --stop gpubox" in status.stderr
+    with running(lab, "gpubox") as link:
+        link.says(f"{silent}: waiting")
+        gpubox.run(["kill", "-CONT", str(pid)])
+        connected = link.event("connected")
+        assert (connected["pid"], connected["started"]) == (pid, False)
+        assert link.end() == 0
+    gpubox.run(["kill", "-STOP", str(pid)])
+    assert run(lab, "--stop", "gpubox").stdout == "stopped on gpubox\n"
+    assert not gpubox.listens(8888)
+
+
+@needs_root
+def test_a_rebooted_host_gets_a_new_jupyter_and_the_user_is_told(lab: Lab) -> None:
+    gpubox = lab.machines["gpubox"]
+    with running(lab, *QUICK, "gpubox") as link:
+        before = link.event("connected")
+        gpubox.stop()
+        link.event("dropped")
+        gpubox.start()
+        link.says("connected again", 240)
+        link.says("Jupyter was started anew on gpubox: variables are gone")
+        link.event("reconnected")
+        with lab.laptop.network(), connect(before["url"], "direct") as colab:
+            assert colab.run("6 * 7").result == "42"
+
+        # Ended by somebody: said, not started again behind their back.
+        assert run(lab, "--stop", "gpubox").returncode == 0
+        assert link.process.wait(60) == 1
+    link.says("error: Jupyter on gpubox has ended")
+
+
+@needs_root
+def test_a_jump_host_and_a_port_that_is_taken_on_the_host(lab: Lab) -> None:
+    vault = lab.machines["vault"]
+    unreachable = run(lab, *QUICK, "vault")
+    assert unreachable.returncode == EXIT_NETWORK
+    assert "error: vault can't be reached" in unreachable.stderr
+    other = subprocess.Popen(vault.enter([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "8888"]))
+    try:
+        wait_for(lambda: vault.listens(8888), 30, "another program at the port")
+        with running(lab, "-J", "gate", "--port", "50000", "root@vault") as link:
+            connected = link.event("connected")
+            assert (connected["remote_port"], connected["port"]) == (8889, 50000)
+            link.says("port 8888 is taken on vault: Jupyter uses 8889 there")
+            with lab.laptop.network():
+                for transport in TRANSPORTS:
+                    with connect(connected["url"], transport) as colab:
+                        assert colab.run("import socket; print(socket.gethostname())").stdout == "vault\n"
+            assert link.end() == 0
+        link.says("--stop -J gate root@vault")
+        assert run(lab, "--stop", "-J", "gate", "vault").stdout == "stopped on vault\n"
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize(
+    ("platform", "remote", "said"),
+    [
+        ("linux", 5901, "vncviewer localhost::55901"),
+        ("darwin", 5901, "open vnc://localhost:55901"),
+        ("darwin", 3389, "an RDP program, at localhost:53389"),
+    ],
+)
+def test_a_desktop_is_opened_by_what_the_laptop_has(platform: str, remote: int, said: str) -> None:
+    assert connect_py.viewer(platform, remote, 50000 + remote) == said
+
+
+@needs_root
+def test_desktop_forwards_vnc_to_a_real_server(lab: Lab, installed: Installed) -> None:
+    gpubox = lab.machines["gpubox"]
+    server = shutil.which("Xtigervnc")
+    assert server, "install tigervnc-standalone-server"
+    options = ["-displayfd", "1", "-rfbport", "5901", "-localhost", "-SecurityTypes", "None", "-geometry", "320x200"]
+    vnc = subprocess.Popen(gpubox.enter([server, *options]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: gpubox.listens(5901), 60, "the VNC server")
+        with running(lab, "--desktop", "gpubox") as link:
+            connected = link.event("connected")
+            assert connected["desktop"] == {"5900": 55900, "5901": 55901}
+            link.says("the desktop of gpubox: vncviewer localhost::55901")
+            link.says("nothing listens at port 5900 yet")
+            with lab.laptop.network(), socket.create_connection(("127.0.0.1", 55901), timeout=30) as rfb:
+                rfb.settimeout(30)
+                assert rfb.recv(12, socket.MSG_WAITALL) == b"RFB 003.008\n"  # RFC 6143, 7.1.1
+            assert link.end() == 0
+        assert not lab.laptop.listens(55901)
+        # A desktop on another display, as bootstrap.py notes it: that one, and no other.
+        home = gpubox.home / "with-desktop"
+        (home / "receipts").mkdir(parents=True)
+        for name in ("envs", "current", *(f"receipts/{p.name}" for p in (installed.home / "receipts").iterdir())):
+            (home / name).symlink_to(installed.home / name)
+        (home / "receipts/desktop.json").write_text('{"schema": 1, "desktops": [{"kind": "virtual", "port": 5903}]}')
+        with running(lab, "--desktop", "--home", str(home), "gpubox") as link:
+            assert link.event("connected")["desktop"] == {"5903": 55903}
+            link.says("nothing listens at port 5903 yet")
+            assert link.end() == 0
+    finally:
+        gpubox.run(["pkill", "-TERM", "-x", "Xtigervnc"])  # so that it removes its lock; its own process table
+        vnc.wait(30)
+
+
+@needs_root
+def test_a_password_is_asked_for_once(lab: Lab, installed: Installed) -> None:
+    install(installed, lab.host("asks", password="open sesame"))
+    argv = lab.laptop.enter([sys.executable, SCRIPT, "-o", "PreferredAuthentications=password", "asks"])
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvp(argv[0], argv)  # noqa: S606
+    shown, typed = b"", False
+    deadline = time.monotonic() + 240
+    try:
+        while b"Ctrl-C closes the tunnel" not in shown:
+            assert time.monotonic() < deadline, shown.decode(errors="replace")
+            if select.select([terminal], [], [], 1)[0]:
+                shown += os.read(terminal, 4096)
+            if b"password:" in shown and not typed:
+                time.sleep(0.3)  # ssh flushes what was typed before it switched the echo off
+                os.write(terminal, b"open sesame\n")
+                typed = True
+        assert shown.count(b"assword:") == 1
+        assert b"open sesame" not in shown
+        os.write(terminal, b"\x03")  # Ctrl-C, as typed: the terminal signals connect.py and ssh alike
+        with contextlib.suppress(OSError):
+            while b"stop it:" not in shown and select.select([terminal], [], [], 60)[0]:
+                shown += os.read(terminal, 4096)
+        assert b"still runs" in shown
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        child = 0
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(terminal)
+
+
+@needs_root
+def test_open_opens_colab_without_the_token(lab: Lab, tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$@" >>"{tmp_path}/opened"\n')
+    browser.chmod(0o755)
+    with running(lab, "--open", "gpubox", env=[f"BROWSER={browser}"]) as link:
+        link.event("connected")
+        wait_for((tmp_path / "opened").exists, 30, "the browser")
+        assert (tmp_path / "opened").read_text() == "https://colab.research.google.com/\n"
+        assert link.end() == 0
+
+
+@needs_root
+def test_two_at_once_start_one_jupyter(lab: Lab) -> None:
+    run(lab, "--stop", "gpubox")
+    with running(lab, "gpubox") as one, running(lab, "gpubox") as two:
+        first, second = one.event("connected"), two.event("connected")
+        assert first["pid"] == second["pid"]
+        assert sorted([first["started"], second["started"]]) == [False, True]
+        assert first["port"] != second["port"]
+
+
+@needs_root
+def test_the_users_own_ssh_configuration_is_respected(lab: Lab, tmp_path: Path) -> None:
+    """An alias with what would disturb: the same forward, a command, a shared connection, a chatty login."""
+    config = tmp_path / "config"
+    own = (lab.laptop.home / ".ssh/config").read_text()
+    alias = "Host work\nHostName gpubox\nLocalForward 8888 localhost:1\nRemoteCommand date\nRequestTTY yes\n"
+    config.write_text(
+        alias + f"ControlMaster auto\nControlPath {tmp_path}/c\nForwardX11 yes\nGatewayPorts yes\n" + own
+    )
+    noisy = lab.machines["gpubox"].home / ".bashrc"
+    noisy.write_text("echo welcome\n")
+    try:
+        with running(lab, "-F", str(config), "work") as link:
+            url = link.event("connected")["url"]
+            with lab.laptop.network():
+                with connect(url, "direct") as colab:
+                    assert colab.run("6 * 7").result == "42"
+                with pytest.raises(OSError):  # loopback only, GatewayPorts or not
+                    socket.create_connection((lab.laptop.address, 8888), timeout=5).close()
+            assert link.end() == 0
+    finally:
+        noisy.unlink()
+
+
+# What ssh says is provoked for real; (arguments, exit code, what it must say, hint)
+REFUSALS = {
+    "no such name": (["nowhere.invalid"], 5, "no machine is known by the name nowhere.invalid", "ssh"),
+    "no sshd": (["-p", "2222", "gpubox"], 5, "gpubox is there, but no ssh server listens", "enable --now ssh"),
+    "key not accepted": (
+        ["-o", "PubkeyAuthentication=no", "-o", "BatchMode=yes", "gpubox"],
+        1,
+        "gpubox does not let you in",
+        "-v true",
+    ),
+    "host key unknown": (
+        ["-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", "gpubox"],
+        1,
+        "the host key of gpubox is not known here",
+        "compare and accept it once: ssh",
+    ),
+    "bad option": (["-o", "Nonsense=1", "gpubox"], 2, "ssh does not take these options", "Nonsense=1 gpubox true"),
+    "no such environment": (
+        ["--env", "moon", "gpubox"],
+        1,
+        "no environment moon on gpubox (found cpu",
+        "bootstrap.py",
+    ),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_are_one_sentence_and_a_command(lab: Lab, case: str) -> None:
+    args, code, what, hint = REFUSALS[case]
+    done = run(lab, *args)
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("error: ")
+    assert what in lines[0]
+    assert lines[1].startswith("hint: ")
+    assert hint in lines[1]
+    assert len(lines) == 2
+
+
+@needs_root
+def test_a_changed_host_key_is_never_accepted(lab: Lab, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
+    key = (tmp_path / "other.pub").read_text().split()
+    (tmp_path / "known").write_text(f"gpubox {key[0]} {key[1]}\n")
+    done = run(lab, "-o", f"UserKnownHostsFile={tmp_path}/known", "gpubox")
+    assert done.returncode == 1
+    assert "gpubox shows another host key than before" in done.stderr
+    assert "ssh-keygen -R gpubox" in done.stderr
+
+
+@needs_root
+def test_where_nothing_is_installed_the_hint_brings_it_there(lab: Lab) -> None:
+    done = run(lab, "empty")
+    assert done.returncode == 1
+    assert "error: no colab-local environment on empty (looked in /" in done.stderr
+    hint = done.stderr.partition("hint: ")[2].strip()
+    assert re.search(r"python3 colab-local/bootstrap\.py( --env gpu)?'$", hint)  # gpu where this machine has one
+    # The command itself, but with --help at its end: this network has no way out.
+    helped = lab.laptop.run(["bash", "-c", hint[:-1] + " --help'"])
+    assert "Turn this machine into a Google Colab local runtime" in helped.stdout
+
+    home = lab.machines["empty"].home
+    (home / "nvidia-smi").write_text("#!/bin/sh\n")
+    (home / "nvidia-smi").chmod(0o755)
+    (home / ".bashrc").write_text("PATH=$PATH:$HOME\n")
+    assert run(lab, "empty").stderr.strip().endswith("python3 colab-local/bootstrap.py --env gpu'"), "it has a GPU"
+
+
+@needs_root
+def test_forbidden_tunnels_and_broken_jupyters_are_named(lab: Lab, installed: Installed) -> None:
+    strict = lab.host("strict", sshd_options="AllowTcpForwarding no")
+    home = install(installed, strict)
+    done = run(lab, "strict")
+    assert done.returncode == 1
+    assert "error: strict forbids tunnels" in done.stderr
+    assert "AllowTcpForwarding yes" in done.stderr
+    assert run(lab, "--stop", "strict").returncode == 0
+
+    receipt = connect_agent.choose(home.resolve(), "cpu")
+    (home / "receipts").unlink()
+    (home / "receipts/cpu-broken").mkdir(parents=True)
+    receipt["jupyter_argv"] = ["sh", "-c", "echo the very reason; exit 3"]
+    (home / "receipts/cpu-broken/receipt.json").write_text(json.dumps(receipt))
+    done = run(lab, "strict")
+    assert done.returncode == 1
+    assert "error: Jupyter ended at once on strict\n  the very reason\n" in done.stderr
+
+
+SHELLS = ("sh", "bash", "dash", "zsh", "fish", "tcsh")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_far_command_means_the_same_to_every_login_shell(shell: str, tmp_path: Path) -> None:
+    program = shutil.which(shell)
+    assert program, f"install {shell}"
+    agent = Path(connect_agent.__file__).read_text()
+    with subprocess.Popen(
+        [program, "-c", connect_py.FAR_COMMAND],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    ) as far:
+        assert far.stdin is not None
+        assert far.stdout is not None
+        far.stdin.write(json.dumps(agent) + "\n")
+        far.stdin.flush()
+        hello = next(line for line in far.stdout if line.startswith(connect_agent.MARK))
+        assert json.loads(hello[len(connect_agent.MARK) :])["hello"] == socket.gethostname()
+        far.stdin.close()
+        assert far.wait(30) == 0, "the agent ends with the line"
+
+
+def test_without_python_the_host_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "sh").symlink_to(shutil.which("sh") or "/bin/sh")
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")  # what an older Python's exit code is
+    old.chmod(0o755)
+    done = subprocess.run(
+        [str(tmp_path / "sh"), "-c", connect_py.FAR_COMMAND],
+        input="",
+        capture_output=True,
+        text=True,
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 127
+    failure = connect_py.explain(done.stderr.splitlines(), connect_py.Ssh("me@host"))
+    assert failure.what == "host has no Python 3.8 or newer on its PATH"
+
+
+def test_both_ends_run_on_old_pythons(tmp_path: Path) -> None:
+    """A laptop and a host have whatever Python they have; 3.8 is the oldest that is promised."""
+    for script in (SCRIPT, connect_agent.__file__):
+        ast.parse(Path(script).read_text(), feature_version=(3, 8))
+    for old in sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python")):
+        assert subprocess.run([old, SCRIPT, "--help"], capture_output=True, check=True).stderr == b""
+        request = json.dumps({"op": "status", "home": str(tmp_path)}) + "\n"
+        agent = [str(old), connect_agent.__file__]
+        with subprocess.Popen(agent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far:
+            assert far.stdin is not None
+            assert far.stdout is not None
+            far.stdin.write(request)
+            far.stdin.flush()
+            said = (line.partition(connect_agent.MARK)[2] for line in far.stdout)
+            answers = [json.loads(text) for text in itertools.islice(filter(None, said), 2)]
+            far.stdin.close()
+        assert answers[0]["hello"]
+        assert answers[1]["kind"].startswith("absent")
+
+
+def test_bad_usage_is_refused_before_anything_happens() -> None:
+    for args, words in (
+        (["--port", "0", "host"], "1 to 65535"),
+        (["--port", "eighty", "host"], "1 to 65535"),
+        ([], "required"),
+    ):
+        done = subprocess.run([sys.executable, SCRIPT, *args], capture_output=True, text=True)
+        assert done.returncode == EXIT_USAGE
+        assert words in done.stderr
+    done = subprocess.run([sys.executable, SCRIPT, "--ssh", "/no/such", "host"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no program ssh")
+
+
+def test_a_port_in_use_in_ipv6_alone_is_not_free() -> None:
+    """Browsers try ::1 first; ssh would be content with 127.0.0.1."""
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert not connect_py.is_free(port)
+        assert connect_py.pick_port(port) != port
+
+
+def test_users_options_come_before_ours() -> None:
+    args = connect_py.make_parser().parse_args(
+        ["-F", "c", "-i", "k1", "-i", "k2", "-p", "22", "-J", "j", "-l", "u", "-o", "ConnectTimeout=1", "h"]
+    )
+    options = connect_py.ssh_options(args)
+    assert shlex.join(options) == "-F c -i k1 -i k2 -p 22 -J j -l u -o ConnectTimeout=1"
+    ssh = connect_py.Ssh("h", tuple(options))
+    line = shlex.join(connect_py.master_argv(ssh, "/s"))
+    assert line.index("ConnectTimeout=1") < line.index("ConnectTimeout=20")
+    assert "ExitOnForwardFailure=yes" in line
+    assert re.search(r"ServerAliveInterval=\d+", line)
+    assert shlex.join(connect_py.ssh_options(args, for_node=True)) == "-F c -i k1 -i k2 -o ConnectTimeout=1"
+
+
+def test_what_the_host_answers_is_no_shell_code_here(tmp_path: Path) -> None:
+    """A login node names the compute node, for ProxyCommand; a host its Jupyter's path, for a command to paste."""
+    args = connect_py.make_parser().parse_args(["--slurm", "me@login"])
+    session = connect_py.Session(args, str(tmp_path), lambda event: None)
+    login = connect_py.Connection(session.ssh, str(tmp_path))
+    assert session.node(login, "node-7.example.org").destination == "me@node-7.example.org"
+    for name in ("x';touch pwned;'", "$(touch pwned)", "-oProxyCommand=touch", "a b", ""):
+        with pytest.raises(Failure, match="no host's name"):
+            session.node(login, name)
+    url = connect_py.colab_url(8888, {"base_url": "@evil.example/;touch pwned\n'", "token": "t"})
+    assert url == "http://localhost:8888%40evil.example/%3Btouch%20pwned%0A%27?token=t"
+    assert connect_py.colab_url(8888, {"base_url": "/a%20b/", "token": "t"}) == "http://localhost:8888/a%20b/?token=t"
+
+
+def test_an_answer_that_is_none_ends_the_connection_and_hangs_nobody(tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\necho '{connect_agent.MARK}{{broken'\necho 'host: gone wrong' >&2\n")
+    ssh.chmod(0o755)
+    with pytest.raises(Failure, match="gone wrong"):
+        connect_py.Connection(connect_py.Ssh("host", (), str(ssh)), str(tmp_path)).__enter__()
+
+
+def test_pauses_double_up_to_half_a_minute() -> None:
+    waits = connect_py.pauses()
+    assert [next(waits) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]

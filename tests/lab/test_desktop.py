@@ -1,0 +1,620 @@
+"""Decisions of the remote desktop that need no server: passwords, files, refusals, texts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+import bootstrap
+from colab_local import desktop
+from colab_local.base.errors import EXIT_BUSY, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_USAGE, Failure
+from colab_local.desktop import files, look, mirror, packages, plan, proc, rdp, secret, service, virtual
+from colab_local.desktop.person import Person
+from tests.support.desktop_machine import check_picture
+
+
+def me(home: Path) -> Person:
+    """The user who runs the tests, at home in a temporary folder."""
+    entry = pwd.getpwuid(os.getuid())
+    return Person(entry.pw_name, entry.pw_uid, entry.pw_gid, (entry.pw_gid,), home.resolve(), "/bin/sh", False)
+
+
+@pytest.fixture
+def person(tmp_path: Path) -> Person:
+    home = tmp_path / "a home"
+    home.mkdir()
+    return me(home)
+
+
+@pytest.fixture
+def receipt(person: Person) -> plan.Receipt:
+    return plan.Receipt(person.home / ".local/share/colab-local", person, "virtual")
+
+
+@pytest.mark.parametrize("password", ["x", "short", "x" * 9, "x" * 40, ""])
+def test_a_password_of_a_length_that_vnc_cannot_keep_is_refused_without_being_repeated(password: str) -> None:
+    with pytest.raises(Failure) as refusal:
+        secret.check(password)
+    assert f"found {len(password)} characters, need 6 to 8" in refusal.value.what
+    assert refusal.value.code == EXIT_USAGE
+    assert len(password) < 3 or password not in refusal.value.what + refusal.value.hint
+
+
+def test_passwords_of_six_to_eight_characters_pass_and_other_alphabets_do_not() -> None:
+    assert secret.check("sechs6") == "sechs6"
+    assert secret.check("eight888") == "eight888"
+    with pytest.raises(Failure, match="disagree"):
+        secret.check("pässwör")
+
+
+def test_generated_passwords_differ_and_are_good() -> None:
+    made = {secret.generate() for _ in range(200)}
+    assert len(made) == 200
+    assert all(secret.check(password) == password and len(password) == 8 for password in made)
+
+
+def test_a_users_own_file_is_kept_and_put_back(person: Person, receipt: plan.Receipt) -> None:
+    path = person.home / ".vnc" / "xstartup"
+    path.parent.mkdir()
+    path.write_text("#!/bin/sh\nexec my-own-desktop\n")
+    path.chmod(0o640)
+    step = plan.File(receipt, path, b"#!/bin/sh\nours\n", 0o700)
+    shown = step.difference()
+    assert shown is not None
+    assert "-exec my-own-desktop" in shown and "+ours" in shown and "mode 0640 -> 0700" in shown
+    step.apply()
+    assert path.read_text() == "#!/bin/sh\nours\n"
+    assert path.stat().st_mode & 0o777 == 0o700
+    [backup] = path.parent.glob("xstartup.orig-*")
+    assert backup.read_text() == "#!/bin/sh\nexec my-own-desktop\n"
+    assert step.difference() is None
+
+    plan.PutBack(receipt, path).apply()
+    assert path.read_text() == "#!/bin/sh\nexec my-own-desktop\n"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [p.name for p in path.parent.iterdir()] == ["xstartup"]
+
+
+def test_what_the_user_changed_after_us_stays_and_so_does_the_copy(person: Person, receipt: plan.Receipt) -> None:
+    path = person.home / ".vnc" / "xstartup"
+    path.parent.mkdir()
+    path.write_text("mine, first\n")
+    plan.File(receipt, path, b"ours\n", 0o700).apply()
+    path.write_text("mine, second\n")
+    undo = plan.PutBack(receipt, path)
+    assert "changed it since" in (undo.difference() or "")
+    undo.apply()
+    assert path.read_text() == "mine, second\n"
+    [backup] = path.parent.glob("xstartup.orig-*")
+    assert backup.read_text() == "mine, first\n"
+
+
+def test_a_later_version_of_ours_replaces_ours_without_a_copy_but_an_edit_is_copied(
+    person: Person, receipt: plan.Receipt
+) -> None:
+    path = person.home / ".vnc" / "xstartup"
+    plan.File(receipt, path, b"version 1\n", 0o700).apply()
+    plan.File(receipt, path, b"version 2\n", 0o700).apply()
+    assert [p.name for p in path.parent.iterdir()] == ["xstartup"]
+    path.write_text("version 2, edited\n")
+    plan.File(receipt, path, b"version 3\n", 0o700).apply()
+    [backup] = path.parent.glob("xstartup.orig-*")
+    assert backup.read_text() == "version 2, edited\n"
+
+
+def test_an_interrupted_write_leaves_the_users_file_and_uninstall_keeps_it(
+    person: Person, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = person.home / ".vnc" / "xstartup"
+    path.parent.mkdir()
+    path.write_text("mine\n")
+
+    def power_cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(files, "write", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            plan.File(receipt, path, b"ours\n", 0o700).apply()
+    again = plan.Receipt(receipt.path.parent.parent, person, "virtual")
+    plan.PutBack(again, path).apply()
+    assert path.read_text() == "mine\n"
+    assert [p.name for p in path.parent.iterdir()] == ["xstartup"]
+
+
+@pytest.mark.parametrize("link", [".vnc", ".vnc/xstartup"])
+def test_symbolic_links_are_refused_and_nothing_is_written_behind_them(
+    person: Person, receipt: plan.Receipt, tmp_path: Path, link: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("precious\n")
+    place = person.home / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(elsewhere if link == ".vnc" else elsewhere / "file")
+    step = plan.File(receipt, person.home / ".vnc/xstartup", b"ours\n", 0o700)
+    with pytest.raises(Failure, match="symbolic link"):
+        step.difference()
+    with pytest.raises(Failure, match="symbolic link"):
+        step.apply()
+    assert [p.name for p in elsewhere.iterdir()] == ["file"]
+    assert (elsewhere / "file").read_text() == "precious\n"
+
+
+def test_private_folders_get_their_mode_back_at_the_end(person: Person, receipt: plan.Receipt) -> None:
+    vnc = person.home / ".vnc"
+    vnc.mkdir(mode=0o755)
+    vnc.chmod(0o755)
+    plan.Private(receipt, vnc).apply()
+    assert vnc.stat().st_mode & 0o777 == 0o700
+    plan.Tidy(receipt).apply()
+    assert vnc.stat().st_mode & 0o777 == 0o755
+    assert not receipt.path.exists()
+
+
+def test_a_damaged_receipt_is_named(person: Person, receipt: plan.Receipt) -> None:
+    receipt.path.parent.mkdir(parents=True)
+    receipt.path.write_text("{half")
+    with pytest.raises(Failure, match="damaged") as refusal:
+        plan.Receipt(receipt.path.parent.parent, person, "virtual")
+    assert refusal.value.code == EXIT_INTEGRITY
+
+
+def test_the_ssh_line_is_one_line_spelled_as_ssh_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.1 2222")
+    line = desktop.ssh_line("ada", 5901, 55901)
+    assert line == "ssh -o ExitOnForwardFailure=yes -L localhost:55901:localhost:5901 -p 2222 ada@192.0.2.1"
+    steps = "\n".join(desktop.next_steps(line, 55901, is_rdp=False))
+    for name in ("macOS", "Linux", "Windows", "vnc://localhost:55901", "localhost::55901"):
+        assert name in steps
+
+
+# --- what listens ---------------------------------------------------------------------------------------
+
+
+def test_listeners_are_read_right_on_loopback_and_beyond() -> None:
+    with socket.socket() as inside, socket.socket(socket.AF_INET6) as six, socket.socket() as silent:
+        inside.bind(("127.0.0.1", 0))
+        inside.listen()
+        six.bind(("::1", 0))
+        six.listen()
+        silent.bind(("127.0.0.1", 0))  # bound, but listens to nobody
+        ports = [s.getsockname()[1] for s in (inside, six, silent)]
+        found = proc.listeners(ports)
+    assert sorted((f.address, f.port, f.on_loopback) for f in found) == sorted(
+        [("127.0.0.1", ports[0], True), ("::1", ports[1], True)]
+    )
+
+
+def test_wildcard_and_mapped_addresses_count_as_what_they_are(tmp_path: Path) -> None:
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    row = "   0: {}:170D {} 0A 00000000:00000000 00:00000000 00000000     0        0 {} 1\n"
+    (tmp_path / "tcp").write_text(head + row.format("00000000", "00000000:0000", 7))
+    mapped = "0000000000000000FFFF00000100007F"
+    rest = "0" * 32 + ":0000"
+    (tmp_path / "tcp6").write_text(head + row.format("0" * 32, rest, 8) + row.format(mapped, rest, 9))
+    found = {f.inode: (f.address, f.on_loopback) for f in proc.listeners([5901], tmp_path)}
+    assert found == {7: ("0.0.0.0", False), 8: ("::", False), 9: ("::ffff:127.0.0.1", True)}  # noqa: S104
+
+
+@contextlib.contextmanager
+def served(*talks: Sequence[bytes]) -> Iterator[int]:
+    """Play a VNC server, one connection after the other: send an answer after each message of the client."""
+
+    def play() -> None:
+        for answers in talks:
+            with door.accept()[0] as stream, contextlib.suppress(ConnectionError):
+                for answer in answers:
+                    stream.sendall(answer)
+                    stream.recv(64)
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        thread = threading.Thread(target=play, daemon=True)
+        thread.start()
+        yield int(door.getsockname()[1])
+        thread.join(5)
+        assert not thread.is_alive(), "the probe made fewer connections than were expected"
+
+
+VERSION, CHALLENGE = b"RFB 003.008\n", bytes(16)
+YES, NO = b"\0\0\0\0", b"\0\0\0\1"
+PASSWORD_WANTED = (VERSION, b"\x01\x02", CHALLENGE, NO)
+OUT = b"\0\0\0\x1aToo many security failures"
+
+
+@pytest.mark.parametrize("no", [(NO,), ()], ids=["a no", "a hang-up"])
+def test_a_server_that_refuses_the_wrong_password_passes(no: Sequence[bytes]) -> None:
+    with served((VERSION, b"\x01\x02", CHALLENGE, *no), (VERSION, b"\0\0\0\2")) as port:
+        assert "a wrong password was refused" in look.password_wanted(port)
+
+
+@pytest.mark.parametrize(
+    ("talks", "words"),
+    [
+        ([(VERSION, b"\x01\x02", CHALLENGE, YES)], "accepted a wrong password"),
+        ([(VERSION, b"\x02\x01\x02", CHALLENGE, NO)], "lets everybody in without a password"),
+        ([(VERSION, b"\x01\x01")], "lets everybody in without a password"),
+        ([(VERSION, b"\x01\x13")], "offers no VNC password log-in"),
+        ([PASSWORD_WANTED, (VERSION, b"\0\0\0\1")], r"RFB 3.3 client .* gets security type \[1\], not 2"),
+        ([PASSWORD_WANTED, (VERSION, b"\0\0\0\0\0\0\0\2no")], "RFB 3.3 client .* cannot log in: no"),
+        ([(b"SSH-2.0-OpenSSH_9.2p1\r\n",)], "no VNC server"),
+    ],
+)
+def test_a_server_that_strangers_could_use_or_a_mac_could_not_is_a_problem(
+    talks: Sequence[Sequence[bytes]], words: str
+) -> None:
+    with served(*talks) as port, pytest.raises(look.Problem, match=words):
+        look.password_wanted(port)
+
+
+def test_a_server_that_has_shut_everybody_out_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "LOCKED_OUT", 0)
+    with served((VERSION, b"\0" + OUT), PASSWORD_WANTED, (VERSION, bytes(4) + OUT), (VERSION, b"\0\0\0\2")) as port:
+        assert look.password_wanted(port)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o4600])
+def test_a_password_that_others_could_read_is_a_problem(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "passwd"
+    path.touch(0o600)
+    look.modes(os.getuid(), {path: 0o600})
+    with pytest.raises(look.Problem, match="is not private"):
+        look.modes(os.getuid() + 1, {path: 0o600})
+    path.chmod(mode)
+    with pytest.raises(look.Problem, match=f"found mode {mode:04o}"):
+        look.modes(os.getuid(), {path: 0o600})
+
+
+def test_a_picture_that_is_no_desktop_is_told_from_one(tmp_path: Path) -> None:
+    """The eye of the other tests: black, X's own grey weave, and one colour with a pointer are no desktops."""
+    path, size = tmp_path / "picture.png", (320, 200)
+    weave = Image.new("RGB", (2, 2))
+    weave.putdata([(0, 0, 0), (255, 255, 255), (255, 255, 255), (0, 0, 0)])
+    black, grey, pointed = (Image.new("RGB", size, colour) for colour in ("black", "grey", "#2e3440"))
+    for x in range(0, 320, 2):
+        for y in range(0, 200, 2):
+            grey.paste(weave, (x, y))
+    pointed.paste(Image.radial_gradient("L").resize((16, 16)), (150, 90))
+    for picture in (black, grey, pointed):
+        picture.save(path)
+        assert check_picture(path, size, most=0.98)
+    Image.radial_gradient("L").resize(size).save(path)
+    assert check_picture(path, size) is None
+    assert check_picture(path, (640, 400)) == "size (320, 200)"
+
+
+# --- display numbers ------------------------------------------------------------------------------------
+
+
+def test_a_display_is_taken_by_a_port_a_socket_or_a_living_lock(
+    person: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sockets = tmp_path / "t" / ".X11-unix"
+    sockets.mkdir(parents=True)
+    monkeypatch.setattr(virtual, "X_SOCKETS", sockets)
+    monkeypatch.setattr(proc, "listeners", lambda ports: [])
+    assert virtual.taken_by(40, person) is None
+
+    lock = sockets.parent / ".X40-lock"
+    lock.write_text(f"{os.getpid():>10}\n")
+    assert f"process {os.getpid()} holds" in (virtual.taken_by(40, person) or "")
+    lock.write_text("   4194304\n")  # above the highest process id of Linux: dead
+    assert virtual.taken_by(40, person) is None
+    assert lock.exists()  # looked at, never removed
+
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(sockets)  # a socket's path may have 107 bytes only
+        server.bind("X40")
+        server.listen()
+        assert "an X server uses" in (virtual.taken_by(40, person) or "")
+    assert virtual.taken_by(40, person) is None  # its server is gone, the file is not
+    assert (sockets / "X40").exists()
+
+
+def test_a_taken_display_is_an_error_with_a_free_one_in_the_hint(
+    person: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtual, "taken_by", lambda n, who: "port 5901 is in use" if n == 1 else None)
+    monkeypatch.setattr(service, "sessions", lambda who: [])
+    with pytest.raises(Failure, match=r"display :1 is taken \(port 5901 is in use\)") as refusal:
+        virtual.choose_display(1, None, person)
+    assert "--display 2" in refusal.value.hint
+    assert refusal.value.code == EXIT_BUSY
+    assert virtual.choose_display(None, None, person) == 2
+
+
+@pytest.mark.parametrize("number", [0, 64, -1, 5900])
+def test_display_numbers_outside_1_to_63_are_refused(person: Person, number: int) -> None:
+    with pytest.raises(Failure, match="need 1 to 63"):
+        virtual.choose_display(number, None, person)
+
+
+@pytest.mark.parametrize("geometry", ["big", "1600", "1600x", "0x0", "1600x900; reboot"])
+def test_a_screen_size_that_is_none_is_refused(person: Person, receipt: plan.Receipt, geometry: str) -> None:
+    args = SimpleNamespace(vnc="tiger", session="xfce", geometry=geometry, display=None)
+    with pytest.raises(Failure, match="need WIDTHxHEIGHT"):
+        virtual.wish(args, person, receipt)
+
+
+def test_an_empty_password_file_counts_as_none(person: Person, receipt: plan.Receipt) -> None:
+    path = person.home / ".vnc" / "passwd"
+    path.parent.mkdir()
+    for content, good in ((virtual.EMPTY, False), (b"", False), (b"12345678", True), (b"1234567", False)):
+        path.write_bytes(content)
+        path.chmod(0o600)
+        shown = virtual.Password(receipt, None, False).difference()
+        assert (shown is None) == good
+        assert good or "a random password of 8 characters" in (shown or "")
+    path.write_bytes(b"12345678")
+    path.chmod(0o644)
+    assert virtual.Password(receipt, None, False).difference() == "mode 0644 -> 0600"
+
+
+# --- packages -------------------------------------------------------------------------------------------
+
+
+def test_missing_packages_are_one_apt_command_and_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "here", lambda need: need == "xauth")
+    monkeypatch.setattr(packages, "candidate", lambda package: package != "tigervnc-tools")
+    monkeypatch.setattr("shutil.which", lambda name, **_: "/usr/bin/" + name)
+    step = packages.Install(["Xtigervnc", "vncpasswd", "xauth", "openbox", "openbox"])
+    assert step.names == ["tigervnc-standalone-server", "tigervnc-common", "openbox"]
+    with pytest.raises(Failure) as refusal:
+        step.demand()
+    assert "apt-get install -y --no-install-recommends tigervnc-standalone-server tigervnc-common openbox" in (
+        refusal.value.hint
+    )
+    assert refusal.value.code == EXIT_MACHINE
+
+
+def stand_in(folder: Path, name: str, text: str) -> None:
+    """Put a program of that name on PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_install_packages_runs_that_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for apt-get (and sudo), which writes down what it was told and 'installs' the program."""
+    bin_, log = tmp_path / "bin", tmp_path / "log"
+    stand_in(
+        bin_,
+        "apt-get",
+        f'echo "$DEBIAN_FRONTEND $*" >>"{log}"; touch "{bin_}/Xtigervnc"; chmod +x "{bin_}/Xtigervnc"',
+    )
+    stand_in(bin_, "apt-cache", "echo tigervnc-standalone-server:; echo '  Candidate: 1'")
+    stand_in(bin_, "sudo", '[ "$1" = -n ] && shift; exec "$@"')
+    monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
+    monkeypatch.setattr(packages, "NEEDS", {"Xtigervnc": ("tigervnc-standalone-server",)})
+    monkeypatch.setattr(packages, "here", lambda need: (bin_ / need).exists())
+    step = packages.Install(["Xtigervnc"])
+    assert step.difference() is not None
+    step.apply()
+    assert log.read_text() == "noninteractive install -y --no-install-recommends tigervnc-standalone-server\n"
+    assert step.difference() is None
+
+
+def test_every_package_named_here_exists_in_this_distribution() -> None:
+    if not shutil.which("apt-cache") or not packages.candidate("bash"):
+        pytest.skip("no package lists on this machine: apt-get update")
+    known = packages.candidates(name for names in packages.NEEDS.values() for name in names)
+    unknown = [need for need, names in packages.NEEDS.items() if not known & set(names)]
+    assert unknown == []
+
+
+# --- Vino and Wayland -----------------------------------------------------------------------------------
+
+KEYS = [
+    "alternative-port",
+    "authentication-methods",
+    "disable-background",
+    "disable-xdamage",
+    "icon-visibility",
+    "lock-screen-on-disconnect",
+    "mailto",
+    "network-interface",
+    "notify-on-connect",
+    "prompt-enabled",
+    "require-encryption",
+    "use-alternative-port",
+    "use-upnp",
+    "view-only",
+    "vnc-password",
+]
+
+
+def test_encryption_is_never_off_without_loopback_and_password() -> None:
+    for keys in (KEYS, [*KEYS, "enabled"]):
+        values = mirror.wanted(keys, "c2VjcmV0Nzg=", 5900)
+        assert values["require-encryption"] == "false"
+        assert values["network-interface"] == "'lo'"
+        assert values["authentication-methods"] == "['vnc']"
+        assert values["vnc-password"] == "'c2VjcmV0Nzg='"
+        assert values["use-upnp"] == "false"
+        assert ("enabled" in values) == ("enabled" in keys)
+    assert mirror.wanted(KEYS, "x", 5950)["alternative-port"] == "uint16 5950"
+
+
+def test_a_vino_that_cannot_be_bound_to_loopback_is_refused() -> None:
+    with pytest.raises(Failure, match="cannot be bound to loopback"):
+        mirror.wanted([k for k in KEYS if k != "network-interface"], "x", 5900)
+
+
+@pytest.mark.parametrize(
+    ("password", "methods", "good"),
+    [
+        ("'c2VjcmV0Nzg='", "['vnc']", True),
+        ("'keyring'", "['vnc']", False),
+        ("''", "['vnc']", False),
+        ("'eA=='", "['vnc']", False),  # one character
+        ("'c2VjcmV0Nzg='", "['none']", False),
+        ("'not base64!'", "['vnc']", False),
+    ],
+)
+def test_vinos_password_is_kept_only_if_it_protects(password: str, methods: str, good: bool) -> None:
+    settings = {"vnc-password": password, "authentication-methods": methods}
+    assert (mirror.password_in(settings) is not None) == good
+
+
+def test_autostart_entries_survive_spaces_and_signs() -> None:
+    entry = mirror.autostart("x", ["/usr/bin/python3", '/home/a "b" $c/100%/vnc-mirror', "5900"]).decode()
+    assert r'Exec=/usr/bin/python3 "/home/a \\"b\\" \\$c/100%%/vnc-mirror" 5900' in entry
+
+
+GNOME = mirror.Screen("wayland", "", "ubuntu:GNOME")
+
+
+@pytest.mark.parametrize(
+    ("seen", "root", "systemd", "nft", "version", "words"),
+    [
+        (mirror.Screen("wayland", "", "KDE"), True, True, True, 48, "only GNOME's Wayland screens"),
+        (GNOME, True, True, True, None, "found none"),
+        (GNOME, True, True, True, 46, "only as an argument"),
+        (GNOME, True, True, False, 48, "cannot be bound to loopback"),
+        (GNOME, True, False, True, 48, "cannot be bound to loopback"),
+        (GNOME, False, True, True, 48, "needs root"),
+        (GNOME, True, True, True, 48, None),
+    ],
+)
+def test_wayland_is_refused_unless_a_firewall_can_stand_in_front(
+    seen: mirror.Screen, root: bool, systemd: bool, nft: bool, version: int | None, words: str | None
+) -> None:
+    refusal = rdp.refuse(seen, root, systemd, nft, version)
+    if words is None:
+        assert refusal is None
+    else:
+        assert refusal is not None
+        assert words in refusal.what
+        assert "--desktop virtual" in refusal.hint
+        assert refusal.code == EXIT_MACHINE
+
+
+def test_rdp_puts_the_firewall_before_the_service(receipt: plan.Receipt) -> None:
+    steps = [type(step).__name__ for step in rdp.plan(receipt, None, False)]
+    assert steps.index("Firewall") < steps.index("Rdp")
+
+
+@pytest.fixture
+def gnome(receipt: plan.Receipt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for grdctl 47+ and systemctl, which no release here has; returns the log of what they were told."""
+    bin_, log = tmp_path / "bin", tmp_path / "log"
+    record = f'printf "%s|" "${{0##*/}}" "$@" >>"{log}"; printf "stdin=%s\\n" "$(cat | tr "\\n" ",")" >>"{log}"'
+    stand_in(bin_, "grdctl", f'[ "$1" = --help ] && {{ echo disable-port-negotiation; exit; }}; {record}')
+    stand_in(bin_, "systemctl", record)
+    monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
+    return log
+
+
+def test_rdp_gets_its_password_on_standard_input_only(
+    gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: True)
+    rdp.Rdp(receipt, "s3cret88", False).apply()
+    lines = gnome.read_text().splitlines()
+    name = receipt.person.name
+    assert [line.partition("stdin=")[0] for line in lines] == [
+        f"grdctl|rdp|set-tls-key|{receipt.person.home}/.local/share/colab-local-rdp/rdp.key|",
+        f"grdctl|rdp|set-tls-cert|{receipt.person.home}/.local/share/colab-local-rdp/rdp.crt|",
+        "grdctl|rdp|disable-view-only|",
+        "grdctl|rdp|set-credentials|",
+        "grdctl|rdp|disable-port-negotiation|",
+        "grdctl|rdp|enable|",
+        "systemctl|--user|enable|--now|gnome-remote-desktop.service|",
+    ]
+    assert [line.partition("stdin=")[2] for line in lines] == ["", "", "", f"{name},s3cret88,", "", "", ""]
+    key = receipt.person.home / ".local/share/colab-local-rdp/rdp.key"
+    assert "PRIVATE KEY" in key.read_text() and key.stat().st_mode & 0o777 == 0o600
+    assert "s3cret88" not in receipt.path.read_text()
+
+
+def test_rdp_may_take_a_moment_to_listen_but_never_without_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = [True]
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: rule[0])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(rdp, "PORT", server.getsockname()[1])
+        threading.Timer(0.5, server.listen).start()
+        assert "the firewall lets nothing but loopback reach it" in rdp.check(10, 0.3)[0]
+        rule[0] = False
+        with pytest.raises(look.Problem, match="the firewall rule is not there"):
+            rdp.check(10, 0.3)
+
+
+def test_rdp_that_does_not_come_up_is_switched_off_again(
+    gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: True)
+    steps = [step for step in rdp.plan(receipt, "s3cret88", False) if isinstance(step, rdp.Rdp)]
+    facts = {"port": rdp.PORT, "how": "rdp"}
+    kind = desktop.Kind(steps, lambda done: rdp.check(0.5), lambda: rdp.disable(receipt), facts, ran=False)
+    with pytest.raises(Failure, match="stopped and disabled: nothing listens on port 3389"):
+        desktop.carry_out("mirror", kind, receipt)
+    assert [line.partition("stdin=")[0] for line in gnome.read_text().splitlines()][-3:] == [
+        "systemctl|--user|enable|--now|gnome-remote-desktop.service|",
+        "systemctl|--user|disable|--now|gnome-remote-desktop.service|",
+        "grdctl|rdp|disable|",
+    ]
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError("no /proc"), Failure("no")])
+def test_what_is_unchecked_is_stopped_and_what_ran_before_is_not(
+    receipt: plan.Receipt, end: BaseException, ran: bool
+) -> None:
+    def ended(_: object) -> list[str]:
+        raise end
+
+    stopped: list[bool] = []
+    kind = desktop.Kind([], ended, lambda: stopped.append(True), {"port": 5901}, ran)
+    with pytest.raises(type(end)):
+        desktop.carry_out("virtual", kind, receipt)
+    assert bool(stopped) != ran
+
+
+def test_a_failed_step_does_not_switch_off_what_was_not_switched_on_here(gnome: Path, receipt: plan.Receipt) -> None:
+    rdp.disable(receipt)
+    assert not gnome.exists()
+
+
+def test_another_system_than_linux_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert bootstrap.main(["--desktop", "virtual", "--dry-run"]) == EXIT_MACHINE
+    assert "found darwin, need linux" in capsys.readouterr().err
+
+
+def test_rdp_is_not_touched_when_its_firewall_rule_is_gone(
+    gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda: False)
+    with pytest.raises(Failure, match="RDP stays off"):
+        rdp.Rdp(receipt, "s3cret88", False).apply()
+    assert not gnome.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="what root would do for others")
+def test_root_believes_no_list_that_another_user_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "root" / ".ssh" / "authorized_keys"
+    keys.parent.mkdir(parents=True, mode=0o700)
+    keys.write_text("mine")
+    monkeypatch.setenv("HOME", str(tmp_path / "root"))
+    entry = {"user": "root", "kind": "mirror", "how": "rdp", "rdp_files": [str(keys)], "created": "2026"}
+    path = plan.receipt_path(tmp_path / "theirs")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"schema": 1, "desktops": [{**entry, "files": {}, "folders": [], "modes": {}}]}))
+    os.chown(path, 12345, -1)
+    with pytest.raises(Failure, match="belongs to another user"):
+        desktop.uninstall(tmp_path / "theirs")
+    assert keys.read_text() == "mine"

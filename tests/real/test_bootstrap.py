@@ -1,0 +1,856 @@
+"""bootstrap.py's decisions, from recorded machines, and its answers to bad input, from the real program."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+import bootstrap
+from colab_local.base.downloads import PARALLEL_DOWNLOADS, download, download_all, parse_rules, rewrite
+from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
+from colab_local.base.files import check_disk, sha256_of
+from colab_local.base.programs import child_environment, telling_line
+from colab_local.base.terminal import Progress
+from colab_local.base.text import mask
+from colab_local.install.home import current_receipt
+from colab_local.install.installation import Installation
+from colab_local.install.jupyter import jupyter_argv
+from colab_local.install.lockfiles import (
+    conda_platform,
+    locked_entry,
+    locked_names,
+    make_lock,
+    parse_explicit,
+    read_index,
+)
+from colab_local.install.machine import gpu_refusal, machine_refusal, parse_nvidia_smi
+from colab_local.install.packages import pip_index_url
+from tests.conftest import REPO, Installed, clean_environment, free_port, supported_python
+
+LOCKFILES = REPO / "lockfiles"
+INDEX = json.loads((LOCKFILES / "index.json").read_text())
+
+
+def recorded(system: str, machine: str, libc: str = "", version: str = "", macos: str = "") -> Host:
+    """Return a machine as inspect_host() records it, with a CPU that has every flag asked for."""
+    return Host(system, machine, libc, version, macos, {"sse4_2", "avx", "avx2", "fma"})
+
+
+UBUNTU = recorded("Linux", "x86_64", "glibc", "2.39")
+RASPBERRY = recorded("Linux", "aarch64", "glibc", "2.36")
+MACBOOK = recorded("Darwin", "arm64", macos="14.5")
+OLD_MACBOOK = recorded("Darwin", "x86_64", macos="13.6")
+
+
+@pytest.mark.parametrize(
+    ("host", "env", "refused_for"),
+    [
+        (UBUNTU, "cpu", None),
+        (UBUNTU, "gpu", None),
+        (RASPBERRY, "cpu", None),
+        (MACBOOK, "cpu", None),
+        (RASPBERRY, "gpu", "no lock for this machine (found Linux aarch64"),
+        (MACBOOK, "gpu", "no lock for this machine (found Darwin arm64"),
+        (OLD_MACBOOK, "cpu", "macOS on Intel"),
+        (recorded("Windows", "AMD64"), "cpu", "native Windows"),
+        (recorded("Linux", "x86_64", "musl"), "cpu", "musl"),
+        (recorded("Linux", "x86_64", "glibc", "2.12"), "cpu", "too old: glibc 2.12 (need "),
+        (recorded("Linux", "riscv64", "glibc", "2.39"), "cpu", "found Linux riscv64"),
+        (recorded("Darwin", "arm64", macos="10.15"), "cpu", "macOS is too old: 10.15 (need "),
+        (UBUNTU._replace(cpu={"sse4_2"}), "cpu", "this CPU lacks avx"),
+    ],
+)
+def test_which_machines_are_refused(host: Host, env: str, refused_for: str | None) -> None:
+    refusal = machine_refusal(host, env, INDEX["environments"][env]["platforms"])
+    if refused_for is None:
+        assert refusal is None
+    else:
+        assert refusal is not None and refused_for in refusal.what
+        assert refusal.code == EXIT_MACHINE
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "said"),
+    [
+        (
+            "Windows",
+            "AMD64",
+            ["error: native Windows is not supported (need Linux: WSL2 has it)", "hint: wsl --install"],
+        ),
+        (
+            "Darwin",
+            "x86_64",
+            ["error: macOS on Intel is not supported: TensorFlow ended its builds for it with 2.16"],
+        ),
+    ],
+)
+def test_a_foreign_system_is_refused_by_the_program_itself(
+    system: str, machine: str, said: list[str], tmp_path: Path
+) -> None:
+    """Where Python lacks what other systems have (locks, user numbers, signals), the refusal comes all the same."""
+    code = (
+        "import os, platform, signal, sys; sys.path.insert(0, sys.argv.pop(1)); sys.modules['fcntl'] = None;"
+        "del os.geteuid, os.getuid, os.confstr, signal.SIGHUP; sys.modules['pwd'] = None;"
+        f"platform.system = lambda: {system!r}; platform.machine = lambda: {machine!r};"
+        "import bootstrap; sys.exit(bootstrap.main())"
+    )
+    argv = [sys.executable, "-c", code, str(REPO), "--prefix", str(tmp_path / "home")]
+    done = subprocess.run(argv, env=clean_environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_MACHINE
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(said) and all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("host", "platform", "miniforge", "pixi"),
+    [
+        (UBUNTU, "linux-64", "Linux-x86_64.sh", "x86_64-unknown-linux-musl"),
+        (RASPBERRY, "linux-aarch64", "Linux-aarch64.sh", "aarch64-unknown-linux-musl"),
+        (MACBOOK, "osx-arm64", "MacOSX-arm64.sh", "aarch64-apple-darwin"),
+    ],
+)
+def test_every_platform_gets_its_own_lock_and_installer(
+    host: Host, platform: str, miniforge: str, pixi: str
+) -> None:
+    subdir = conda_platform(host.system, host.machine)
+    assert subdir == platform
+    assert INDEX["installers"]["miniforge"]["files"][subdir]["url"].endswith(miniforge)
+    assert pixi in INDEX["installers"]["pixi"]["files"][subdir]["url"]
+    lock = make_lock(INDEX, LOCKFILES, "cpu", subdir, "conda")
+    assert all(f"/{subdir}/" in url or "/noarch/" in url for url, _ in parse_explicit(lock.conda))
+
+
+# `nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv,noheader,nounits`
+RTX_4090 = "NVIDIA GeForce RTX 4090, 550.54.14, 24564, 8.9\n"
+TWO_V100 = "Tesla V100-SXM2-16GB, 535.161.08, 16384, 7.0\nTesla V100-SXM2-16GB, 535.161.08, 16384, 7.0\n"
+GTX_980 = "NVIDIA GeForce GTX 980, 535.183.01, 4096, 5.2\n"
+OLD_DRIVER = "Tesla T4, 470.256.02, 15360, 7.5\n"
+BEFORE_COMPUTE_CAP = "Tesla K80, 418.226.00, 11441\n"
+MIXED = GTX_980 + RTX_4090.replace("550.54.14", "535.183.01")
+RTX_5090 = "NVIDIA GeForce RTX 5090, 570.86.10, 32607, 12.0\n"
+VIRTUAL = "GRID T4-16Q, 535.183.06, [N/A], [N/A]\n"  # what it does not tell is no reason to refuse it
+
+
+@pytest.mark.parametrize(
+    ("output", "count", "refused_for"),
+    [
+        (RTX_4090, 1, None),
+        (TWO_V100, 2, None),
+        (MIXED, 2, None),  # one card that fits is enough
+        (RTX_5090, 1, None),
+        (VIRTUAL, 1, None),
+        (GTX_980, 1, "found NVIDIA GeForce GTX 980 5.2, need compute capability 6.0"),
+        (OLD_DRIVER, 1, "driver is too old (found 470.256.02, need 5"),
+        (BEFORE_COMPUTE_CAP, 1, "driver is too old (found 418.226.00"),
+    ],
+)
+def test_recorded_drivers_and_cards(output: str, count: int, refused_for: str | None) -> None:
+    gpus = parse_nvidia_smi(output)
+    assert len(gpus) == count
+    assert all(gpu.compute_capability == "" or "." in gpu.compute_capability for gpu in gpus)
+    refusal = gpu_refusal(gpus, INDEX["environments"]["gpu"]["platforms"]["linux-64"]["requires"])
+    if refused_for is None:
+        assert refusal is None
+    else:
+        assert refusal is not None and refused_for in refusal.what and refusal.hint
+
+
+def fake_nvidia_smi(folder: Path, script: str) -> Path:
+    """Put a program into `folder` that answers as nvidia-smi was recorded to answer."""
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+    program.write_text("#!/bin/sh\n" + script)
+    program.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9",
+            "could not communicate",
+        ),
+        ("echo 'No devices were found'; exit 6", "No devices were found"),
+        (
+            "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
+            "Driver/library version mismatch",
+        ),
+        (None, "nvidia-smi is not there"),
+    ],
+)
+def test_gpu_without_a_gpu_names_cpu_and_the_override(tmp_path: Path, script: str | None, said: str) -> None:
+    folder = fake_nvidia_smi(tmp_path / "bin", script) if script else tmp_path
+    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
+    done = bootstrap_run(["--gpu", "--dry-run", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env)
+    assert done.returncode == EXIT_MACHINE
+    error, hint = done.stderr.splitlines()
+    assert said in error and "--no-gpu-check" in error and hint == "hint: python3 bootstrap.py --cpu"
+    assert not (tmp_path / "home").exists()
+
+
+# A driver before 470 does not know the field compute_cap (its own words, and exit status 2).
+OLD_SMI = """case "$*" in *compute_cap*) echo 'Field "compute_cap" is not a valid field to query.'; exit 2;; esac
+echo 'Tesla V100-SXM2-16GB, 450.80.02, 16160'"""
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "said"),
+    [
+        (f"printf '{RTX_4090}'", 0, "NVIDIA GeForce RTX 4090, driver 550.54.14, compute capability 8.9"),
+        (f"printf '{RTX_5090}'", 0, "no code for compute capability 12.x"),
+        (f"printf '{VIRTUAL}'", 0, "GRID T4-16Q, driver 535.183.06, compute capability unknown"),
+        (f"printf '{GTX_980}'", 3, "error: no GPU here is new enough (found NVIDIA GeForce GTX 980 5.2"),
+        (OLD_SMI, 3, "error: the NVIDIA driver is too old (found 450.80.02, need 525.60.13 or newer)"),
+    ],
+)
+def test_what_the_plan_says_of_a_gpu(tmp_path: Path, script: str, code: int, said: str) -> None:
+    folder = fake_nvidia_smi(tmp_path / "bin", script.replace("\n'", "\\n'"))
+    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
+    done = bootstrap_run(
+        ["--gpu", "--dry-run", "--json", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        error, hint = done.stderr.splitlines()
+        assert error.startswith(said) and hint == "hint: python3 bootstrap.py --cpu"
+    else:
+        assert any(said in notice for notice in json.loads(done.stdout)["notices"]), done.stdout
+
+
+def test_on_ubuntu_an_old_driver_is_updated_with_ubuntus_own_command(tmp_path: Path) -> None:
+    folder = fake_nvidia_smi(tmp_path / "bin", OLD_SMI.replace("\n'", "\\n'"))
+    (folder / "ubuntu-drivers").symlink_to("nvidia-smi")
+    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
+    done = bootstrap_run(["--gpu", "--dry-run", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env)
+    assert done.returncode == EXIT_MACHINE
+    assert done.stderr.splitlines()[1] == "hint: sudo ubuntu-drivers install && sudo reboot"
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does when it has seen enough
+    argv = [
+        sys.executable,
+        str(REPO / "bootstrap.py"),
+        "--dry-run",
+        "--engine",
+        "host",
+        "--prefix",
+        str(tmp_path / "home"),
+    ]
+    done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (EXIT_FAILED, "")
+
+
+def bootstrap_run(
+    arguments: list[str], env: dict[str, str] | None = None, python: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the real bootstrap.py to its end."""
+    argv = [python or supported_python(), str(REPO / "bootstrap.py"), *arguments]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
+def test_an_old_python_is_told_in_one_line(version: str, tmp_path: Path) -> None:
+    found = next(iter(sorted((Path.home() / ".pyenv" / "versions").glob(version + ".*/bin/python"))), None)
+    python = str(found) if found else shutil.which("python" + version)
+    if python is None:
+        # The same check, read by this Python: what an old one does with it is that it parses and compares.
+        source = (REPO / "bootstrap.py").read_text()
+        check = source[source.index("import sys\n") : source.index("import argparse")]
+        patched = check.replace("sys.version_info", f"({version.replace('.', ', ')})")
+        done = subprocess.run([sys.executable, "-c", patched], capture_output=True, text=True, check=False)
+    else:
+        done = bootstrap_run([], env=clean_environment(tmp_path), python=python)
+    assert done.returncode == EXIT_MACHINE
+    assert done.stderr.splitlines()[0] == f"error: bootstrap.py needs Python 3.8 or newer (found {version})"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13"])
+def test_every_python_that_is_promised_makes_the_plan(version: str, tmp_path: Path) -> None:
+    """What the environment's Python is does not depend on it: the plan is that of the Python which runs the tests."""
+    pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(version + ".*/bin/python"))
+    found = [str(path) for path in [*pyenv, shutil.which("python" + version)] if path]
+    if not found:  # what an older Python can't read, at least
+        import ast
+
+        ast.parse((REPO / "bootstrap.py").read_text(), feature_version=(3, int(version[2:])))
+        return
+    arguments = ["--dry-run", "--json", "--python", supported_python(), "--prefix", str(tmp_path / "home")]
+    plans = [bootstrap_run(arguments, env=clean_environment(tmp_path), python=python) for python in (found[0], None)]
+    assert plans[0].returncode == 0, plans[0].stderr
+    assert plans[0].stdout == plans[1].stdout
+
+
+def test_bootstrap_keeps_to_syntax_that_python_2_parses() -> None:
+    """Where no Python 2.7 is at hand, this is what breaks first: f-strings, annotations, keyword-only arguments."""
+    import ast
+
+    for node in ast.walk(ast.parse((REPO / "bootstrap.py").read_text())):
+        assert not isinstance(node, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.Nonlocal, ast.AsyncFunctionDef))
+        if isinstance(node, ast.FunctionDef):
+            assert node.returns is None and not node.args.kwonlyargs and not node.args.posonlyargs
+        if isinstance(node, ast.Raise):
+            assert node.cause is None
+
+
+def test_bootstrap_imports_the_standard_library_alone() -> None:
+    import ast
+
+    names = {
+        (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
+        for node in ast.walk(ast.parse((REPO / "bootstrap.py").read_text()))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert names - set(sys.stdlib_module_names) <= {"scripts", "tqdm"}
+
+
+def copy_of_lockfiles(folder: Path) -> Path:
+    """Return a copy of the lockfiles that a test may damage."""
+    return Path(shutil.copytree(LOCKFILES, folder / "lockfiles"))
+
+
+def bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
+    """Return {what is bad: (arguments, exit code, part of the error)}."""
+    (tmp_path / "a file").write_text("not a folder")
+    damaged, changed, missing, other = (copy_of_lockfiles(tmp_path / name) for name in "abcd")
+    (damaged / "index.json").write_text((damaged / "index.json").read_text()[:-40])
+    with (changed / "cpu" / "pypi.txt").open("a") as stream:
+        stream.write("# one byte more\n")
+    (missing / "index.json").unlink()
+    (other / "index.json").write_text(json.dumps(INDEX | {"schema": 99}))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "envs").write_text("not a folder")
+    return {
+        "unknown environment": (
+            ["--env", "tpu"],
+            EXIT_USAGE,
+            "unknown environment 'tpu' (there are: cpu, gpu)",
+        ),
+        "empty environment": (["--env", ""], EXIT_USAGE, "unknown environment ''"),
+        "port zero": (["--port", "0"], EXIT_USAGE, "argument --port: need 1 to 65535 (found '0')"),
+        "port too high": (["--port", "65536"], EXIT_USAGE, "(found '65536')"),
+        "port in words": (["--port", "http"], EXIT_USAGE, "(found 'http')"),
+        "no such option": (["--gpus"], EXIT_USAGE, "unrecognized arguments: --gpus"),
+        "two environments": (["--cpu", "--gpu"], EXIT_USAGE, "not allowed with argument --cpu"),
+        "empty prefix": (["--prefix", ""], EXIT_USAGE, "--prefix needs a folder"),
+        "colon in prefix": (["--prefix", str(tmp_path / "a:b")], EXIT_USAGE, "can't have a colon"),
+        "bytes in prefix": (["--prefix", str(tmp_path / "\udcff")], EXIT_USAGE, "udcff"),
+        "link to nothing": (["--prefix", str(tmp_path / "link")], EXIT_USAGE, "link is a file where"),
+        "file in prefix": (["--prefix", str(tmp_path / "ours")], EXIT_USAGE, "envs is a file where"),
+        "no notebooks": (["--notebook-dir", "/nowhere"], EXIT_USAGE, "there is no folder /nowhere"),
+        "python and engine": (
+            ["--engine", "pixi", "--python", "python3"],
+            EXIT_USAGE,
+            "--python is for --engine host",
+        ),
+        "mirror rule": (["--mirror", "example.org"], EXIT_USAGE, "--mirror takes FROM=TO"),
+        "file as prefix": (
+            ["--prefix", str(tmp_path / "a file" / "x")],
+            EXIT_USAGE,
+            "is a file where a folder",
+        ),
+        "prefix in /proc": (["--prefix", "/proc/colab-local"], -1, "/proc"),
+        "damaged index": (["--lockfiles", str(damaged)], EXIT_INTEGRITY, "index.json is damaged"),
+        "no index": (["--lockfiles", str(missing)], EXIT_INTEGRITY, "can't read"),
+        "other schema": (["--lockfiles", str(other)], EXIT_INTEGRITY, "has schema 99 (need 1)"),
+        "changed lockfile": (
+            ["--lockfiles", str(changed)],
+            EXIT_INTEGRITY,
+            "changed after it was generated",
+        ),
+        "no such python": (
+            ["--python", str(tmp_path / "nowhere")],
+            EXIT_MACHINE,
+            "no Python that the lock covers",
+        ),
+        "no such bundle": (["--offline", str(tmp_path / "nowhere.tar")], -1, "nowhere.tar"),
+    }
+
+
+def test_bad_input_gets_one_line_a_hint_and_leaves_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    env = clean_environment(tmp_path)
+    for what, (arguments, code, said) in bad_inputs(tmp_path).items():
+        before = snapshot(tmp_path)
+        prefix = [] if "--prefix" in arguments else ["--prefix", str(home)]
+        done = bootstrap_run(["--engine", "host", *prefix, *arguments, "--json"], env=env)
+        assert done.returncode not in (0, EXIT_INTERRUPTED), what
+        assert code in (-1, done.returncode), (what, done.stderr)
+        error, hint = done.stderr.splitlines()
+        assert error.startswith("error: ") and said in error and hint.startswith("hint: "), (what, done.stderr)
+        told = {"ok": False, "error": error[len("error: ") :], "hint": hint[len("hint: ") :], "code": done.returncode}
+        assert json.loads(done.stdout) == told, what
+        assert snapshot(tmp_path) == before, what
+
+
+def parts(value: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the path of every value in nested JSON objects."""
+    if not isinstance(value, dict):
+        return [path]
+    return [path, *(found for key in value for found in parts(value[key], (*path, key)))]
+
+
+def test_whatever_is_damaged_in_index_json_is_an_error(tmp_path: Path) -> None:
+    """Each value replaced by one that makes no sense there, and each part gone: never a traceback later on."""
+    told = [path for path in parts(INDEX) if path and path[0] != "_" and path[::2] != ("installers", "version")]
+    damages: list[tuple[tuple[str, ...], Any]] = [
+        (path, damage) for path in told for damage in (7.5, "../x", ["../x"])
+    ]
+    damages += [((key,), None) for key in INDEX if key != "_"]
+    for path, damage in damages:
+        index = json.loads(json.dumps(INDEX))
+        inner = index
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = damage
+        if damage is None:
+            del inner[path[-1]]
+        (tmp_path / "index.json").write_text(json.dumps(index))
+        with pytest.raises(Failure, match="is damaged") as caught:
+            read_index(tmp_path)
+        assert caught.value.code == EXIT_INTEGRITY and caught.value.hint, (path, damage)
+
+
+def run_as(user: int, arguments: list[str], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run bootstrap.py as a user who has no entry in the user database, which only root can."""
+    code = (  # the repository may lie where this user may not read
+        "import os, sys; sys.path.insert(0, sys.argv.pop(1)); import bootstrap;"
+        "i = read_index(REPOSITORY / 'lockfiles'); read_index = lambda folder: i;"
+        f"os.setgroups([]); os.setgid({user}); os.setuid({user}); sys.exit(bootstrap.main())"
+    )
+    argv = ["/usr/bin/python3", "-c", code, str(REPO), *arguments]
+    return subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    tmp_path.chmod(0o755)
+    arguments, env = ["--engine", "host", "--prefix", str(folder / "home")], clean_environment(tmp_path)
+    done = bootstrap_run(arguments, env=env) if os.geteuid() else run_as(12345, arguments, env)
+    assert done.returncode == EXIT_MACHINE, done.stderr
+    error, hint = done.stderr.splitlines()
+    assert "can't be written by" in error and hint.startswith("hint: python3 bootstrap.py --prefix ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's folder takes root to make")
+def test_another_users_folder_is_no_home(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        os.chown(folder, 23456, -1)
+        os.chmod(folder, 0o777)  # noqa: PTH101, S103
+        done = run_as(12345, ["--dry-run", "--engine", "host", "--prefix", folder], clean_environment(tmp_path))
+    assert done.returncode == EXIT_MACHINE
+    assert "belongs to another user" in done.stderr and "found uid 23456, need 12345" in done.stderr
+
+
+def test_a_dry_run_writes_nothing_and_shows_the_steps_that_a_real_run_takes(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = bootstrap_run(
+        ["--dry-run", "--json", "--engine", "host", "--prefix", str(home)], env=clean_environment(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert [step["name"] for step in plan["plan"]] == [
+        "uv",
+        "create",
+        "packages",
+        "jupyter",
+        "try",
+        "receipt",
+        "switch",
+    ]
+    assert plan["changed"] is False
+    assert not home.exists()
+
+
+def test_a_disk_that_is_too_small_is_told_with_both_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1_500_000_000))
+    with pytest.raises(Failure, match=r"found 1\.5 GB, need 2\.4 GB"):
+        check_disk(tmp_path / "home" / "of" / "mine", 2_400_000_000)
+
+
+def test_a_port_in_use_is_told_with_a_free_one(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        home = tmp_path / "home"
+        done = bootstrap_run(
+            ["--engine", "host", "--port", str(port), "--prefix", str(home)], env=clean_environment(tmp_path)
+        )
+    assert done.returncode == EXIT_MACHINE
+    assert f"port {port} is taken" in done.stderr and "hint: python3 bootstrap.py --port" in done.stderr
+    assert not home.exists()
+
+
+def test_several_files_are_downloaded_at_once(tmp_path: Path) -> None:
+    """The server answers each only when all have been asked for."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    together = threading.Barrier(PARALLEL_DOWNLOADS, timeout=60)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            together.wait()
+            self.send_response(200)
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    digest = hashlib.sha256(b"x").hexdigest()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        files = [(f"{url}{n}", tmp_path / str(n), digest) for n in range(PARALLEL_DOWNLOADS)]
+        download_all(files)
+        server.shutdown()
+    assert all(path.read_bytes() == b"x" for _, path, _ in files)
+
+
+class Guarded(http.server.BaseHTTPRequestHandler):
+    """Wants a password, then sends on to the same port under another name; notes who was told what."""
+
+    seen: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        name, _, port = self.headers["Host"].partition(":")
+        login = self.headers.get("Authorization")
+        self.seen.append((name, login))
+        away = name == "127.0.0.1"
+        self.send_response(302 if away and login else 401 if away else 200)
+        if away and login:
+            self.send_header("Location", f"http://localhost:{port}/file")
+        self.send_header("Content-Length", "0" if away else "4")
+        self.end_headers()
+        self.wfile.write(b"" if away else b"file")
+
+    do_HEAD = do_GET
+
+
+def test_a_mirrors_password_goes_to_the_mirror_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        rules = [("https://conda.example.org/", f"http://me:s%40cret@127.0.0.1:{port}/")]
+        digest = hashlib.sha256(b"file").hexdigest()
+        download("https://conda.example.org/x", tmp_path / "x", digest, None, rules)
+        assert is_reachable(rules[0][1])
+        with pytest.raises(Failure, match="HTTP 401"):
+            download(f"http://127.0.0.1:{port}/x", tmp_path / "y", digest)
+        server.shutdown()
+    login = "Basic " + base64.b64encode(b"me:s@cret").decode()
+    assert Guarded.seen == [("127.0.0.1", login), ("localhost", None)] * 2 + [("127.0.0.1", None)]
+    said = capsys.readouterr()
+    assert "cret" not in said.out + said.err
+
+
+def test_pixi_gets_no_password_that_it_would_write_down(tmp_path: Path) -> None:
+    rule = "https://conda.anaconda.org/=https://me:s3cret@mirror.example.org/"
+    arguments = ["--dry-run", "--engine", "pixi", "--mirror", rule, "--prefix", str(tmp_path / "home")]
+    done = bootstrap_run(arguments, env=clean_environment(tmp_path))
+    assert done.returncode == EXIT_USAGE and "password of --mirror" in done.stderr
+    assert "hint: python3 bootstrap.py --engine miniforge" in done.stderr and "s3cret" not in done.stderr
+
+
+def test_what_others_say_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    report("one\x1b]52;c;aGk=\x07\r\x9b31m\ttwo\nmaße")
+    assert capsys.readouterr().err == "one?]52;c;aGk=???31m\ttwo\nmaße\n"
+
+
+def test_urls_are_rewritten_by_the_longest_rule() -> None:
+    rules = parse_rules(
+        ["https://conda.anaconda.org/=http://mirror/all/", "https://conda.anaconda.org/conda-forge/=file:///cf/"]
+    )
+    assert (
+        rewrite("https://conda.anaconda.org/conda-forge/noarch/a.conda", rules)
+        == "file:///cf/noarch/a.conda"
+    )
+    assert rewrite("https://conda.anaconda.org/x/a.conda", rules) == "http://mirror/all/x/a.conda"
+    assert rewrite("https://github.com/x", rules) == "https://github.com/x"
+
+
+def test_a_lockfile_without_a_hash_is_refused() -> None:
+    with pytest.raises(Failure, match="has no sha256"):
+        parse_explicit("@EXPLICIT\nhttps://conda.anaconda.org/conda-forge/noarch/a-1-0.conda\n")
+
+
+def test_one_package_is_taken_out_of_the_lock_with_its_hashes() -> None:
+    text = (LOCKFILES / INDEX["uv"]["file"]).read_text()
+    entry = locked_entry(text, "uv")
+    assert locked_names(entry) == {"uv": INDEX["uv"]["version"]}
+    assert entry.count("--hash=sha256:") == len(INDEX["environments"]["cpu"]["platforms"]) and entry in text
+    with pytest.raises(Failure, match="conda is not in the lock"):
+        locked_entry(text, "conda")
+
+
+def test_secrets_are_masked_wherever_text_is_shown() -> None:
+    assert mask("get https://me:secret@host/x?token=abc&y=1") == "get https://***@host/x?token=***&y=1"
+    assert mask("from https://me:s@cret@host/ to http://x/") == "from https://***@host/ to http://x/"
+
+
+@pytest.mark.parametrize(
+    ("environ", "texts", "url"),
+    [
+        ({}, [], ""),
+        ({}, ["[global]\nindex-url = https://a.example/simple\n"], "https://a.example/simple"),
+        (
+            {},
+            ["[global]\nindex-url = https://a.example/\n", "[install]\nindex-url=https://b.example/"],
+            "https://b.example/",
+        ),
+        (
+            {"PIP_INDEX_URL": "https://env.example/"},
+            ["[global]\nindex-url = https://a.example/\n"],
+            "https://env.example/",
+        ),
+        ({}, ["index-url = no section\n"], ""),
+    ],
+)
+def test_pips_own_index_is_what_uv_gets(environ: dict[str, str], texts: list[str], url: str) -> None:
+    assert pip_index_url(environ, texts) == url
+
+
+@pytest.mark.parametrize(
+    ("out", "err", "line"),
+    [
+        (
+            "",
+            "Traceback\n  File\nModuleNotFoundError: No module named 'x'\n",
+            "ModuleNotFoundError: No module named 'x'",
+        ),
+        ("", "Using Python\nerror: Failed to fetch\n  Caused by: refused\n", "error: Failed to fetch"),
+        ("working\ngave up\n", "", "gave up"),
+    ],
+)
+def test_of_a_failed_programs_output_the_telling_line_is_shown(out: str, err: str, line: str) -> None:
+    assert telling_line(out, err, 1) == f"{line} (exit status 1)"
+
+
+def test_the_jupyter_command_is_exact() -> None:
+    assert jupyter_argv("/p", 8890, "/nb") == [
+        "/p/bin/jupyter-notebook",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        "--port=8890",
+        "--NotebookApp.port_retries=0",
+        "--NotebookApp.allow_origin=https://colab.research.google.com",
+        "--NotebookApp.allow_credentials=True",
+        "--notebook-dir=/nb",
+    ]
+    assert jupyter_argv("/p", as_root=True)[-1] == "--allow-root"
+
+
+def test_children_see_no_other_python_or_conda(monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = {"LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "CONDARC", "CONDA_PREFIX", "VIRTUAL_ENV"}
+    kept = {"PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CACHE_DIR", "https_proxy", "SSL_CERT_FILE"}
+    for name in hostile | kept | {"PIP_TARGET", "PIP_USER", "UV_PYTHON", "JUPYTER_CONFIG_DIR"}:
+        monkeypatch.setenv(name, "x")
+    found = child_environment(EXTRA="1")
+    assert kept <= set(found) and found["EXTRA"] == "1"
+    assert not {*hostile, "PIP_TARGET", "PIP_USER", "UV_PYTHON", "JUPYTER_CONFIG_DIR"} & set(found)
+
+
+def snapshot(folder: Path) -> set[tuple[str, float]]:
+    """Return every path below a folder with its time of change."""
+    return {(str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_a_second_run_does_nothing_and_says_how_to_start(installed: Installed, tmp_path: Path) -> None:
+    before = snapshot(installed.home)
+    arguments = ["--prefix", str(installed.home), "--port", str(free_port())]
+    done = bootstrap_run(arguments, env=clean_environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to do" in done.stdout
+    assert str(installed.prefix / "bin" / "jupyter-notebook") in done.stdout
+    assert snapshot(installed.home) == before
+
+
+def test_every_printed_command_is_one_line_that_can_be_pasted(installed: Installed, tmp_path: Path) -> None:
+    env = clean_environment(tmp_path) | {"SSH_CONNECTION": "192.0.2.9 50000 192.0.2.7 2222"}
+    notebooks = tmp_path / 'my "$(books)" & it\'s `'
+    notebooks.mkdir()
+    arguments = ["--prefix", str(installed.home), "--port", "8899", "--notebook-dir", str(notebooks)]
+    done = bootstrap_run(arguments, env=env)
+    lines = done.stdout.splitlines()
+    (jupyter,) = [line for line in lines if "jupyter-notebook" in line]
+    for shell in ("bash", "sh", "zsh", "fish"):
+        if shutil.which(shell):
+            read = subprocess.run(
+                [shell, "-c", f"printf '%s\\n' {jupyter}"], capture_output=True, text=True, check=True
+            )
+            as_root = os.geteuid() == 0
+            assert read.stdout.splitlines() == jupyter_argv(
+                str(installed.prefix), 8899, str(notebooks), as_root
+            ), shell
+    assert all(line.isascii() and not line.endswith("\\") for line in lines)
+    ssh = next(line for line in lines if line.startswith("ssh "))
+    assert "-L 8899:localhost:8899 -p 2222 " in ssh and ssh.endswith("@192.0.2.7")
+    said = " ".join(done.stdout.split())
+    assert "Connect to a local runtime, paste the URL (http://localhost:8899/?token=...), Connect." in said
+    assert "Chrome: click Allow. Firefox: tick Remember my choice for this site, click Allow." in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without a name")
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({}, "error: you have no home folder here (HOME is not set)"),
+        ({"HOME": ""}, "error: you have no home folder here (HOME is not set)"),
+        ({"HOME": "/nowhere"}, "error: / can't be written by 12345"),
+    ],
+)
+def test_a_user_without_a_home_or_a_name(environ: dict[str, str], said: str) -> None:
+    """As in a container that runs as a number: no entry in the user database."""
+    done = run_as(12345, ["--dry-run", "--python", "/usr/bin/python3"], environ | {"PATH": os.defpath})
+    assert (done.returncode, done.stdout) == (EXIT_MACHINE, "")
+    error, hint = done.stderr.splitlines()
+    assert error == said and hint.startswith("hint: ")
+
+
+def test_the_receipt_tells_what_was_made_and_only_the_owner_reads_logs(installed: Installed) -> None:
+    receipt = current_receipt(installed.home, "cpu")
+    assert receipt is not None
+    for name, digest in receipt["lock"]["files"].items():
+        assert sha256_of(installed.home / "receipts" / receipt["name"] / "lock" / name) == digest
+    for path, digest in receipt["lock"]["jupyter"].items():
+        assert sha256_of(Path(receipt["prefix"]) / path) == digest
+    assert all((log.stat().st_mode & 0o077) == 0 for log in (installed.home / "logs").glob("*.log"))
+
+
+def test_progress_shows_nothing_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    bar: Any = Progress("Downloading x", 10)
+    bar.advance(10)
+    bar.close()
+    assert capsys.readouterr().err == "Downloading x (0 MB)\n"
+
+
+def test_a_python_without_pip_is_told_which_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "_succeeds", lambda argv: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(Failure) as caught:
+        check_host_python(sys.executable)
+    assert caught.value.hint == "sudo apt-get install python{0}.{1} python{0}.{1}-venv".format(*sys.version_info[:2])
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("apt-get", "sudo apt-get install python3.12 python3.12-venv"),
+        ("dnf", "sudo dnf install python3.12 python3.12-pip"),
+        ("zypper", "sudo zypper install python312 python312-pip"),
+        ("brew", "brew install python@3.12"),
+        (None, "sudo apt-get install python3.12 python3.12-venv"),
+    ],
+)
+def test_how_a_python_is_installed_here(program: str | None, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == program else None)
+    assert install_command("3.12") == command
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_python_loses_ends_the_run_before_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception within a finalizer goes no further; nor must the run."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    done: list[str] = []
+
+    def first() -> None:
+        Finalized()
+        done.append("first")
+
+    steps = [
+        Step(name, name, "", action) for name, action in [("1", first), ("2", lambda: done.append("2"))]
+    ]
+    monkeypatch.setattr(bootstrap, "_interrupted", False)
+    before = signal.signal(signal.SIGTERM, bootstrap._interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Installation.apply(SimpleNamespace(is_made=lambda: True, seconds={}), steps)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done == ["first"]
+
+
+def test_what_nohup_has_settled_stays() -> None:
+    code = (
+        "import signal, bootstrap; signal.signal(signal.SIGHUP, signal.SIG_IGN); bootstrap.main(['--env', 'x']);"
+        "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout == "True _interrupt\n"
+
+
+def test_a_terminal_that_lacks_letters_gets_their_numbers(tmp_path: Path) -> None:
+    env = clean_environment(tmp_path) | {"PYTHONIOENCODING": "ascii"}
+    done = bootstrap_run(["--dry-run", "--engine", "host", "--prefix", str(tmp_path / "\u6a5f")], env=env)
+    assert done.returncode == 0 and "\\u6a5f" in done.stdout, done.stderr
+
+
+def on_a_terminal(code: str) -> str:
+    """Run Python code that may `import bootstrap` on a pseudo-terminal; return what the terminal got."""
+    import pty
+
+    argv = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r}); import bootstrap\n{code}"]
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # Linux: the other side has been closed
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(ours)
+    assert child.wait(60) == 0, seen.decode()
+    return seen.decode()
+
+
+def test_on_a_terminal_a_long_step_shows_time_and_the_programs_newest_line() -> None:
+    seen = on_a_terminal(
+        "with Waiting('[1/1] Long work'):\n    run(['sh', '-c', 'echo half way >&2; sleep 1.2'])"
+    )
+    assert "[1/1] Long work  1 s  half way" in seen
+    assert (
+        seen.replace("\r", "\n").split("\n")[-2].strip() == "[1/1] Long work  1 s"
+        or "[1/1] Long work  1 s\r\n" in seen
+    )
+
+
+def test_on_a_terminal_a_download_draws_a_bar(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 5_000_000)
+    url = (tmp_path / "file").as_uri()
+    code = f"sys.modules['tqdm'] = None\nbootstrap.download({url!r}, {str(tmp_path / 'copy')!r}, size=5_000_000)"
+    assert "Downloading copy:" in on_a_terminal(code) and (tmp_path / "copy").stat().st_size == 5_000_000

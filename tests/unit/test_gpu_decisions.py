@@ -1,0 +1,254 @@
+"""What is decided of a machine's GPUs before anything is downloaded, against recorded answers of nvidia-smi."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from colab_local.install import gpu, gpu_questions, gpu_reasons
+from colab_local.install.gpu_answers import DriverAnswer, Gpu, Need, Situation, SmiAnswer, hides_all, read_needs
+from tests.support.gpu_machines import Case, cases, make_nvidia_smi
+
+SASS = {"cuda": "12.0", "driver": "525.60.13"}
+LOCK = {
+    "gpu": dict.fromkeys(["6.0", "6.1", "6.2", "7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.9"], SASS)
+    | {"9.0": {"cuda": "12.5", "driver": "555.42.02", "ptx": "8.5 sm_90a"}}
+}
+NEEDS = read_needs(LOCK)
+BARE = Situation(hostname="box")
+
+
+def decide_for(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> gpu.Decision:
+    """Return what is decided on a machine whose nvidia-smi answers so, and which has no libcuda."""
+    monkeypatch.setenv("PATH", str(make_nvidia_smi(case, folder)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in case.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(gpu_questions, "find_libcuda", lambda: "libcuda-that-is-not-there.so.1")
+    said: list[str] = []
+    driver, smi = gpu_questions.ask(NEEDS, said.append, 4.0 if case.behave == "hang" else 30.0)
+    assert bool(said) == (case.behave == "hang")
+    return gpu.decide(
+        NEEDS, driver, smi, Situation(hostname="box", visible=case.environment.get("CUDA_VISIBLE_DEVICES"))
+    )
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_recorded_answer(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    platform = gpu_reasons.other_platform("Darwin" if case.machine == "darwin" else "Linux", case.machine)
+    if platform:
+        assert case.right == "refuse" and "--cpu" in platform.hint
+        return
+    found = decide_for(case, tmp_path / "bin", monkeypatch)
+    assert (found.refusal is not None) == (case.right == "refuse"), found
+    if found.refusal:
+        assert found.refusal.hint and "\n" not in found.refusal.what and found.refusal.code == 3
+    if case.right == "accept+note":
+        assert len(found.notices) > 2  # the card, the missing libcuda, and what there is to know
+    json.dumps(found.gpus)
+
+
+WHY = {  # the sentence and the hint: each cause has its own
+    "mismatch": ("updated under the running kernel module", "sudo reboot"),
+    "cant-communicate": ("Secure Boot refuses an unsigned module (mokutil --sb-state)", "sudo reboot"),
+    "no-devices": ("finds no card", "sudo dmesg | grep NVRM"),
+    "wsl-blocked": ("no Linux driver inside", "wsl.exe --update"),
+    "unknown-error": ("a container must restart", "sudo reboot"),
+    "no-libnvidia-ml": ("--gpus all", gpu_reasons.CPU),
+    "gpu-lost": ("needs a reset", "sudo reboot"),
+    "hang": ("nvidia-smi did not come back", "sudo reboot"),
+    "absent": ("--gpus all", gpu_reasons.CPU),
+    "exec-format": ("can't be run", "command -v nvidia-smi"),
+    "k80-418": ("no newer driver helps, the last one for it is 470", gpu_reasons.CPU),
+    "gt640-470": ("no newer driver helps, the last one for it is 470", gpu_reasons.CPU),
+    "gtx960m-535": ("no code for compute capability 5.0", gpu_reasons.CPU),
+    "titan-xp-450": ("NVIDIA's last series for this card is 580", gpu_reasons.CPU),
+    "h100-535": ("found 535.104.05, need 555.42.02 or newer", gpu_reasons.CPU),
+    "rtx5060ti-590": ("no code for compute capability 12.0", gpu_reasons.CPU),
+    "b200": ("8 x the locked packages have no code for compute capability 10.0", gpu_reasons.CPU),
+}
+
+
+@pytest.mark.parametrize("name", WHY)
+def test_each_cause_has_its_own_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = decide_for(next(case for case in cases() if case.name == name), tmp_path / "bin", monkeypatch).refusal
+    assert found and WHY[name][0] in found.what and found.hint == WHY[name][1]
+
+
+# Kin of the recorded ones: (what nvidia-smi prints, its exit status, the decision, a word of the reason or the note).
+KIN = {
+    "windows-line-ends": ("NVIDIA GeForce RTX 3090, 551.76, 24576, 8.6\r\n", 0, "accept", "RTX 3090, driver 551.76"),
+    "units-and-head": (
+        "name, driver_version, memory.total [MiB], compute_cap\nTesla T4, 535.54.03, 15360 MiB, 7.5\n",
+        0,
+        "accept",
+        "Tesla T4",
+    ),
+    "warning-first": (
+        "WARNING: infoROM is corrupted at gpu 0000:B3:00.0\nTesla T4, 525.60.13, 15360, 7.5\n",
+        14,
+        "accept",
+        "Tesla T4, driver 525.60.13",
+    ),
+    "one-lost": (
+        "NVIDIA A10, 535.54.03, 23028, 8.6\n[GPU is lost], [GPU is lost], [GPU is lost], [GPU is lost]\n",
+        15,
+        "accept",
+        "1 more card is lost",
+    ),
+    "one-without-handle": (
+        "NVIDIA A10, 535.54.03, 23028, 8.6\n"
+        "Unable to determine the device handle for GPU0000:0B:00.0: Unknown Error\n",
+        255,
+        "accept",
+        "1 more card is lost",
+    ),
+    "just-too-old": ("Tesla T4, 525.60.11, 15360, 7.5\n", 0, "refuse", "found 525.60.11, need 525.60.13"),
+    "h100-just-new-enough": ("NVIDIA H100 80GB HBM3, 555.42.02, 81559, 9.0\n", 0, "accept", "H100"),
+    "h200": ("NVIDIA H200, 550.54.15, 143771, 9.0\n", 0, "refuse", "need 555.42.02 or newer"),
+    "errors-in-fields": ("NVIDIA A100-SXM4-40GB, 535.104.05, ERR!, [Unknown Error]\n", 0, "accept", "does not tell"),
+    "new-beside-old": (
+        "NVIDIA GeForce RTX 5090, 570.86.10, 32607, 12.0\nNVIDIA GeForce RTX 3090, 570.86.10, 24576, 8.6\n",
+        0,
+        "accept",
+        "CUDA_VISIBLE_DEVICES=1",
+    ),
+    "maxwell-beside-pascal": (
+        "NVIDIA GeForce GTX 980 Ti, 535.1, 6144, 5.2\nNVIDIA GeForce GTX 1080 Ti, 535.1, 11264, 6.1\n",
+        0,
+        "accept",
+        "capability 5.2 of NVIDIA GeForce GTX 980 Ti",
+    ),
+    "m60": ("Tesla M60, 535.54.03, 7680, 5.2\n", 0, "refuse", "no newer driver helps"),
+    "p100": ("Tesla P100-PCIE-16GB, 535.54.03, 16384, 6.0\n", 0, "accept", "compute capability 6.0"),
+    "unnamed": (
+        "NVIDIA Graphics Device, 570.86.10, 32607, 12.0\n",
+        0,
+        "refuse",
+        "no code for compute capability 12.0",
+    ),
+    "future": ("NVIDIA Rubin, 690.10, 288000, 14.0\n", 0, "refuse", "no code for compute capability 14.0"),
+    "no-handle": (
+        "Unable to determine the device handle for GPU 0000:01:00.0: Unknown Error\n",
+        255,
+        "refuse",
+        "lost",
+    ),
+    "no-permission": ("Failed to initialize NVML: Insufficient Permissions\n", 255, "refuse", "may not use"),
+    "not-loaded": ("Failed to initialize NVML: Driver Not Loaded\n", 9, "refuse", "module is not loaded"),
+    "nothing": ("", 0, "refuse", "nvidia-smi says: nothing"),
+    "killed": ("", 139, "refuse", "nvidia-smi says: nothing"),
+    "help-text": (
+        "Option --query-gpu is not recognized. Please run 'nvidia-smi -h'.\n",
+        1,
+        "refuse",
+        "is not recognized",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KIN)
+def test_kin_of_the_recorded_answers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, status, right, word = KIN[name]
+    answers = dict.fromkeys(gpu_questions.FIELDS, text)
+    found = decide_for(Case(name, "x86_64", status, "print", {}, right, answers), tmp_path / "bin", monkeypatch)
+    assert (found.refusal is not None) == (right == "refuse"), found
+    assert word in (found.refusal.what if found.refusal else "\n".join(found.notices))
+
+
+def test_equal_cards_are_counted() -> None:
+    cards = tuple(Gpu("NVIDIA A10", "570.1", "8.6", 23028) for _ in range(8))
+    found = gpu.decide(NEEDS, DriverAnswer("libcuda.so.1", "12.8", gpus=cards), SmiAnswer(), BARE)
+    assert found.notices == ("8 x NVIDIA A10, driver 570.1, compute capability 8.6",)
+    assert len(found.gpus) == 8 and found.gpus[0]["usable"]
+
+
+OLD_INDEX = {"driver": "525.60.13", "compute_capability": "6.0", "glibc": "2.28"}
+
+
+def test_an_index_of_before_says_where_cards_begin() -> None:
+    needs = read_needs(OLD_INDEX)
+    assert needs["6.0"] == Need("", "525.60.13") and "5.2" not in needs and "9.0" in needs
+    assert read_needs({"glibc": "2.28"}) == {}
+
+
+SITUATIONS = {  # the same answer means another thing in a container, under WSL, with Secure Boot ...
+    "container-mismatch": (
+        "mismatch",
+        Situation(container=True, hostname="c0ffee"),
+        "docker restart c0ffee",
+        gpu_reasons.CPU,
+    ),
+    "container-absent": ("absent", Situation(container=True), "started with --gpus all", gpu_reasons.CPU),
+    "amd": ("absent", Situation(vendors=("amd", "intel")), "is AMD's", gpu_reasons.CPU),
+    "intel": ("absent", Situation(vendors=("intel",)), "is Intel's", gpu_reasons.CPU),
+    "nouveau": (
+        "absent",
+        Situation(vendors=("nvidia",), nouveau=True, ubuntu_drivers=True),
+        "nouveau has it",
+        "sudo ubuntu-drivers install && sudo reboot",
+    ),
+    "wsl-absent": ("absent", Situation(wsl=True), "no Linux driver inside", "wsl.exe --update"),
+    "secure-boot": ("cant-communicate", Situation(secure_boot=True), "Secure Boot is on", "sudo modprobe nvidia"),
+    "laptop": ("no-devices", Situation(prime_select=True), "switched off", "sudo prime-select nvidia && sudo reboot"),
+    "old-card-new-driver": (
+        "no-devices",
+        Situation(old_cards_only=True, module="590.48.01"),
+        "last series for it is 580",
+        gpu_reasons.CPU,
+    ),
+    "container-unknown": (
+        "unknown-error",
+        Situation(container=True),
+        "this container has lost its GPU",
+        gpu_reasons.CPU,
+    ),
+    "wsl-old-driver": ("rtx3080-515", Situation(wsl=True), "under WSL the driver is Windows'", gpu_reasons.CPU),
+    "ubuntu-old-driver": (
+        "rtx3080-515",
+        Situation(ubuntu_drivers=True),
+        "newer ones",
+        "sudo ubuntu-drivers install && sudo reboot",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_the_machine_explains_the_answer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, situation, word, hint = SITUATIONS[name]
+    case = next(case for case in cases() if case.name == recorded)
+    monkeypatch.setenv("PATH", str(make_nvidia_smi(case, tmp_path / "bin")))
+    monkeypatch.setattr(gpu_questions, "find_libcuda", lambda: "libcuda-that-is-not-there.so.1")
+    driver, smi = gpu_questions.ask(NEEDS, lambda _: None)
+    found = gpu.decide(NEEDS, driver, smi, situation).refusal
+    assert found and word in found.what and found.hint == hint
+
+
+def test_another_environment_is_named_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Gpu("NVIDIA GeForce RTX 5090", "580.95.05", "12.0", 32607)
+    driver = DriverAnswer("libcuda.so.1", "13.0", gpus=(card,))
+    forge = {"12.0": Need("12.9", "575.51.03")}
+    found = gpu.decide(NEEDS, driver, SmiAnswer(), BARE, {"gpu-forge": forge}).refusal
+    assert (
+        found and "gpu-forge has code for it" in found.what and found.hint == "python3 bootstrap.py --env gpu-forge"
+    )
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "hidden"),
+    [
+        (None, 1, False),
+        ("", 1, True),
+        ("-1", 1, True),
+        ("0", 1, False),
+        ("1", 1, True),
+        ("1,0", 2, False),
+        ("NoDevFiles", 4, True),
+        ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", 1, False),
+        ("MIG-x", 1, False),
+    ],
+)
+def test_cuda_visible_devices(visible: str | None, count: int, hidden: bool) -> None:
+    assert hides_all(visible, count) == hidden
