@@ -414,7 +414,7 @@ def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
 
 def default_channel() -> str:
     """Return the channel to check against when none is named, or "" if there is none to be had."""
-    given = os.environ.get("COLAB_LOCAL_CHANNEL", "")
+    given = os.environ.get("COLAB_LOCAL_TEST_CHANNEL", "")
     if given:
         return given
     return CHANNEL if is_reachable(f"{CHANNEL}noarch/repodata.json.zst") else ""

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from colab_local.base.terminal import Screen
+
 REPO = Path(__file__).resolve().parent.parent
+SCREEN = Screen()  # for functions that take one
 
 # A shell that starts the tests in the background has SIGINT ignored, and so would every program that they start:
 # with a handler here they begin with Ctrl-C as a terminal gives it.

@@ -19,15 +19,26 @@ from typing import Any, ClassVar
 
 import pytest
 
-import bootstrap
-from colab_local.base.downloads import PARALLEL_DOWNLOADS, download, download_all, parse_rules, rewrite
+from colab_local.base.command_line import catch_signals
+from colab_local.base.downloads import (
+    PARALLEL_DOWNLOADS,
+    Download,
+    download,
+    download_all,
+    is_reachable,
+    parse_rules,
+    rewrite,
+)
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import check_disk, sha256_of
 from colab_local.base.programs import child_environment, telling_line
-from colab_local.base.terminal import Progress
+from colab_local.base.terminal import Progress, Screen
 from colab_local.base.text import mask
+from colab_local.install.engines import Job
+from colab_local.install.engines import host as host_engine
+from colab_local.install.engines.host import install_command
 from colab_local.install.home import current_receipt
-from colab_local.install.installation import Installation
+from colab_local.install.installation import Installation, Step
 from colab_local.install.jupyter import jupyter_argv
 from colab_local.install.lockfiles import (
     conda_platform,
@@ -37,9 +48,9 @@ from colab_local.install.lockfiles import (
     parse_explicit,
     read_index,
 )
-from colab_local.install.machine import gpu_refusal, machine_refusal, parse_nvidia_smi
+from colab_local.install.machine import Host, gpu_refusal, machine_refusal, parse_nvidia_smi
 from colab_local.install.packages import pip_index_url
-from tests.conftest import REPO, Installed, clean_environment, free_port, supported_python
+from tests.conftest import REPO, SCREEN, Installed, clean_environment, free_port, supported_python
 
 LOCKFILES = REPO / "lockfiles"
 INDEX = json.loads((LOCKFILES / "index.json").read_text())
@@ -124,9 +135,7 @@ def test_a_foreign_system_is_refused_by_the_program_itself(
         (MACBOOK, "osx-arm64", "MacOSX-arm64.sh", "aarch64-apple-darwin"),
     ],
 )
-def test_every_platform_gets_its_own_lock_and_installer(
-    host: Host, platform: str, miniforge: str, pixi: str
-) -> None:
+def test_every_platform_gets_its_own_lock_and_installer(host: Host, platform: str, miniforge: str, pixi: str) -> None:
     subdir = conda_platform(host.system, host.machine)
     assert subdir == platform
     assert INDEX["installers"]["miniforge"]["files"][subdir]["url"].endswith(miniforge)
@@ -436,7 +445,7 @@ def run_as(user: int, arguments: list[str], environ: dict[str, str]) -> subproce
     """Run bootstrap.py as a user who has no entry in the user database, which only root can."""
     code = (  # the repository may lie where this user may not read
         "import os, sys; sys.path.insert(0, sys.argv.pop(1)); import bootstrap;"
-        "i = read_index(REPOSITORY / 'lockfiles'); read_index = lambda folder: i;"
+        "i = bootstrap.read_index(bootstrap.REPOSITORY / 'lockfiles'); bootstrap.read_index = lambda folder: i;"
         f"os.setgroups([]); os.setgid({user}); os.setuid({user}); sys.exit(bootstrap.main())"
     )
     argv = ["/usr/bin/python3", "-c", code, str(REPO), *arguments]
@@ -528,10 +537,10 @@ def test_several_files_are_downloaded_at_once(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/"
-        files = [(f"{url}{n}", tmp_path / str(n), digest) for n in range(PARALLEL_DOWNLOADS)]
-        download_all(files)
+        files = [Download(f"{url}{n}", tmp_path / str(n), digest) for n in range(PARALLEL_DOWNLOADS)]
+        download_all(files, SCREEN)
         server.shutdown()
-    assert all(path.read_bytes() == b"x" for _, path, _ in files)
+    assert all(wanted.target.read_bytes() == b"x" for wanted in files)
 
 
 class Guarded(http.server.BaseHTTPRequestHandler):
@@ -560,10 +569,10 @@ def test_a_mirrors_password_goes_to_the_mirror_alone(tmp_path: Path, capsys: pyt
         port = server.server_address[1]
         rules = [("https://conda.example.org/", f"http://me:s%40cret@127.0.0.1:{port}/")]
         digest = hashlib.sha256(b"file").hexdigest()
-        download("https://conda.example.org/x", tmp_path / "x", digest, None, rules)
+        download(Download("https://conda.example.org/x", tmp_path / "x", digest), SCREEN, rules)
         assert is_reachable(rules[0][1])
         with pytest.raises(Failure, match="HTTP 401"):
-            download(f"http://127.0.0.1:{port}/x", tmp_path / "y", digest)
+            download(Download(f"http://127.0.0.1:{port}/x", tmp_path / "y", digest), SCREEN)
         server.shutdown()
     login = "Basic " + base64.b64encode(b"me:s@cret").decode()
     assert Guarded.seen == [("127.0.0.1", login), ("localhost", None)] * 2 + [("127.0.0.1", None)]
@@ -580,7 +589,7 @@ def test_pixi_gets_no_password_that_it_would_write_down(tmp_path: Path) -> None:
 
 
 def test_what_others_say_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    report("one\x1b]52;c;aGk=\x07\r\x9b31m\ttwo\nmaße")
+    SCREEN.report("one\x1b]52;c;aGk=\x07\r\x9b31m\ttwo\nmaße")
     assert capsys.readouterr().err == "one?]52;c;aGk=???31m\ttwo\nmaße\n"
 
 
@@ -588,10 +597,7 @@ def test_urls_are_rewritten_by_the_longest_rule() -> None:
     rules = parse_rules(
         ["https://conda.anaconda.org/=http://mirror/all/", "https://conda.anaconda.org/conda-forge/=file:///cf/"]
     )
-    assert (
-        rewrite("https://conda.anaconda.org/conda-forge/noarch/a.conda", rules)
-        == "file:///cf/noarch/a.conda"
-    )
+    assert rewrite("https://conda.anaconda.org/conda-forge/noarch/a.conda", rules) == "file:///cf/noarch/a.conda"
     assert rewrite("https://conda.anaconda.org/x/a.conda", rules) == "http://mirror/all/x/a.conda"
     assert rewrite("https://github.com/x", rules) == "https://github.com/x"
 
@@ -706,9 +712,9 @@ def test_every_printed_command_is_one_line_that_can_be_pasted(installed: Install
                 [shell, "-c", f"printf '%s\\n' {jupyter}"], capture_output=True, text=True, check=True
             )
             as_root = os.geteuid() == 0
-            assert read.stdout.splitlines() == jupyter_argv(
-                str(installed.prefix), 8899, str(notebooks), as_root
-            ), shell
+            assert read.stdout.splitlines() == jupyter_argv(str(installed.prefix), 8899, str(notebooks), as_root), (
+                shell
+            )
     assert all(line.isascii() and not line.endswith("\\") for line in lines)
     ssh = next(line for line in lines if line.startswith("ssh "))
     assert "-L 8899:localhost:8899 -p 2222 " in ssh and ssh.endswith("@192.0.2.7")
@@ -745,18 +751,18 @@ def test_the_receipt_tells_what_was_made_and_only_the_owner_reads_logs(installed
 
 
 def test_progress_shows_nothing_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    bar: Any = Progress("Downloading x", 10)
+    bar = Progress(SCREEN, "Downloading x", 10)
     bar.advance(10)
     bar.close()
     assert capsys.readouterr().err == "Downloading x (0 MB)\n"
 
 
 def test_a_python_without_pip_is_told_which_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "_succeeds", lambda argv: False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    job = Job(Path("/"), "cpu", "linux-64", {}, Path("/"), (), None, SCREEN)
     with pytest.raises(Failure) as caught:
-        check_host_python(sys.executable)
-    assert caught.value.hint == "sudo apt-get install python{0}.{1} python{0}.{1}-venv".format(*sys.version_info[:2])
+        host_engine.Host(job, "false", "3.12").check()
+    assert caught.value.hint == "sudo apt-get install python3.12 python3.12-venv"
 
 
 @pytest.mark.parametrize(
@@ -788,16 +794,16 @@ def test_ctrl_c_that_python_loses_ends_the_run_before_the_next_step(monkeypatch:
         Finalized()
         done.append("first")
 
-    steps = [
-        Step(name, name, "", action) for name, action in [("1", first), ("2", lambda: done.append("2"))]
-    ]
-    monkeypatch.setattr(bootstrap, "_interrupted", False)
-    before = signal.signal(signal.SIGTERM, bootstrap._interrupt)
+    steps = [Step(name, name, Path(), action) for name, action in [("1", first), ("2", lambda: done.append("2"))]]
+    screen = Screen()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    catch_signals(screen)
     try:
         with pytest.raises(KeyboardInterrupt):
-            Installation.apply(SimpleNamespace(is_made=lambda: True, seconds={}), steps)  # type: ignore[arg-type]
+            Installation.apply(SimpleNamespace(is_made=lambda: True, seconds={}, screen=screen), steps)  # type: ignore[arg-type]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert done == ["first"]
 
 
@@ -807,7 +813,7 @@ def test_what_nohup_has_settled_stays() -> None:
         "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
-    assert done.stdout == "True _interrupt\n"
+    assert done.stdout == "True interrupt\n"
 
 
 def test_a_terminal_that_lacks_letters_gets_their_numbers(tmp_path: Path) -> None:
@@ -817,10 +823,12 @@ def test_a_terminal_that_lacks_letters_gets_their_numbers(tmp_path: Path) -> Non
 
 
 def on_a_terminal(code: str) -> str:
-    """Run Python code that may `import bootstrap` on a pseudo-terminal; return what the terminal got."""
+    """Run Python code that uses base/ on a pseudo-terminal; return what the terminal got."""
     import pty
 
-    argv = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r}); import bootstrap\n{code}"]
+    head = f"import sys; sys.path.insert(0, {str(REPO)!r}); from pathlib import Path\n"
+    head += "".join(f"from colab_local.base.{name} import *\n" for name in ("terminal", "programs", "downloads"))
+    argv = [sys.executable, "-c", head + code]
     ours, theirs = pty.openpty()
     child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -840,7 +848,7 @@ def on_a_terminal(code: str) -> str:
 
 def test_on_a_terminal_a_long_step_shows_time_and_the_programs_newest_line() -> None:
     seen = on_a_terminal(
-        "with Waiting('[1/1] Long work'):\n    run(['sh', '-c', 'echo half way >&2; sleep 1.2'])"
+        "s = Screen()\nwith Waiting(s, '[1/1] Long work'):\n    run(['sh', '-c', 'echo half way >&2; sleep 1.2'], s)"
     )
     assert "[1/1] Long work  1 s  half way" in seen
     assert (
@@ -852,5 +860,7 @@ def test_on_a_terminal_a_long_step_shows_time_and_the_programs_newest_line() -> 
 def test_on_a_terminal_a_download_draws_a_bar(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 5_000_000)
     url = (tmp_path / "file").as_uri()
-    code = f"sys.modules['tqdm'] = None\nbootstrap.download({url!r}, {str(tmp_path / 'copy')!r}, size=5_000_000)"
+    digest = hashlib.sha256(b"x" * 5_000_000).hexdigest()
+    wanted = f"Download({url!r}, Path({str(tmp_path / 'copy')!r}), {digest!r}, 5_000_000)"
+    code = f"sys.modules['tqdm'] = None\ndownload({wanted}, Screen())"
     assert "Downloading copy:" in on_a_terminal(code) and (tmp_path / "copy").stat().st_size == 5_000_000

@@ -401,7 +401,8 @@ def test_a_lock_whose_package_hash_was_changed_is_refused(trial: Trial) -> None:
 
 
 QUICK = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import bootstrap; FIRST_PAUSE_S = 0.01;"
+    "import sys; sys.path.insert(0, sys.argv[1]); import bootstrap; from colab_local.base import downloads;"
+    "downloads.FIRST_PAUSE_S = 0.01;"
     "sys.exit(bootstrap.main(sys.argv[2:]))"
 )
 

@@ -642,5 +642,7 @@ def test_pixi_task_installs_the_python_layer(tmp_path: Path) -> None:
     assert tasks["jupyter"]["depends-on"] == ["install"]
     words = run(f"printf '%s\\n' {tasks['jupyter']['cmd']}").splitlines()
     assert words == jupyter_argv(str(prefix), notebook_dir=env["HOME"])
-    tried = subprocess.run([prefix / "bin/python", REPO / "colab_local/install/smoke_test.py", "serve"], env=env, capture_output=True)
+    tried = subprocess.run(
+        [prefix / "bin/python", REPO / "colab_local/install/smoke_test.py", "serve"], env=env, capture_output=True
+    )
     assert b"colab_local_jupyter" in tried.stdout, tried.stderr

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.test_lock_check import check
 
 from colab_local.install.lockfiles import read_index
+from scripts import lock
 from tests.support.lock_lab import REPO
 
 WORKFLOWS = sorted((REPO / ".github/workflows").glob("*.yml"))
@@ -67,10 +67,8 @@ def test_commands_exist_and_take_their_options(path: Path) -> None:
             called += 1
             if program != "scripts/compare.py":  # its own tests say what it takes
                 assert (REPO / program).is_file(), program
-            if program == "scripts/lock.py":
-                parser().parse_args(arguments)
-            elif program == "ci/check_lockfiles.py":
-                check.parser().parse_args(arguments)
+            if program == "scripts/lock.py" or program == "ci/check_lockfiles.py":
+                lock.make_parser().parse_args(arguments)
             elif program == "bootstrap.py":
                 run = subprocess.run(
                     [sys.executable, str(REPO / program), "--help"], capture_output=True, text=True, check=True
