@@ -10,6 +10,7 @@ import contextlib
 import os
 import pwd
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Callable, ContextManager, Iterator, Sequence
@@ -161,6 +162,11 @@ class Person:
         )
         child.returncode = 0  # not ours to wait for: silences ResourceWarning, init adopts it when we end
         return child.pid
+
+
+def system_python() -> str:
+    """Return a Python that is still there when the user logs in next time: the system's, else this one."""
+    return "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 
 
 def find(name: str | None = None) -> Person:

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Sequence
 
 from colab_local.base import network
 from colab_local.base.errors import Failure
@@ -204,19 +205,17 @@ def stop(person: Person, display: int, with_systemd: bool) -> None:
         time.sleep(COMES_BACK_WITHIN)  # a manager that did not hear us starts it again
 
 
-def complaint(person: Person, display: int, program: str) -> str | None:
+def complaint(person: Person, display: int, programs: Sequence[str]) -> str | None:
     """Return what is wrong with a running desktop, or None.
 
-    program: name of the process that makes it a desktop, such as xfce4-session; "" to look at the session alone.
+    programs: names of the processes that make it a desktop, such as xfce4-panel; none to look at the session alone.
     """
-    running = owned.leader(person, display)
-    if running is None:
+    if owned.leader(person, display) is None:
         return "the session ended"
-    if not program:
+    if not programs:
         return None
-    with person.hat():
-        names = {p.name for p in proc.descendants(running.pid, proc.processes(person.uid))}
-    return None if program in names else f"no {program} is running"
+    names = {seen.process.name for seen in owned.find(person, display)[0]}
+    return next((f"no {program} is running" for program in programs if program not in names), None)
 
 
 def log_tail(person: Person, display: int, lines: int = 30) -> list[str]:

@@ -19,7 +19,7 @@ import bootstrap
 from colab_local import desktop
 from colab_local.base import network
 from colab_local.base.errors import EXIT_BUSY, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_USAGE, Failure
-from colab_local.desktop import files, look, mirror, packages, plan, proc, rdp, secret, service, virtual
+from colab_local.desktop import files, look, mirror, packages, plan, rdp, secret, service, virtual
 from colab_local.desktop.options import Options
 from colab_local.desktop.person import Person
 from tests.conftest import SCREEN
@@ -305,7 +305,7 @@ def test_a_display_is_taken_by_a_port_a_socket_or_a_living_lock(
     sockets = tmp_path / "t" / ".X11-unix"
     sockets.mkdir(parents=True)
     monkeypatch.setattr(virtual, "X_SOCKETS", sockets)
-    monkeypatch.setattr(proc, "listeners", lambda ports: [])
+    monkeypatch.setattr(network, "listeners", lambda ports: [])
     assert virtual.taken_by(40, person) is None
 
     lock = sockets.parent / ".X40-lock"
