@@ -30,6 +30,12 @@ from .person import Person
 from .plan import Receipt, Step
 
 
+AS_ROOT = (
+    "this desktop is that of root itself: whoever gets in, and every page that its browser shows, may do anything here, "
+    "and some programs refuse to start. To make an ordinary user's: add --desktop-user NAME"
+)
+
+
 def remove(options: Options, screen: Screen) -> int:
     """Undo one desktop and return the exit code."""
     who = person.find(options.user)
@@ -54,17 +60,20 @@ def set_up(options: Options, screen: Screen) -> dict[str, Any]:
     prepare = _virtual if options.kind == "virtual" else _mirror
     kind = prepare(options, receipt, secret.read(options.password_file))
     todo = plan.pending(kind.steps)
+    if not options.dry_run:  # a plan is shown when it will be carried out, so what is missing is said first
+        for step in todo:
+            if not (options.install_packages and isinstance(step, packages.Install)):
+                step.demand()
     if todo:
         screen.say(f"This {'would be' if options.dry_run else 'will be'} done for {who.name}:")
         plan.show(todo, screen, details=options.dry_run)
     else:
         screen.say(f"Nothing to do: the {options.kind} desktop of {who.name} is set up.")
+    if todo and who.uid == 0:
+        screen.report(f"note: {AS_ROOT}")
     done: list[Step] = []
     seen: list[str] = []
     if not options.dry_run:
-        for step in todo:
-            if not (options.install_packages and isinstance(step, packages.Install)):
-                step.demand()
         # Nothing to do takes no lock, so that it changes nothing at all.
         try:
             with _locked(home, who, screen) if todo else contextlib.nullcontext():
@@ -174,12 +183,13 @@ def _virtual(options: Options, receipt: Receipt, given: str | None) -> Kind:
     with_systemd = service.systemd(who)
 
     def after(done: Sequence[Step]) -> list[str]:
+        notes = virtual.notes(who, wished.display, with_systemd) if virtual.started_by(done) else []
         if not virtual.needs_restart(done):
-            return []
+            return notes
         again = f"systemctl --user restart {service.unit(wished.display)}"
         stop = f"kill {getattr(owned.leader(who, wished.display), 'pid', '')} and run this again"
         how = again if with_systemd else stop
-        return [f"note: the running desktop keeps its old settings until: {how}   (closes its programs)"]
+        return [*notes, f"note: the running desktop keeps its old settings until: {how}   (closes its programs)"]
 
     return Kind(
         virtual.plan(wished, receipt, given, options.reset_password),

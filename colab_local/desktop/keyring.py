@@ -19,37 +19,36 @@ ENTRY = "org.gnome.RemoteDesktop.RdpCredentials"  # grd-schemas.c
 SCHEMA = "org.gnome.desktop.remote-desktop.rdp"
 # What is set here, with the values that keep the screen safe until the end: "enable" comes last.
 KEYS = ("tls-key", "tls-cert", "view-only", "negotiate-port", "enable")
-SECRETS = "org.freedesktop.secrets"
+ASK = ("busctl", "--user", "--timeout=10")
+SECRETS, ROOT = "org.freedesktop.secrets", "/org/freedesktop/secrets"
 LOG_IN = "log out, then log in at the screen with your password: that makes the keyring, automatic log-in does not"
 
 
 def state(person: Person) -> str:
-    """Return what the user's keyring is: "open", "locked" or "none" (automatic log-in makes none)."""
-    call = ["busctl", "--user", "--timeout=10"]
+    """Return what the user's keyring is: "open", "locked", "none" (automatic log-in makes none), or "" if unknown."""
     try:
-        alias = person.run(
-            [*call, "call", SECRETS, "/org/freedesktop/secrets", "org.freedesktop.Secret.Service"]  # noqa: RUF005
-            + ["ReadAlias", "s", "default"]
-        ).decode()
+        service = "org.freedesktop.Secret.Service"
+        alias = person.run([*ASK, "call", SECRETS, ROOT, service, "ReadAlias", "s", "default"]).decode()
         found = re.search(r'"(/[^"]+)"', alias)
         if found is None:  # the path is "/"
             return "none"
-        locked = person.run(
-            [*call, "get-property", SECRETS, found.group(1), "org.freedesktop.Secret.Collection", "Locked"]
-        ).decode()
+        collection = "org.freedesktop.Secret.Collection"
+        locked = person.run([*ASK, "get-property", SECRETS, found.group(1), collection, "Locked"]).decode()
     except Failure:
-        return "none"
+        return ""
     return "locked" if locked.split()[-1:] == ["true"] else "open"
 
 
-def demand_open(person: Person) -> None:
+def demand_open(person: Person, said: str = "") -> None:
     """Refuse to go on where the password could not be kept.
+
+    said: what grdctl complained of ("Object does not exist at path .../collection/login").
 
     Raises:
         Failure: there is no keyring, or it is locked.
     """
     found = state(person)
-    if found == "none":
+    if found == "none" or "collection/login" in said:
         raise Failure(
             f"{person.name} has no log-in keyring, and gnome-remote-desktop keeps its password there", LOG_IN
         )
@@ -60,15 +59,20 @@ def demand_open(person: Person) -> None:
         )
 
 
-def store(person: Person, major: int, password: str) -> None:
+def asks(helps: str) -> bool:
+    """Say whether this grdctl asks for the password (since 47), by what its --help says of its arguments."""
+    return "set-credentials <username> <password>" not in helps
+
+
+def store(person: Person, by_grdctl: bool, password: str) -> None:
     """Keep the user name and the password, which goes to standard input.
 
-    major: version of gnome-remote-desktop.
+    by_grdctl: grdctl asks for it; otherwise secret-tool writes it.
 
     Raises:
         Failure: it could not be kept; the text says why.
     """
-    if major >= STDIN_SINCE:
+    if by_grdctl:
         argv, feed = ["grdctl", "rdp", "set-credentials", person.name], password + "\n"
     else:
         argv = ["secret-tool", "store", "--label=GNOME Remote Desktop RDP credentials", "xdg:schema", ENTRY]
@@ -76,7 +80,7 @@ def store(person: Person, major: int, password: str) -> None:
     try:
         person.run(argv, feed=feed.encode())
     except Failure as fault:
-        demand_open(person)
+        demand_open(person, fault.what)
         raise Failure(f"the password could not be kept ({fault.what})", "grdctl status") from None
 
 
@@ -86,14 +90,13 @@ def quote(text: str) -> str:
 
 
 def has_credentials(person: Person) -> bool:
-    """Say whether a user name and a password are kept already."""
+    """Say whether the keyring holds a user name and a password for RDP."""
+    search = ["SearchItems", "a{ss}", "1", "xdg:schema", ENTRY]
     try:
-        shown = person.run(["grdctl", "status"]).decode(errors="replace")
+        found = person.run([*ASK, "call", SECRETS, ROOT, "org.freedesktop.Secret.Service", *search]).decode()
     except Failure:
         return False
-    rdp = shown.partition("RDP:")[2].partition("VNC:")[0]
-    found = re.search(r"^\s*Username:\s*(.*)$", rdp, re.M)
-    return found is not None and found.group(1).strip() not in ("", "(null)", "(empty)")
+    return '"/' in found
 
 
 def forget(person: Person) -> bool:
@@ -103,24 +106,27 @@ def forget(person: Person) -> bool:
 
 def settings(person: Person) -> dict[str, str]:
     """Return GNOME's settings for RDP as GVariant texts, those of KEYS that this release has."""
-    found = {}
-    for line in person.run(["gsettings", "list-recursively", SCHEMA]).decode().splitlines():
+    found: dict[str, str] = {}
+    try:
+        listed = person.run(["gsettings", "list-recursively", SCHEMA]).decode()
+    except Failure:
+        return found
+    for line in listed.splitlines():
         parts = line.split(None, 2)
         if len(parts) == 3 and parts[1] in KEYS:
             found[parts[1]] = parts[2]
     return found
 
 
-def commands(tls_key: str, tls_cert: str, helps: str) -> list[list[str]]:
-    """Return the grdctl commands in order, the one that opens the port last. None of them holds the password.
+def commands(tls_key: str, tls_cert: str, helps: str) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the grdctl commands that come before the password is set, and those after it: the last opens the port.
 
     helps: what `grdctl --help` says; older releases cannot switch port negotiation off (since 46).
     """
     rdp = ["grdctl", "rdp"]
-    wanted = [[*rdp, "set-tls-key", tls_key], [*rdp, "set-tls-cert", tls_cert], [*rdp, "disable-view-only"]]
-    if "disable-port-negotiation" in helps:
-        wanted.append([*rdp, "disable-port-negotiation"])
-    return [*wanted, [*rdp, "enable"]]
+    before = [[*rdp, "set-tls-key", tls_key], [*rdp, "set-tls-cert", tls_cert], [*rdp, "disable-view-only"]]
+    fixed = [[*rdp, "disable-port-negotiation"]] if "disable-port-negotiation" in helps else []
+    return before, [*fixed, [*rdp, "enable"]]
 
 
 def put_back(person: Person, before: dict[str, str], written: dict[str, str]) -> None:
@@ -134,9 +140,6 @@ def put_back(person: Person, before: dict[str, str], written: dict[str, str]) ->
             person.run(["gsettings", "set", SCHEMA, key, before[key]])
 
 
-def enabled_service(person: Person, service: str) -> str | None:
-    """Return what systemd says of a service of this user ("enabled", "disabled", ...), None where it says nothing."""
-    try:
-        return person.run(["systemctl", "--user", "is-enabled", service]).decode().strip()
-    except Failure:
-        return None
+def starts_at_login(person: Person, service: str) -> bool:
+    """Say whether the user's systemd starts a service when they log in."""
+    return any((person.home / ".config/systemd/user").glob(f"*.wants/{service}"))

@@ -12,7 +12,7 @@ from typing import Iterable, Sequence
 from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.base.terminal import Screen
 
-from .person import DEFAULT_PATH
+from .person import system_path
 from .plan import Step
 
 # What it is recognised by (a program of the system, a file where it begins with "/", see `here` for the others) ->
@@ -32,8 +32,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "/usr/lib/systemd/user/dbus.socket": ("dbus-user-session",),
     # Without it Xtightvnc dies of "could not open default font 'fixed'"; it is only a Recommends.
     "/usr/share/fonts/X11/misc/fonts.dir": ("xfonts-base",),
-    # What makes a desktop one that can be used: letters (of Japanese, Chinese and Korean, too), icons, a wallpaper and
-    # a browser. Seen on bare releases: without them the panel's icons are broken and the screen is black.
+    # What makes a desktop one that can be used: letters (of Japanese, Chinese and Korean, too), icons, a wallpaper, a
+    # browser. Seen on bare releases: without them the panel's icons are broken and the screen is black.
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": ("fonts-dejavu-core",),
     "font:ja": ("fonts-noto-cjk", "fonts-vlgothic", "fonts-ipafont-gothic", "fonts-droid-fallback"),
     "/usr/lib/*/gdk-pixbuf-2.0/*/loaders/libpixbufloader*svg.so": ("librsvg2-common",),
@@ -99,7 +99,7 @@ BROWSERS = (
 
 def program(name: str) -> str | None:
     """Return where a program of the system is; one that a conda environment has on PATH does not count."""
-    return shutil.which(name, path=DEFAULT_PATH)
+    return shutil.which(name, path=system_path())
 
 
 def starts(path: Path, snaps: Path = Path("/snap/bin")) -> bool:
@@ -143,7 +143,7 @@ def here(need: str) -> bool:
 
 def _apt(*words: str) -> str:
     try:
-        env = {**os.environ, "LC_ALL": "C", "PATH": DEFAULT_PATH}
+        env = {**os.environ, "LC_ALL": "C", "PATH": system_path()}
         return subprocess.run(
             list(words), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=env, check=False
         ).stdout

@@ -17,9 +17,23 @@ from typing import IO, Callable, ContextManager, Iterator, Sequence
 
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
 
-# The system's own programs come first: those of a conda environment (dbus-run-session, xrdb, dconf) do not fit the
-# system's desktop, and are gone when the environment is (OSC/ondemand issue 700).
 DEFAULT_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/games:/usr/local/sbin:/usr/local/bin"
+
+
+def system_path() -> str:
+    """Return PATH without the folders of conda and virtual environments.
+
+    Their dbus-run-session, xrdb or gsettings do not fit the system's desktop, and are gone when the environment is
+    (OSC/ondemand issue 700).
+    """
+    inside = [os.environ.get(name) for name in ("CONDA_PREFIX", "VIRTUAL_ENV")]
+    kept = [
+        folder
+        for folder in os.environ.get("PATH", DEFAULT_PATH).split(":")
+        if folder and not any(prefix and Path(prefix) == Path(folder).parent for prefix in inside)
+        if not any((Path(folder).parent / mark).exists() for mark in ("conda-meta", "pyvenv.cfg"))
+    ]
+    return ":".join([*kept, *(folder for folder in DEFAULT_PATH.split(":") if folder not in kept)])
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Person:
             "USER": self.name,
             "LOGNAME": self.name,
             "SHELL": self.shell,
-            "PATH": ":".join([DEFAULT_PATH, *filter(None, [os.environ.get("PATH", "") if self.is_me else ""])]),
+            "PATH": system_path() if self.is_me else DEFAULT_PATH,
             "LANG": os.environ.get("LANG", "C.UTF-8"),
         }
         if self.runtime.is_dir():

@@ -194,23 +194,24 @@ class Rdp(Step):
     def apply(self) -> None:
         if not firewall_is_up():
             raise Failure("the firewall rule is gone: RDP stays off", FALLBACK)
-        person, major = self.receipt.person, version()
-        if major is None:
-            raise Failure("gnome-remote-desktop is not installed", FALLBACK)
+        person = self.receipt.person
         keyring.demand_open(person)
         before = keyring.settings(person)
         had = keyring.has_credentials(person)
         self.receipt.entry.setdefault("rdp_before", before)
         self.receipt.entry.setdefault("rdp_credentials_before", had)
-        self.receipt.entry.setdefault("rdp_service_before", keyring.enabled_service(person, SERVICE) or "")
+        self.receipt.entry.setdefault("rdp_service_before", keyring.starts_at_login(person, SERVICE))
         if had and not self.receipt.entry.get("rdp"):
             self.receipt.screen.say("note: the user name and the password that were set for RDP are replaced")
         certificate = self._certificate(person)
         self.receipt.note(rdp=True, port=PORT)
         password = self.given or secret.generate()
-        keyring.store(person, major, password)
         helps = person.run(["grdctl", "--help"]).decode(errors="replace")
-        for words in keyring.commands(str(certificate[0]), str(certificate[1]), helps):
+        first, last = keyring.commands(str(certificate[0]), str(certificate[1]), helps)
+        for words in first:
+            person.run(words)
+        keyring.store(person, keyring.asks(helps), password)
+        for words in last:
             person.run(words)
         self.receipt.note(rdp_written=keyring.settings(person))
         person.run(["systemctl", "--user", "enable", "--now", SERVICE])
@@ -292,7 +293,7 @@ class RdpOff(Step):
             # A run that failed half-way wrote less than this; what it did not write is as it was.
             written = entry.get("rdp_written") or keyring.settings(person)
             keyring.put_back(person, entry.get("rdp_before", {}), written)
-        if entry.get("rdp_service_before") == "enabled" and entry.get("rdp_before", {}).get("enable") == "true":
+        if entry.get("rdp_service_before") and entry.get("rdp_before", {}).get("enable") == "true":
             person.succeeds(["systemctl", "--user", "enable", SERVICE])
 
     def _firewall_off(self) -> None:

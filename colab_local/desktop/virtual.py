@@ -27,6 +27,7 @@ PROGRAMS = {
     "gnome-flashback": ("metacity", "gnome-panel"),
     "openbox": ("openbox",),
 }
+PRIVATE_BUS = "session bus: one of its own"  # what xstartup says then
 X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 - where X servers put them
 DISPLAYS = range(1, 64)
 # A password file with the empty password (both vncpasswd programs): anybody could log in with it.
@@ -307,6 +308,14 @@ def check(wished: Wish, person: Person, started: bool) -> list[str]:
     else:
         look.working(dead)
     return said
+
+
+def notes(person: Person, display: int, with_systemd: bool) -> list[str]:
+    """Return what the user should know of a desktop that was started: what does not start in it."""
+    private = next((line for line in service.log_tail(person, display, 200) if PRIVATE_BUS in line), None)
+    if private is None or not with_systemd:  # without systemd there are no snaps either
+        return []
+    return [f"note: this desktop has a session bus {private.partition('session bus: ')[2]}"]
 
 
 def undo(receipt: Receipt) -> list[Step]:
