@@ -29,10 +29,9 @@ from .options import Options
 from .person import Person
 from .plan import Receipt, Step
 
-
 AS_ROOT = (
-    "this desktop is that of root itself: whoever gets in, and every page that its browser shows, may do anything here, "
-    "and some programs refuse to start. To make an ordinary user's: add --desktop-user NAME"
+    "this is a desktop of root itself: whoever gets in may do anything here, so may a page that its browser shows, "
+    "and some programs refuse to start. For that of an ordinary user add: --desktop-user NAME"
 )
 
 

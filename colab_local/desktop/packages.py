@@ -37,7 +37,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": ("fonts-dejavu-core",),
     "font:ja": ("fonts-noto-cjk", "fonts-vlgothic", "fonts-ipafont-gothic", "fonts-droid-fallback"),
     "/usr/lib/*/gdk-pixbuf-2.0/*/loaders/libpixbufloader*svg.so": ("librsvg2-common",),
-    "/usr/share/icons/Adwaita/index.theme": ("adwaita-icon-theme",),
+    # Icons in colour: the grey ones of newer releases cannot be seen on a dark panel.
+    "/usr/share/icons/Adwaita*/48x48/legacy/system-file-manager.png": (
+        "adwaita-icon-theme-legacy",
+        "adwaita-icon-theme",
+    ),
     "/usr/share/icons/Tango/index.theme": ("tango-icon-theme",),
     "/etc/alternatives/desktop-background": ("desktop-base",),
     "browser": ("firefox-esr", "firefox", "chromium", "epiphany-browser"),
@@ -57,12 +61,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "lxterminal": ("lxterminal",),
     "pcmanfm": ("pcmanfm",),
     "/etc/xdg/lxpanel/LXDE/panels/panel": ("lxde-common",),
-    "/usr/share/icons/nuoveXT2/index.theme": ("lxde-icon-theme",),
     "gnome-panel": ("gnome-panel",),
     "metacity": ("metacity",),
     "gnome-terminal": ("gnome-terminal",),
-    "gnome-flashback": ("gnome-flashback",),
-    "nautilus": ("nautilus",),
+    "/etc/xdg/pcmanfm/LXDE/pcmanfm.conf": ("lxde-common",),
     "/usr/lib/vino/vino-server": ("vino",),
     "x0tigervncserver": ("tigervnc-scraping-server",),
     "x11vnc": ("x11vnc",),
@@ -77,6 +79,7 @@ WHOLE = (
     "font:ja",
     "/usr/lib/*/gdk-pixbuf-2.0/*/loaders/libpixbufloader*svg.so",
     "/usr/share/icons/Adwaita/index.theme",
+    "/usr/share/icons/Tango/index.theme",
     "/etc/alternatives/desktop-background",
     "browser",
     "xdg-open",
@@ -84,10 +87,16 @@ WHOLE = (
 SESSIONS: dict[str, tuple[str, ...]] = {
     "xfce": (
         *("xfce4-session", "xfwm4", "xfce4-panel", "xfdesktop", "xfsettingsd", "xfce4-terminal"),
-        *("thunar", "xfce4-appfinder", "exo-open", "/usr/share/icons/Tango/index.theme", *WHOLE),
+        *("thunar", "xfce4-appfinder", "exo-open", *WHOLE),
     ),
-    "lxde": ("lxpanel", "openbox", "lxterminal", "pcmanfm", "/etc/xdg/lxpanel/LXDE/panels/panel", *WHOLE),
-    "gnome-flashback": ("gnome-panel", "metacity", "gnome-terminal", "gnome-flashback", *WHOLE),
+    "lxde": (
+        *("lxpanel", "openbox", "lxterminal", "pcmanfm", "/etc/xdg/lxpanel/LXDE/panels/panel", "xsettingsd", *WHOLE),
+    ),
+    # Its own file manager, nautilus, aborts on TightVNC; pcmanfm paints the wallpaper, too.
+    "gnome-flashback": (
+        *("gnome-panel", "metacity", "gnome-terminal", "pcmanfm", "/etc/xdg/pcmanfm/LXDE/pcmanfm.conf", "xsettingsd"),
+        *WHOLE,
+    ),
     # The smallest: windows and a terminal.
     "openbox": ("openbox", "x-terminal-emulator"),
 }
