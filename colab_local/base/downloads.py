@@ -15,7 +15,8 @@ from urllib.parse import unquote_to_bytes
 
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import CHUNK, sha256_of
-from colab_local.base.terminal import Progress, Screen
+from colab_local.base.progress import Progress
+from colab_local.base.terminal import Screen
 from colab_local.base.text import mask
 
 TIMEOUT_S = 30  # for a connection, and for every read from it
@@ -110,7 +111,7 @@ def download(wanted: Download, screen: Screen, rules: Rules = (), progress: Prog
             raise Failure(
                 f"{mask(source)} is not the file that the lock names (found sha256 {found}, need {wanted.sha256}); "
                 "it was not kept",
-                "git status lockfiles, then try again, from another network or --mirror",
+                "python3 bootstrap.py   # again, from another network or with --mirror",
                 EXIT_INTEGRITY,
             )
         part.replace(target)

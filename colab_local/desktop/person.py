@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,11 @@ from pathlib import Path
 from typing import IO, Callable, ContextManager, Iterator, Sequence
 
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
+
+try:
+    import pwd
+except ImportError:  # Windows, which is refused by name before it is needed
+    pwd = None  # type: ignore[assignment]
 
 DEFAULT_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/games:/usr/local/sbin:/usr/local/bin"
 

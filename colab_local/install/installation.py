@@ -11,7 +11,8 @@ from typing import Any, Callable, NamedTuple
 from colab_local.base.downloads import download_all
 from colab_local.base.files import link_atomically, remove_tree, sha256_of, write_atomically
 from colab_local.base.programs import run
-from colab_local.base.terminal import Screen, Waiting
+from colab_local.base.progress import Waiting
+from colab_local.base.terminal import Screen
 from colab_local.install import home as homes
 from colab_local.install.engines import Engine
 from colab_local.install.jupyter import add_jupyter, jupyter_argv
@@ -55,6 +56,7 @@ class Installation:
         self.link = self.home / "current" / lock.env
         self.new_parents = sum(not path.exists() for path in self.home.parents)
         self.notices: list[str] = []
+        self.gpus: list[dict[str, Any]] | None = None  # what was found, None where nobody looked
         self.seconds: dict[str, float] = {}
         self.overlay: dict[str, str] = {}
         self.seal: dict[str, str] = {}
@@ -202,4 +204,5 @@ class Installation:
             "changed": False,
             "notices": self.notices,
             "jupyter_argv": self.jupyter_argv(),
+            **({} if self.gpus is None else {"gpus": self.gpus}),
         }

@@ -17,8 +17,8 @@ from typing import Any
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, Failure
 from colab_local.base.programs import child_environment
 from colab_local.base.text import mask
-from colab_local.locking.specs import PYTHONS, Spec, Target
-from colab_local.locking.wheels import Wheel, applies, best_wheel, platform_marker, shortest_marker, wheel_tags
+from colab_local.locking.specs import PYTHONS, Spec, Target, platform_marker
+from colab_local.locking.wheels import Wheel, applies, best_wheel, shortest_marker, wheel_tags
 
 
 @dataclass(frozen=True)

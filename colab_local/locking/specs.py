@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from packaging.utils import canonicalize_name
 
 from colab_local.base.documents import misfit
 from colab_local.base.errors import Failure
-from colab_local.locking.wheels import platform_marker
 
 CHANNEL = "https://conda.anaconda.org/conda-forge/"
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -30,6 +29,7 @@ PLATFORMS_SHAPE = {"*": {"accelerator": "cpu|gpu", "platforms": {"*": (dict, typ
 VIRTUAL_SHAPE = {"subdirs": {"*": {"packages": {"*": r"\d.*"}}}}
 ENVIRONMENT_SHAPE = {"channels": [r".+"], "dependencies": list}
 PIP_SHAPE = {"pip": [r".+"]}
+CARDS_SHAPE = {"*": {"*": r"\d+\.\d+"}}
 EXCEPTIONS_SHAPE = {"*": {"reason": r".+", "platforms?": [r".+"]}}
 Target = tuple[str, str]  # conda platform, Python series
 
@@ -86,6 +86,25 @@ def read_exceptions(folder: Path) -> dict[str, Any]:
     return dict(read_yaml(folder / "colab-exceptions.yml", EXCEPTIONS_SHAPE))
 
 
+def read_cards(folder: Path) -> dict[str, dict[str, str]]:
+    """Return {environment: {capability: CUDA}} of gpu-cards.yml: the cards that a person has approved, or {}."""
+    path = folder / "gpu-cards.yml"
+    return dict(read_yaml(path, CARDS_SHAPE)) if path.exists() else {}
+
+
+def card_differences(approved: Mapping[str, str], found: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yield where the locked code serves other cards, or needs another driver, than gpu-cards.yml says.
+
+    approved: {capability: CUDA}; found: {capability: {"cuda": ...}} as index.json has it.
+    """
+    for capability in sorted({*approved, *found}, key=lambda text: [int(part) for part in text.split(".")]):
+        was = approved.get(capability)
+        now = found.get(capability, {}).get("cuda")
+        if was != now:
+            need = f"need CUDA {now}" if now else "are not served"
+            yield f"cards of compute capability {capability} {need}; approved is {was or 'none'}"
+
+
 def read_spec(path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[str, Any]) -> Spec:
     """Return one environment; entry: its part of platforms.yml; virtual: virtual-packages.yml's subdirs."""
     content = read_yaml(path, ENVIRONMENT_SHAPE)
@@ -138,6 +157,24 @@ def parse_pins(text: str) -> dict[str, str]:
                 raise Failure(f"colab-pins.txt, line {number}: need name==version (found {pin!r})")
             pins[canonicalize_name(name)] = version
     return pins
+
+
+def platform_marker(platforms: Sequence[str]) -> str:
+    """Return the shortest marker that is true on these platforms and on no other that we lock."""
+    chosen = sorted(platforms)
+    known = {
+        (): "",
+        ("linux-64", "linux-aarch64"): "sys_platform == 'linux'",
+        ("osx-arm64",): "sys_platform == 'darwin'",
+        ("linux-64", "osx-arm64"): "platform_machine != 'aarch64'",
+        ("linux-aarch64", "osx-arm64"): "platform_machine != 'x86_64'",
+    }
+    if tuple(chosen) in known:
+        return known[tuple(chosen)]
+    return " or ".join(
+        "sys_platform == '{sys_platform}' and platform_machine == '{platform_machine}'".format(**MARKER_VALUES[p])
+        for p in chosen
+    )
 
 
 def constraints(pins: Mapping[str, str], exceptions: Mapping[str, Any]) -> list[str]:

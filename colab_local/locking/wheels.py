@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from colab_local.base.errors import EXIT_NETWORK, Failure
 from colab_local.base.text import mask
-from colab_local.locking.specs import MARKER_VALUES, PYTHONS, Target
+from colab_local.locking.specs import MARKER_VALUES, PYTHONS, Target, platform_marker
 
 TIMEOUT_S = 60
 READERS = 8  # wheels looked into at once
@@ -48,24 +48,6 @@ def target_environments(target: Target) -> list[dict[str, str]]:
 def applies(marker: str, target: Target) -> bool:
     """Return whether a requirement with this marker is installed on some patch release of the target."""
     return not marker or any(Marker(marker).evaluate(values) for values in target_environments(target))
-
-
-def platform_marker(platforms: Sequence[str]) -> str:
-    """Return the shortest marker that is true on these platforms and on no other that we lock."""
-    chosen = sorted(platforms)
-    known = {
-        (): "",
-        ("linux-64", "linux-aarch64"): "sys_platform == 'linux'",
-        ("osx-arm64",): "sys_platform == 'darwin'",
-        ("linux-64", "osx-arm64"): "platform_machine != 'aarch64'",
-        ("linux-aarch64", "osx-arm64"): "platform_machine != 'x86_64'",
-    }
-    if tuple(chosen) in known:
-        return known[tuple(chosen)]
-    return " or ".join(
-        "sys_platform == '{sys_platform}' and platform_machine == '{platform_machine}'".format(**MARKER_VALUES[p])
-        for p in chosen
-    )
 
 
 def shortest_marker(marker: str, platforms: Sequence[str]) -> str:

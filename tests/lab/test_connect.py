@@ -29,9 +29,11 @@ from colab_local.laptop.far import program_text
 from colab_local.laptop.transport_benchmark import median_cell
 from scripts import connect as connect_py
 from tests.conftest import SCREEN, Installed
+from tests.support import pythons
 from tests.support.colab_client import TRANSPORTS, Colab, Server, connect, open_transport
 from tests.support.connecting import DEFAULT_HOME, QUICK, SCRIPT, install, run, running
 from tests.support.hosts import Lab, Machine, needs_root, wait_for
+from tests.support.pythons import old_pythons
 
 
 def command_lines(machine: Machine) -> str:
@@ -492,10 +494,10 @@ def test_without_python_the_host_is_told_apart(tmp_path: Path) -> None:
 
 def test_both_ends_run_on_old_pythons(tmp_path: Path) -> None:
     """A laptop and a host have whatever Python they have; 3.8 is the oldest that is promised."""
-    for old in sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python")):
+    for old in old_pythons() or [pythons.demand("3.8")]:
         assert subprocess.run([old, SCRIPT, "--help"], capture_output=True, check=True).stderr == b""
         request = json.dumps({"op": "status", "home": str(tmp_path)}) + "\n"
-        agent = [str(old), "-c", program_text("colab_local.laptop.agent")]
+        agent = [old, "-c", program_text("colab_local.laptop.agent")]
         with subprocess.Popen(agent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far:
             assert far.stdin is not None
             assert far.stdout is not None

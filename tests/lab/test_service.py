@@ -108,7 +108,8 @@ def test_systemd_reads_the_command_as_it_was_meant(machine: Booted) -> None:
     """Blanks, quotes, %, $, backslashes and other letters arrive unharmed, in the environment too."""
     odd = ["a b", "50%", "$HOME", "${X}", "q\"uo'te", "back\\slash", "line\n[Service]", "süß", ""]
     token_file = Path('/tmp/k %n $X "ö"')
-    show = "import json,os,sys; json.dump([sys.argv[1:], os.environ['JUPYTER_TOKEN_FILE']], open('/run/seen', 'w'))"
+    seen = "[sys.argv[1:], os.environ['COLAB_LOCAL_TOKEN_FILE']]"
+    show = f"import json,os,sys; json.dump({seen}, open('/run/seen', 'w'))"
     text = service.unit_text(["/usr/bin/python3", "-c", show, *odd], "cpu", Path("/"), token_file)
     machine.run(["sh", "-c", 'printf %s "$1" >/run/systemd/system/odd.service', "sh", text])
     machine.run(["systemctl", "daemon-reload"])
@@ -158,10 +159,10 @@ def test_without_a_service_manager_it_says_so_and_gives_the_command(
     args = options(home)
     with pytest.raises(Failure, match="needs systemd") as failure:
         service.command(args, False, SCREEN)
-    jupyter = home / "current" / "cpu" / "bin" / "jupyter-notebook"
+    jupyter = home / "current" / "cpu" / "colab" / "jupyter-notebook"
     jupyter.parent.mkdir()
     seen = tmp_path / "seen"
-    jupyter.write_text(f'#!/bin/sh\ncat "$JUPYTER_TOKEN_FILE" >"{seen}"\necho " $*" >>"{seen}"\n')
+    jupyter.write_text(f'#!/bin/sh\ncat "$COLAB_LOCAL_TOKEN_FILE" >"{seen}"\necho " $*" >>"{seen}"\n')
     jupyter.chmod(0o755)
     hint = failure.value.hint.partition("start it by hand: ")[2]
     subprocess.run(["bash", "-c", hint], check=True)
@@ -206,9 +207,9 @@ def test_launchd_agent_is_made_once_and_removed(tmp_path: Path, mac: Path) -> No
     assert isinstance(manager, service.Launchd)
     assert install_on_mac(home, args)
     agent = plistlib.loads(manager.path.read_bytes())
-    token_file = Path(agent["EnvironmentVariables"]["JUPYTER_TOKEN_FILE"])
+    token_file = Path(agent["EnvironmentVariables"]["COLAB_LOCAL_TOKEN_FILE"])
     assert agent["Label"] == manager.path.stem == "org.colab-local.jupyter"
-    assert agent["ProgramArguments"][0] == str(home / "current/cpu/bin/jupyter-notebook")
+    assert agent["ProgramArguments"][0] == str(home / "current/cpu/colab/jupyter-notebook")
     assert f"--port={args.port}" in agent["ProgramArguments"]
     assert agent["RunAtLoad"] is True
     assert agent["KeepAlive"] == {"SuccessfulExit": False}

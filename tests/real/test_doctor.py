@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import http.server
 import json
@@ -24,6 +23,7 @@ import trustme
 
 from colab_local.base.network import parse_listeners
 from colab_local.laptop import colab_page, cures, examination
+from tests.support import pythons as other_pythons
 from tests.support.jupyter_servers import (
     ALLOW_CREDENTIALS,
     ALLOW_ORIGIN,
@@ -39,6 +39,7 @@ from tests.support.jupyter_servers import (
     user_environment,
     uv,
 )
+from tests.support.pythons import old_pythons
 
 NEWEST = list(pythons())[-1]
 DISABLE = "--NotebookApp.nbserver_extensions={'jupyter_http_over_ws': False}"
@@ -106,7 +107,7 @@ def make_receipt(home: Path, prefix: Path) -> list[str]:
     (place / "current" / "cpu").symlink_to(prefix)
     folder = place / "receipts" / "cpu-0123456789ab"
     folder.mkdir(parents=True)
-    argv = [str(place / "current" / "cpu" / "bin" / "jupyter-notebook"), "--no-browser", "--port=8888"]
+    argv = [str(place / "current" / "cpu" / "colab" / "jupyter-notebook"), "--no-browser", "--port=8888"]
     root = place / "envs" / folder.name
     root.parent.mkdir()
     root.symlink_to(prefix)
@@ -280,9 +281,9 @@ def test_other_port_on_this_side_of_a_tunnel(base: Path, tmp_path: Path, overlay
     prefix = jupyter_environment(base, NEWEST, "6.6", overlay=overlay)
     with serve(prefix, tmp_path, *([] if overlay else [ENABLE])) as running:
         runtime = colab_page.Runtime("localhost", free_port(), running.token, dial=("127.0.0.1", running.port))
-        examination = examination.Examination(runtime, lambda step: None)
-        examination.run()
-    codes = [fault.code for fault in examination.faults]
+        examined = examination.Examination(runtime, lambda step: None)
+        examined.run()
+    codes = [fault.code for fault in examined.faults]
     assert codes == ([] if overlay else ["port-mismatch"])
 
 
@@ -402,10 +403,8 @@ def test_help_teaches(tmp_path: Path) -> None:
 
 def test_runs_on_old_pythons(tmp_path: Path) -> None:
     """A laptop has whatever Python it has; 3.8 is the oldest that is promised."""
-    for name in ("doctor", "colab_page", "transport_benchmark"):
-        ast.parse((REPO / "scripts" / f"{name}.py").read_text(), feature_version=(3, 8))
-    for old in sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python")):
-        found = examine(tmp_path, f"http://localhost:{free_port()}", python=str(old))
+    for old in old_pythons() or [other_pythons.demand("3.8")]:
+        found = examine(tmp_path, f"http://localhost:{free_port()}", python=old)
         assert found.fault == "nothing-listens", found
 
 

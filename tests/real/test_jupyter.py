@@ -5,8 +5,11 @@ What needs TensorFlow is in test_jupyter_installed.py.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,10 +121,9 @@ def test_wrong_token_is_refused(server: Running, token: str) -> None:
         open_transport(stranger, "direct").channels(NO_KERNEL, "s")
     with connect(server.url) as colab:  # a kernel that exists is as closed as one that doesn't
         path = f"/api/kernels/{colab.session['kernel']['id']}/channels"
-        proxied = open_transport(stranger, "http_over_ws").channels(path, "s")
-        with pytest.raises(Exception, match="invalid status code"):  # the extension closes with 403 as the code
-            proxied.recv(30)
-        proxied.close()
+        with pytest.raises(Refused) as refused:
+            open_transport(stranger, "http_over_ws").channels(path, "s")
+        assert refused.value.status == 403
 
 
 def test_a_login_of_the_browser_does_not_stand_in_for_the_token(server: Running) -> None:
@@ -131,6 +133,35 @@ def test_a_login_of_the_browser_does_not_stand_in_for_the_token(server: Running)
     transport = OverWebSocket(stranger)
     assert transport.request("GET", "/api/kernelspecs").status == 403
     transport.close()
+
+
+@pytest.mark.parametrize(
+    "inner", ["/http_over_websocket/proxied_ws", "/%68ttp_over_websocket/proxied_ws", "/http_over_websocket"]
+)
+def test_no_socket_within_a_socket(server: Running, inner: str) -> None:
+    """One request of 18.7 kB, nested 600 times, took all descriptors of a server, before it looked at the token."""
+    for token, status in ((TOKEN, 404), ("wrong", 403)):
+        with pytest.raises(Refused) as refused:
+            open_transport(elsewhere(server, token), "http_over_ws").channels(inner * 60 + NO_KERNEL, "s")
+        assert refused.value.status == status
+    descriptors = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+    with contextlib.suppress(Refused):
+        open_transport(elsewhere(server, "wrong"), "http_over_ws").channels(inner * 600 + NO_KERNEL, "s")
+    assert len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())) < descriptors + 10
+
+
+def test_files_with_the_token_are_private(prefix: Path, tmp_path: Path) -> None:
+    """In a folder that others may enter, and over what an earlier process of that number left there."""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o755)
+    before = os.umask(0)
+    try:
+        with serve(prefix, tmp_path / "home", env={"JUPYTER_RUNTIME_DIR": str(runtime)}) as running:
+            files = [path for path in runtime.iterdir() if path.is_file() and running.token in path.read_text()]
+            assert {path.suffix for path in files} == {".json", ".html"}
+            assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    finally:
+        os.umask(before)
 
 
 def test_foreign_origin_is_refused(server: Running) -> None:

@@ -33,13 +33,20 @@ from colab_local.install.lockfiles import parse_explicit, read_index
 from colab_local.locking.build import locked_requirements
 from colab_local.locking.pypi import find_uv, solve_python
 from colab_local.locking.render import pixi_toml_text
-from colab_local.locking.specs import PYTHONS, Target, constraints, read_exceptions, read_pins, read_specs
+from colab_local.locking.specs import (
+    PYTHONS,
+    Target,
+    constraints,
+    platform_marker,
+    read_exceptions,
+    read_pins,
+    read_specs,
+)
 from colab_local.locking.wheels import (
     RemoteFile,
     Wheel,
     best_wheel,
     licence_of,
-    platform_marker,
     read_wheel,
     shortest_marker,
     target_environments,
