@@ -5,7 +5,7 @@
     python3 bootstrap.py --desktop virtual --uninstall
 
 Safe by default: listens on loopback only, wants a password of everybody, opens no X port; looks at the running
-server afterwards, and stops and disables it when a check fails. README.md in this folder tells what was measured.
+server afterwards, and stops and disables it when a check fails. docs/desktop.md tells what was measured.
 """
 
 from __future__ import annotations

@@ -152,7 +152,14 @@ def here(need: str) -> bool:
 
 def _apt(*words: str) -> str:
     try:
-        env = {**os.environ, "LC_ALL": "C", "PATH": system_path()}
+        # fc-list would make a cache in the user's home, and a dry run makes nothing.
+        env = {
+            **os.environ,
+            "LC_ALL": "C",
+            "PATH": system_path(),
+            "HOME": "/nonexistent",
+            "XDG_CACHE_HOME": "/nonexistent",
+        }
         return subprocess.run(
             list(words), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=env, check=False
         ).stdout

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -24,16 +23,7 @@ from tests.conftest import REPO
 CACHE = Path(os.environ.get("COLAB_LOCAL_ROOTS", f"/var/tmp/colab-local-roots-{os.getuid()}"))
 USER, UID = "ada", 61234
 # What every server installation has that "minbase" lacks.
-SERVER = (
-    "systemd-sysv",
-    "libpam-systemd",
-    "dbus",
-    "python3",
-    "sudo",
-    "iproute2",
-    "procps",
-    "ca-certificates",
-)
+SERVER = ("systemd-sysv", "libpam-systemd", "dbus", "python3", "sudo", "iproute2", "procps", "ca-certificates")
 RELEASES = ("bookworm", "trixie", "sid")
 
 # $1 root, $2 folder of downloaded packages, $3... command: run it in the root, with the network of this machine.
@@ -152,14 +142,30 @@ def inside(root: Path, release: str, argv: Sequence[str]) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", INSIDE, "sh", str(root), str(archives(release)), *argv]
 
 
-def with_packages(release: str, packages: Sequence[str]) -> Path:
+def installed(release: str, session: str) -> Path:
+    """Return a root in which the product has installed what its virtual desktop needs, and nothing else."""
+    base, root = bare(release), CACHE / f"{release}-{session}"
+    with _alone(f"{release}-{session}"):
+        if not root.exists():
+            half = root.with_suffix(".half")
+            shutil.rmtree(half, ignore_errors=True)
+            _call(["cp", "-a", "--reflink=auto", str(base), str(half)])
+            shutil.copy("/etc/resolv.conf", half / "etc/resolv.conf")
+            # As on a machine that systemd runs, so that the list is the one for such a machine.
+            ask = (
+                "mkdir -p /run/systemd/system && python3 -B /repo/bootstrap.py --desktop virtual --dry-run --session "
+            )
+            said = _call(inside(half, release, ["sh", "-c", ask + session]))
+            wanted = said.partition("install system packages: ")[2].splitlines()[0].split()
+            _call(inside(half, release, ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted]))
+            half.rename(root)
+    return root
+
+
+def with_packages(release: str, name: str, packages: Sequence[str]) -> Path:
     """Return a root that has these packages too, without what they recommend."""
-    base = bare(release)
-    if not packages:
-        return base
-    name = hashlib.sha256(" ".join(sorted(packages)).encode()).hexdigest()[:12]
-    root = CACHE / f"{release}-{name}"
-    with _alone(release):
+    base, root = bare(release), CACHE / f"{release}-{name}"
+    with _alone(f"{release}-{name}"):
         if not root.exists():
             half = root.with_suffix(".half")
             shutil.rmtree(half, ignore_errors=True)
@@ -175,6 +181,7 @@ class Bare:
 
     def __init__(self, root: Path, work: Path) -> None:
         work.mkdir()
+        self.work = work
         self.log = work.with_name(work.name + ".log")
         self.name = f"colab{os.getpid()}x{time.monotonic_ns() % 100000}"
         with self.log.open("wb") as log:
@@ -207,9 +214,17 @@ class Bare:
         return next(iter(descendants), 0)
 
     def enter(self, argv: Sequence[str]) -> list[str]:
-        """Return the command that runs argv as root on the machine."""
-        space = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
-        return [*space, "--", "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", *argv]
+        """Return the command that runs argv as root on the machine.
+
+        In a cgroup of the machine: newer logind answers nobody from outside ("Protocol driver not attached").
+        """
+        leader = self.leader
+        group = next(line for line in Path(f"/proc/{leader}/cgroup").read_text().splitlines() if line[:2] == "0:")
+        inside = f"{_unified()}{group.partition('::')[2].removesuffix('/init.scope')}/tests"
+        space = ["nsenter", f"--target={leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--"]
+        clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
+        move = 'mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && exec "$@"'
+        return ["sh", "-c", move, inside, *space, *clean, *argv]
 
     def run(
         self, argv: Sequence[str], user: bool = False, check: bool = True, timeout: float = 300, feed: str = ""
@@ -238,6 +253,12 @@ class Bare:
             for folder, _, _ in os.walk(f"{base}/{self.name}", topdown=False):
                 with contextlib.suppress(OSError):
                     Path(folder).rmdir()
+
+
+def _unified() -> str:
+    """Return where this machine's second hierarchy of cgroups is mounted."""
+    hybrid = "/sys/fs/cgroup/unified"
+    return hybrid if Path(hybrid, "cgroup.procs").exists() else "/sys/fs/cgroup"
 
 
 def _children(pid: int) -> list[int]:
