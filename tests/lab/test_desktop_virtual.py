@@ -395,8 +395,8 @@ def test_nothing_survives_whatever_dies_first(other: User) -> None:
     assert other.desktop("virtual", *options, feed=PASSWORD).code == 0
     [session] = other.pids("xfce4-session")
     environ = other.run(["cat", f"/proc/{session}/environ"]).split("\0")
-    inside = dict(pair.split("=", 1) for pair in environ if "=" in pair)
-    other.run(["sh", "-c", "setsid nohup sleep 4321 >/dev/null 2>&1 </dev/null &"], **inside)
+    inside = ["env", "-i", *(pair for pair in environ if "=" in pair)]
+    other.run([*inside, "sh", "-c", "setsid nohup sleep 4321 >/dev/null 2>&1 </dev/null &"])
     [job] = other.pids("sleep 4321")
 
     def left() -> dict[int, str]:
