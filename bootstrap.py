@@ -77,7 +77,6 @@ try:
         port_is_free,
         ssh_port_for_others,
     )
-    from colab_local.base.programs import child_environment
     from colab_local.base.terminal import Screen
     from colab_local.desktop.options import KINDS, SERVERS, SESSIONS
     from colab_local.desktop.options import Options as DesktopOptions
@@ -96,6 +95,7 @@ try:
     )
     from colab_local.install.machine import inspect_host, machine_refusal
     from colab_local.install.options import ENGINES, Options
+    from colab_local.install.servers import running_servers
     from colab_local.manage import environments, service, verify
 except ImportError as problem:
     sys.stderr.write(f"error: this copy of colab-local is not complete: {problem}\n")
@@ -339,15 +339,17 @@ def look_at_gpus(installation: Installation, known: Dict[str, Any]) -> None:
 
 
 def check_port(installation: Installation) -> None:
-    """Raise Failure where Jupyter could not start; on a machine that has an environment it may be Jupyter itself."""
+    """Choose another port for the next steps where a stranger has it; raise Failure where --launch has to start."""
     options = installation.options
-    first = not installation.is_made() and not homes.read_receipts(options.home)
-    if (options.launch or first) and not port_is_free(options.port):
-        raise Failure(
-            f"port {options.port} is taken by another program (Jupyter would not start)",
-            f"python3 bootstrap.py --port {free_port(options.port + 1)}",
-            EXIT_MACHINE,
-        )
+    if port_is_free(options.port):
+        return
+    if any(server["port"] == options.port for server in running_servers(options.home)):
+        return  # our own Jupyter: --launch shows its address
+    taken, port = f"port {options.port} is taken by another program", free_port(options.port + 1)
+    if options.launch:
+        raise Failure(taken, f"python3 bootstrap.py --launch --port {port}", EXIT_MACHINE)
+    installation.port = port
+    installation.notices.append(f"{taken}: the next steps use {port}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -407,7 +409,7 @@ def install(options: Options, dry_run: bool, screen: Screen) -> Dict[str, Any]:
 
 def next_steps(installation: Installation) -> List[str]:
     """Return the lines that tell the user how to go on; every command is one line that can be pasted."""
-    port = installation.options.port
+    port = installation.port
     return [
         "Next steps",
         "  1. Start Jupyter here and leave it running; it prints a URL with a token:",
@@ -476,7 +478,7 @@ def launch(argv: Sequence[str], screen: Screen) -> None:
     screen.say()
     sys.stdout.flush()
     offline.clean_up()
-    os.execve(argv[0], list(argv), child_environment())  # noqa: S606 - no shell is wanted
+    os.execv(argv[0], list(argv))  # noqa: S606 - no shell is wanted; it cleans its environment itself
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
