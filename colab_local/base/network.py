@@ -15,11 +15,7 @@ LISTEN = "0A"  # in /proc/net/tcp, proc(5)
 
 
 class Listener(NamedTuple):
-<<<<<<< HEAD
-    """A listening TCP socket. address: as text; inode: the socket's number in /proc; uid: of its maker."""
-=======
     """A listening TCP socket. address: as text; inode: the socket's number in /proc; uid: its user's number."""
->>>>>>> main
 
     address: str
     port: int
