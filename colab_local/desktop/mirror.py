@@ -436,6 +436,13 @@ class StopServer(Step):
 
     def apply(self) -> None:
         stop(self.receipt)
+        entry = self.receipt.entry
+        left = server(self.receipt.person, entry["screen"], entry["how"])
+        if left:
+            raise Failure(
+                f"the server of display {entry['screen']} did not end (process {left.pid}). Nothing was removed",
+                f"kill -KILL {left.pid}   then the same command again",
+            )
 
 
 def stop(receipt: Receipt) -> None:

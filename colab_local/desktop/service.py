@@ -107,6 +107,8 @@ class Start(Step):
     def apply(self) -> None:
         person, name = self.receipt.person, unit(self.display)
         self.receipt.note(unit=name if self.with_systemd else "")
+        if owned.leader(person, self.display) is None:
+            owned.end(person, self.display)  # what a killed session has left: the check would take it for the new one
         if self.with_systemd:
             wait_for_manager(person)
             _systemctl(person, "daemon-reload")
