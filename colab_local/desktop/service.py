@@ -132,8 +132,12 @@ class Stop(Step):
         note = f"left running, detached from it by you (nohup, tmux): {owned.name_all(jobs)}" if jobs else ""
         if belongs:
             return note
-        enabled = self.with_systemd and _says(self.person, "is-enabled", unit(self.display)) == "enabled"
-        return note if enabled else None
+        if not self.with_systemd:
+            return None
+        # One that was killed a moment ago comes back ("activating"), even if it is disabled.
+        state = _says(self.person, "show", "-p", "ActiveState", "--value", unit(self.display))
+        enabled = _says(self.person, "is-enabled", unit(self.display)) == "enabled"
+        return note if enabled or state not in ("", "inactive", "failed") else None
 
     def apply(self) -> None:
         owned.demand_outside(self.person, self.display)

@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.conftest import REPO
@@ -26,12 +26,11 @@ USER, UID = "ada", 61234
 SERVER = ("systemd-sysv", "libpam-systemd", "dbus", "python3", "sudo", "iproute2", "procps", "ca-certificates")
 RELEASES = ("bookworm", "trixie", "sid")
 
-# $1 root, $2 folder of downloaded packages, $3... command: run it in the root, with the network of this machine.
+# $1 root, $2... command: run it in the root, with the network of this machine.
 INSIDE = r"""
 set -e
-root=$1 archives=$2; shift 2
+root=$1; shift
 mount --make-rprivate /
-mount --bind "$archives" "$root/var/cache/apt/archives"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/tmp"
@@ -93,14 +92,13 @@ def bare(release: str) -> Path:
             address, keyring = apt_source()
             half = root.with_suffix(".half")
             shutil.rmtree(half, ignore_errors=True)
-            downloads = archives(release)
-            argv = ["debootstrap", "--variant=minbase", f"--keyring={keyring}", f"--cache-dir={downloads}"]
+            argv = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--keyring={keyring}"]
+            argv += ["--skip=cleanup/apt/lists", "--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"']
             _call([*argv, f"--include={','.join(SERVER)}", release, str(half), address])
             (half / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
             (half / "usr/sbin/policy-rc.d").chmod(0o755)
             (half / "etc/apt/apt.conf.d/tests").write_text(
-                'APT::Keep-Downloaded-Packages "true";\nAcquire::Languages "none";\n'
-                'DPkg::Options:: "--force-unsafe-io";\n'
+                'Acquire::Languages "none";\nDPkg::Options:: "--force-unsafe-io";\n'
             )
             # The user of the tests; passwd's own programs are as they are in the root.
             with (half / "etc/passwd").open("a") as passwd, (half / "etc/group").open("a") as group:
@@ -111,16 +109,8 @@ def bare(release: str) -> Path:
             (half / f"home/{USER}").mkdir(mode=0o700)
             os.chown(half / f"home/{USER}", UID, UID)
             (half / "etc/machine-id").write_text("")
-            _call(inside(half, release, ["apt-get", "update", "-qq"]))
             half.rename(root)
     return root
-
-
-def archives(release: str) -> Path:
-    """Return the folder of a release's downloaded packages."""
-    folder = CACHE / f"{release}-archives"
-    (folder / "partial").mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _call(argv: Sequence[str]) -> str:
@@ -137,33 +127,29 @@ def _call(argv: Sequence[str]) -> str:
     return done.stdout
 
 
-def inside(root: Path, release: str, argv: Sequence[str]) -> list[str]:
+def inside(root: Path, argv: Sequence[str]) -> list[str]:
     """Return the command that runs argv in a root that is not booted."""
-    return ["unshare", "--mount", "sh", "-c", INSIDE, "sh", str(root), str(archives(release)), *argv]
+    return ["unshare", "--mount", "sh", "-c", INSIDE, "sh", str(root), *argv]
 
 
 def installed(release: str, session: str) -> Path:
     """Return a root in which the product has installed what its virtual desktop needs, and nothing else."""
-    base, root = bare(release), CACHE / f"{release}-{session}"
-    with _alone(f"{release}-{session}"):
-        if not root.exists():
-            half = root.with_suffix(".half")
-            shutil.rmtree(half, ignore_errors=True)
-            _call(["cp", "-a", "--reflink=auto", str(base), str(half)])
-            shutil.copy("/etc/resolv.conf", half / "etc/resolv.conf")
-            # As on a machine that systemd runs, so that the list is the one for such a machine.
-            ask = (
-                "mkdir -p /run/systemd/system && python3 -B /repo/bootstrap.py --desktop virtual --dry-run --session "
-            )
-            said = _call(inside(half, release, ["sh", "-c", ask + session]))
-            wanted = said.partition("install system packages: ")[2].splitlines()[0].split()
-            _call(inside(half, release, ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted]))
-            half.rename(root)
-    return root
+
+    def wanted(root: Path) -> list[str]:
+        # As on a machine that systemd runs, so that the list is the one for such a machine.
+        ask = "mkdir -p /run/systemd/system && python3 -B /repo/bootstrap.py --desktop virtual --dry-run --session "
+        said = _call(inside(root, ["sh", "-c", ask + session]))
+        return said.partition("install system packages: ")[2].splitlines()[0].split()
+
+    return _with(release, session, wanted)
 
 
 def with_packages(release: str, name: str, packages: Sequence[str]) -> Path:
     """Return a root that has these packages too, without what they recommend."""
+    return _with(release, name, lambda root: list(packages))
+
+
+def _with(release: str, name: str, wanted: Callable[[Path], list[str]]) -> Path:
     base, root = bare(release), CACHE / f"{release}-{name}"
     with _alone(f"{release}-{name}"):
         if not root.exists():
@@ -171,7 +157,8 @@ def with_packages(release: str, name: str, packages: Sequence[str]) -> Path:
             shutil.rmtree(half, ignore_errors=True)
             _call(["cp", "-a", "--reflink=auto", str(base), str(half)])
             shutil.copy("/etc/resolv.conf", half / "etc/resolv.conf")
-            _call(inside(half, release, ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]))
+            _call(inside(half, ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted(half)]))
+            _call(inside(half, ["apt-get", "clean"]))
             half.rename(root)
     return root
 
