@@ -151,7 +151,7 @@ def read_receipt(home: Path, name: str) -> dict[str, Any] | None:
     written_in = receipt.get("home") or str(receipt.get("root", "")).rpartition("/envs/")[0]
     if receipt["name"] != name or name.rpartition("-")[0] != receipt["env"]:
         return None
-    if os.path.realpath(written_in) != os.path.realpath(str(home)):
+    if os.path.realpath(f"{written_in}/envs/{name}") != os.path.realpath(str(home / "envs" / name)):
         return None
     root = environment_root(home, name)
     prefix = environment_prefix(root, receipt["env"], receipt["engine"])

@@ -1,7 +1,7 @@
 """Prove that a new environment works, and leave it warm: bootstrap.py runs this with the environment's Python.
 
-    PREFIX/bin/python smoke_test.py compute [--expect-gpu] NAME ...   imports, a TensorFlow function under XLA
-    PREFIX/bin/python smoke_test.py serve                             Jupyter loads Colab's server extensions
+    PREFIX/bin/python smoke_test.py compute NAME ...   imports, a TensorFlow function under XLA
+    PREFIX/bin/python smoke_test.py serve              Jupyter loads Colab's server extensions
 
 The names are those of the lock. Both print one JSON line; exit status 1 and one line on stderr when something is
 wrong. Whatever they import is byte-compiled on the way, which makes the first cell and Jupyter's first start quick.
@@ -10,12 +10,13 @@ wrong. Whatever they import is byte-compiled on the way, which makes the first c
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
 import sys
 import tempfile
-from pathlib import Path
+import warnings
 from typing import Any
 
 # What a first cell and Jupyter's start import, by the name of the locked package that brings it.
@@ -25,22 +26,9 @@ WARM = {
     "matplotlib": "matplotlib.pyplot",
     "ipywidgets": "ipywidgets",
     "ipykernel": "ipykernel.kernelapp",
+    "tqdm": "tqdm.notebook",
+    "tensorboard": "tensorboard.main",  # it imports pkg_resources, which setuptools had up to 81
 }
-
-
-def cuda_libraries_found(tensorflow: Any) -> bool:
-    """Return whether TensorFlow's own gate finds every CUDA library through the loader; it needs no GPU for that.
-
-    The gate is tsl::internal::DsoLoader::MaybeTryDlopenGPULibraries() in libtensorflow_framework; it returns an
-    absl::Status, which the C++ ABI passes through a hidden pointer. An OK status is the one word 1
-    (absl/status/status.h).
-    """
-    import ctypes
-
-    library = next(Path(tensorflow.__file__).parent.glob("libtensorflow_framework.so.*"))
-    status = (ctypes.c_void_p * 4)()
-    ctypes.CDLL(str(library))["_ZN3tsl8internal9DsoLoader26MaybeTryDlopenGPULibrariesEv"](ctypes.byref(status))
-    return status[0] == 1
 
 
 def tell(number: int, parts: int, what: str) -> None:
@@ -48,22 +36,25 @@ def tell(number: int, parts: int, what: str) -> None:
     print(f"{number} of {parts}: {what}", file=sys.stderr, flush=True)
 
 
-def compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
-    """Import what is locked, run a function that XLA compiles and one step of Keras; return what was seen."""
+def compute(names: set[str]) -> dict[str, Any]:
+    """Import what is locked, run a function that XLA compiles and one step of Keras, all on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(KERAS_HOME=folder, MPLCONFIGDIR=folder)  # nothing is written outside the environment
-        return _compute(names, expect_gpu)
+        return _compute(names)
 
 
-def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
+def _compute(names: set[str]) -> dict[str, Any]:
     modules = [module for name, module in WARM.items() if name in names]
     has_tensorflow = bool(names & {"tensorflow", "tensorflow-cpu"})
     parts = len(modules) + (3 if has_tensorflow else 0)
     for number, module in enumerate(modules, 1):
         tell(number, parts, f"import {module}")
-        importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations are their authors' business, not the user's
+            importlib.import_module(module)
+    show(names)
     if not has_tensorflow:
-        return {"tensorflow": None, "gpus": [], "notices": []}
+        return {"tensorflow": None}
     tell(parts - 2, parts, "import tensorflow")
     import keras
     import tensorflow as tf
@@ -76,15 +67,32 @@ def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     model.fit(tf.ones((2, 2)), tf.ones((2, 1)), verbose=0)
-    gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
-    notices = []
-    if tf.test.is_built_with_cuda() and not gpus:
-        if not cuda_libraries_found(tf):
+    if tf.test.is_built_with_cuda():
+        from colab_local_jupyter.gpu import libraries_found
+
+        if not libraries_found(tf):
             raise SystemExit("TensorFlow does not find its CUDA libraries")
-        if expect_gpu:
-            raise SystemExit("TensorFlow sees no GPU, though nvidia-smi does")
-        notices.append("tried out without a GPU: CUDA's libraries are found, nothing ran on a GPU yet")
-    return {"tensorflow": tf.__version__, "gpus": gpus, "notices": notices}
+    return {"tensorflow": tf.__version__}
+
+
+def show(names: set[str]) -> None:
+    """Make what a notebook shows first: a picture of a plot, a table, a slider."""
+    if "matplotlib" in names:
+        from matplotlib.figure import Figure
+
+        picture = io.BytesIO()
+        Figure().savefig(picture, format="png")
+        if not picture.getvalue().startswith(b"\x89PNG"):
+            raise SystemExit("matplotlib draws no picture")
+    if "pandas" in names:
+        import pandas
+
+        if "<table" not in str(pandas.DataFrame({"a": [1]}).to_html()):
+            raise SystemExit("pandas makes no table")
+    if "ipywidgets" in names:
+        import ipywidgets
+
+        ipywidgets.IntSlider(value=1)
 
 
 def serve() -> dict[str, Any]:
@@ -105,12 +113,12 @@ def serve() -> dict[str, Any]:
     for name in ("jupyter_http_over_ws", "colab_local_jupyter"):
         if name not in loaded:
             raise SystemExit(f"the server extension {name} did not load")
+    os.environ["COLAB_LOCAL_GOOGLE_COLAB"] = "on"  # it must work, even if this user has switched it off
+    for module in ("colab_local_jupyter.kernel", "google.colab"):  # what each kernel loads, and what cells import
+        importlib.import_module(module)
     return {"extensions": sorted(loaded)}
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        result = serve()
-    else:
-        result = compute({name for name in sys.argv[2:] if name[:1] != "-"}, "--expect-gpu" in sys.argv)
+    result = serve() if sys.argv[1] == "serve" else compute(set(sys.argv[2:]))
     print(json.dumps(result))

@@ -93,7 +93,7 @@ PLACES = [".condarc", ".conda/.condarc", ".config/conda/.condarc", "CONDARC", "X
 
 
 @pytest.fixture(scope="module")
-def their_conda(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def their_conda(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A conda that the user has, with the plugin that asks for terms."""
     folder = tmp_path_factory.mktemp("theirs")
     argv = ["bash", str(world.installer("anaconda")), "-b", "-p", str(folder / "conda")]
@@ -114,14 +114,14 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def small_lock(world: World) -> Lock:  # noqa: F811
+def small_lock(world: World) -> Lock:
     """Return a lock of the packages that hold each kind of file and install within a second: no Python."""
     records = [record for record in world.records if record.name.normalized in ("prefixed", "ca-certificates")]
     text = explicit_text(world.platform, records)
     return Lock("cpu", world.platform, "cpu", "conda", text, "", "", {}, "0" * 64)
 
 
-def job_of(world: World, home: Path, lock: Lock) -> Job:  # noqa: F811
+def job_of(world: World, home: Path, lock: Lock) -> Job:
     """Return what an engine works with, the packages of the lock fetched into the home."""
     job = Job(home, "cpu", world.platform, {"environments": {}}, home, (), None, Screen())
     for line in lock.conda.splitlines():
@@ -140,7 +140,7 @@ def content(prefix: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world: World, their_conda: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:  # noqa: F811
+def undisturbed(world: World, their_conda: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the small lock gives where the user has no settings."""
     home = tmp_path_factory.mktemp("undisturbed") / "home"
     lock = small_lock(world)
@@ -165,7 +165,7 @@ def test_there_are_as_many_settings_as_were_tried() -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_setting_of_the_users_matters(
-    world: World,  # noqa: F811
+    world: World,
     their_conda: Path,
     undisturbed: dict[str, Any],
     user: Path,
@@ -186,7 +186,7 @@ def test_no_setting_of_the_users_matters(
 
 @pytest.mark.parametrize("name", HARMFUL)
 def test_the_stand_in_obeys_what_does_harm(
-    world: World,  # noqa: F811
+    world: World,
     their_conda: Path,
     undisturbed: dict[str, Any],
     user: Path,
@@ -214,7 +214,7 @@ def test_the_stand_in_obeys_what_does_harm(
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", ["create_default_packages", "always_softlink", "broken YAML"])
 def test_wherever_a_setting_stands(
-    world: World,  # noqa: F811
+    world: World,
     their_conda: Path,
     undisturbed: dict[str, Any],
     user: Path,
@@ -245,7 +245,7 @@ def test_wherever_a_setting_stands(
 
 @pytest.mark.parametrize("engine", ["conda", "mamba"])
 def test_nothing_in_an_environment_has_a_second_name(
-    world: World,  # noqa: F811
+    world: World,
     their_conda: Path,
     user: Path,
     tmp_path: Path,
@@ -269,7 +269,7 @@ def broken_package(home: Path) -> Path:
 
 @pytest.mark.parametrize("engine", ["conda", "miniforge", "pixi"])
 def test_a_broken_package_file_is_exit_4_with_every_engine(
-    world: World,  # noqa: F811
+    world: World,
     their_conda: Path,
     user: Path,
     tmp_path: Path,
@@ -297,19 +297,19 @@ def test_a_broken_package_file_is_exit_4_with_every_engine(
 # From nothing to an environment that verifies
 
 
-def verified(trial: Trial) -> dict[str, Any]:  # noqa: F811
+def verified(trial: Trial) -> dict[str, Any]:
     """Return what --verify --json says of the environment in use."""
     argv = [trial.python, str(REPO / "bootstrap.py"), "--verify", "--json"]
     return trial.run(argv=[*argv, "--prefix", str(trial.home)]).document
 
 
 @pytest.fixture
-def trials(tmp_path: Path, mirror: Mirror) -> Iterator[dict[str, Trial]]:  # noqa: F811
+def trials(tmp_path: Path, mirror: Mirror) -> Iterator[dict[str, Trial]]:
     """A user for each engine, all with the same lock."""
     yield {name: Trial(tmp_path / name, mirror) for name in ("conda", "mamba", "miniforge", "pixi")}
 
 
-def test_one_fingerprint_whatever_the_engine(trials: dict[str, Trial], conda: Path) -> None:  # noqa: F811
+def test_one_fingerprint_whatever_the_engine(trials: dict[str, Trial], conda: Path) -> None:
     """conda, mamba, Miniforge's own and pixi (rattler) write other records of the same files."""
     found = {}
     for name, one in trials.items():
@@ -332,7 +332,7 @@ def test_one_fingerprint_whatever_the_engine(trials: dict[str, Trial], conda: Pa
 
 
 @pytest.mark.parametrize("package", ["pip", "notebook"])
-def test_a_damaged_file_is_found_and_the_hint_repairs_it(trial: Trial, conda: Path, package: str) -> None:  # noqa: F811
+def test_a_damaged_file_is_found_and_the_hint_repairs_it(trial: Trial, conda: Path, package: str) -> None:
     """Of the conda layer and of the Python layer, changed in place, as a bad block or a careless script does it."""
     trial.environ["CONDA_EXE"] = str(conda)
     assert trial.run("--engine", "conda").code == 0
@@ -355,7 +355,7 @@ def test_a_damaged_file_is_found_and_the_hint_repairs_it(trial: Trial, conda: Pa
 
 
 @pytest.mark.parametrize("engine", ["miniforge", "anaconda", "pixi"])
-def test_a_second_users_installation_leaves_home_as_it_was(tmp_path: Path, mirror: Mirror, engine: str) -> None:  # noqa: F811
+def test_a_second_users_installation_leaves_home_as_it_was(tmp_path: Path, mirror: Mirror, engine: str) -> None:
     """Whatever their settings say; without CI in the environment, which is no consent to anybody's terms."""
     one = Trial(tmp_path, mirror, python=oldest_python())
     one.environ.pop("CI", None)
@@ -374,7 +374,7 @@ def test_a_second_users_installation_leaves_home_as_it_was(tmp_path: Path, mirro
 
 
 @pytest.mark.parametrize("length", [110, 130, 160])
-def test_homes_with_long_names(tmp_path: Path, mirror: Mirror, length: int) -> None:  # noqa: F811
+def test_homes_with_long_names(tmp_path: Path, mirror: Mirror, length: int) -> None:
     """Miniforge's bin/conda begins with #!/usr/bin/env python there: its Python is called instead."""
     name = "h" * max(8, length - len(str(tmp_path)) - 1)
     one = Trial(tmp_path, mirror, home_name=name)
@@ -386,7 +386,7 @@ def test_homes_with_long_names(tmp_path: Path, mirror: Mirror, length: int) -> N
     assert verified(one)["differences"] == []
 
 
-def test_auto_takes_miniforge_where_the_users_conda_fails(trial: Trial) -> None:  # noqa: F811
+def test_auto_takes_miniforge_where_the_users_conda_fails(trial: Trial) -> None:
     """And says why. A conda that does its work by --version alone is found, and can't create."""
     broken = trial.folder / "bin" / "conda"
     broken.parent.mkdir()

@@ -1,7 +1,7 @@
 """The settings zoo: homes and variables as years of other software leave them, and the environment used in each.
 
 One case is one entry of CASES: it is written into a new home, the command that bootstrap.py prints is started there,
-the doctor looks (on both of Colab's transports, with TensorFlow imported in a cell), and what the user is to be told is
+the doctor looks (both of Colab's transports, TensorFlow imported in a cell), and what the user is to be told is
 looked for. The cases come from public bug reports. `python -m tests.real.test_zoo` prints the table of docs/zoo.md.
 """
 
