@@ -37,12 +37,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": ("fonts-dejavu-core",),
     "font:ja": ("fonts-noto-cjk", "fonts-vlgothic", "fonts-ipafont-gothic", "fonts-droid-fallback"),
     "/usr/lib/*/gdk-pixbuf-2.0/*/loaders/libpixbufloader*svg.so": ("librsvg2-common",),
-    # Icons in colour: the grey ones of newer releases cannot be seen on a dark panel.
-    "/usr/share/icons/Adwaita*/48x48/legacy/system-file-manager.png": (
-        "adwaita-icon-theme-legacy",
-        "adwaita-icon-theme",
-    ),
+    "/usr/share/icons/Adwaita/index.theme": ("adwaita-icon-theme",),
+    # Icons in colour: Adwaita's grey ones cannot be seen on a dark panel. Xfce asks for these by name; elsewhere
+    # xsettingsd says so to the programs.
     "/usr/share/icons/Tango/index.theme": ("tango-icon-theme",),
+    "xsettingsd": ("xsettingsd",),
     "/etc/alternatives/desktop-background": ("desktop-base",),
     "browser": ("firefox-esr", "firefox", "chromium", "epiphany-browser"),
     "xdg-open": ("xdg-utils",),

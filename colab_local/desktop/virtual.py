@@ -315,7 +315,7 @@ def notes(person: Person, display: int, with_systemd: bool) -> list[str]:
     private = next((line for line in service.log_tail(person, display, 200) if PRIVATE_BUS in line), None)
     if private is None or not with_systemd:  # without systemd there are no snaps either
         return []
-    return [f"note: this desktop has a session bus {private.partition('session bus: ')[2]}"]
+    return [f"note: this desktop has a session bus of its own{private.partition(PRIVATE_BUS)[2]}"]
 
 
 def undo(receipt: Receipt) -> list[Step]:

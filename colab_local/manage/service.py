@@ -65,11 +65,11 @@ KillMode=mixed
 TimeoutStopSec=30
 # What notebooks never need, whoever has got the token: more rights than the user's own (sudo, ping), other kinds of
 # machine code, real-time priority, core files full of data. No more than a user's systemd can refuse without making a
-# file system of its own: notebooks do work on the whole machine, its GPUs included. Memory is the user's to limit.
+# file system of its own: notebooks do work on the whole machine, its GPUs included. Memory is the user's to limit,
+# and the group bit of shared folders (RestrictSUIDSGID) is theirs to set.
 NoNewPrivileges=yes
 LockPersonality=yes
 RestrictRealtime=yes
-RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 LimitCORE=0
 LimitNOFILE=65536
