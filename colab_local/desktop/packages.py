@@ -45,6 +45,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "/etc/alternatives/desktop-background": ("desktop-base",),
     "browser": ("firefox-esr", "firefox", "chromium", "epiphany-browser"),
     "xdg-open": ("xdg-utils",),
+    # What Debian's Xfce calls when a browser is asked for: without it the globe of the dock gives an I/O error.
+    "sensible-browser": ("sensible-utils",),
     "xfce4-session": ("xfce4-session",),
     "xfwm4": ("xfwm4",),
     "xfce4-panel": ("xfce4-panel",),
@@ -82,6 +84,7 @@ WHOLE = (
     "/etc/alternatives/desktop-background",
     "browser",
     "xdg-open",
+    "sensible-browser",
 )
 SESSIONS: dict[str, tuple[str, ...]] = {
     "xfce": (

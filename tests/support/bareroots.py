@@ -75,6 +75,16 @@ def apt_source() -> tuple[str, str]:
     raise AssertionError(f"apt of this machine knows no Debian archive: {done.stdout}")
 
 
+def patience() -> list[str]:
+    """Return what this machine's apt says of lists that are out of date: its archive may be one of a certain day."""
+    shown = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
+    return [
+        line
+        for line in shown.splitlines()
+        if line.startswith(("Acquire::Check-Valid-Until ", "Acquire::Check-Date "))
+    ]
+
+
 @contextlib.contextmanager
 def _alone(name: str) -> Iterator[None]:
     """Only one process makes a root at a time; two test runs beside each other share it."""
@@ -94,12 +104,15 @@ def bare(release: str) -> Path:
             shutil.rmtree(half, ignore_errors=True)
             argv = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--keyring={keyring}"]
             argv += ["--skip=cleanup/apt/lists", "--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"']
+            argv += [f"--aptopt={line}" for line in patience()]
             _call([*argv, f"--include={','.join(SERVER)}", release, str(half), address])
             (half / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
             (half / "usr/sbin/policy-rc.d").chmod(0o755)
             (half / "etc/apt/apt.conf.d/tests").write_text(
                 'Acquire::Languages "none";\nDPkg::Options:: "--force-unsafe-io";\n'
             )
+            with (half / "etc/apt/apt.conf.d/tests").open("a") as settings:
+                settings.write("".join(line + "\n" for line in patience()))
             # The user of the tests; passwd's own programs are as they are in the root.
             with (half / "etc/passwd").open("a") as passwd, (half / "etc/group").open("a") as group:
                 passwd.write(f"{USER}:x:{UID}:{UID}::/home/{USER}:/bin/bash\n")
