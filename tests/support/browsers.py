@@ -303,12 +303,6 @@ class Chromium:
             raise BrowserError(str(answer["exceptionDetails"].get("exception", {}).get("description")))
         return answer["result"].get("value")
 
-    def press_enter(self, modifiers: int = 0) -> None:
-        """Press Enter where the cursor is; modifiers: 8 for Shift (DevTools' numbers)."""
-        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "modifiers": modifiers}
-        for kind in ("keyDown", "keyUp"):
-            self._call("Input.dispatchKeyEvent", type=kind, **key)
-
     def screenshot(self, path: Path, width: int = 1200, height: int = 2400) -> None:
         """Save what the tab shows in a window of this size, in pixels, as a PNG file."""
         self._call(
