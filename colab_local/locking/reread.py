@@ -146,6 +146,7 @@ def check_packages_text(
     text: str,
     pins: Mapping[str, str],
     exceptions: Mapping[str, Any],
+    missing: Mapping[str, str],
 ) -> Iterator[str]:
     """Yield where packages.txt is not what follows from pypi.txt, the conda records and hosted Colab's versions.
 
@@ -172,7 +173,7 @@ def check_packages_text(
         if not row[4] or not targets:
             yield f"{path}: {package.name} has no licence, or is for no platform"
     try:
-        need = packages_text(Solution(spec, conda, python, about), pins, pins.get("python"), exceptions)
+        need = packages_text(Solution(spec, conda, python, about), pins, pins.get("python"), exceptions, missing)
     except (IndexError, StopIteration, Failure) as problem:
         yield f"{path}: can't be made again from pypi.txt and pixi.lock ({problem!r})"
         return
@@ -207,12 +208,12 @@ def check_jupyter_files(folder: Path, known: Mapping[str, Any]) -> Iterator[str]
 
 
 def check_kinds(top: Path) -> Iterator[str]:
-    """Yield what below a folder is no plain file, is executable, or can be written by others."""
+    """Yield what below a folder is no plain file, is executable and no program, or can be written by others."""
     for path in sorted(top.rglob("*")):
         if "__pycache__" in path.parts or ".pixi" in path.parts:
             continue
         name = f"{top.name}/{path.relative_to(top).as_posix()}"
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             yield f"{name}: not a plain file"
-        elif path.is_file() and path.stat().st_mode & 0o113:
+        elif path.is_file() and path.stat().st_mode & (0o022 if path.read_bytes()[:2] == b"#!" else 0o133):
             yield f"{name}: its mode is {path.stat().st_mode & 0o777:03o} (need 644)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,17 @@ MARKER_VALUES = {
     "osx-arm64": {"sys_platform": "darwin", "platform_machine": "arm64", "platform_system": "Darwin"},
 }
 # What the files under environments/ hold, for misfit().
-PLATFORMS_SHAPE = {"*": {"accelerator": "cpu|gpu", "platforms": {"*": (dict, type(None))}}}
+PLATFORMS_SHAPE = {
+    "*": {
+        "accelerator": "cpu|gpu",
+        "platforms": {"*": (dict, type(None))},
+        "like?": r"[\w.-]+",
+        "pins?": r"[\w./-]+\.txt",
+        "pythons?": [r"3\.\d+"],
+        "without?": [r"[\w.-]+"],
+    }
+}
+PINS = "colab-pins.txt"  # hosted Colab's versions, where an environment names no other file
 VIRTUAL_SHAPE = {"subdirs": {"*": {"packages": {"*": r"\d.*"}}}}
 ENVIRONMENT_SHAPE = {"channels": [r".+"], "dependencies": list}
 PIP_SHAPE = {"pip": [r".+"]}
@@ -36,7 +47,10 @@ Target = tuple[str, str]  # conda platform, Python series
 
 @dataclass(frozen=True)
 class Spec:
-    """One environment file with what belongs to it: specs of both layers, and the machine it is for."""
+    """One environment file with what belongs to it: specs of both layers, and the machine it is for.
+
+    pins: the file with hosted Colab's versions; pythons: the Python series that the Python layer has to suit.
+    """
 
     name: str
     accelerator: str
@@ -44,11 +58,13 @@ class Spec:
     python: tuple[str, ...]
     platforms: dict[str, dict[str, Any]]  # platform -> what else TensorFlow's build needs of the machine
     virtual: dict[str, dict[str, str]]  # platform -> {"__glibc": "2.28", ...}
+    pins: str = PINS
+    pythons: tuple[str, ...] = PYTHONS
 
     @property
     def targets(self) -> list[Target]:
         """Every platform with every Python that the Python layer has to suit."""
-        return [(platform, python) for platform in self.platforms for python in PYTHONS]
+        return [(platform, python) for platform in self.platforms for python in self.pythons]
 
 
 def read_text(path: Path) -> str:
@@ -76,7 +92,7 @@ def read_specs(folder: Path) -> dict[str, Spec]:
     """Return the environments that platforms.yml lists, by name; raise Failure for what doesn't fit together."""
     virtual = read_yaml(folder / "virtual-packages.yml", VIRTUAL_SHAPE)["subdirs"]
     return {
-        name: read_spec(folder / f"{name}.yml", name, entry, virtual)
+        name: read_spec(folder / f"{entry.get('like', name)}.yml", name, entry, virtual)
         for name, entry in sorted(read_yaml(folder / "platforms.yml", PLATFORMS_SHAPE).items())
     }
 
@@ -84,6 +100,12 @@ def read_specs(folder: Path) -> dict[str, Spec]:
 def read_exceptions(folder: Path) -> dict[str, Any]:
     """Return where the locks don't follow hosted Colab, and why: colab-exceptions.yml."""
     return dict(read_yaml(folder / "colab-exceptions.yml", EXCEPTIONS_SHAPE))
+
+
+def read_missing(folder: Path, name: str) -> dict[str, str]:
+    """Return {package: reason} of what hosted Colab has and the environment `name` leaves out: NAME-missing.yml."""
+    path = folder / f"{name}-missing.yml"
+    return dict(read_yaml(path, {"*": r".+"})) if path.exists() else {}
 
 
 def read_cards(folder: Path) -> dict[str, dict[str, str]]:
@@ -114,11 +136,15 @@ def read_spec(path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[
     if [channel for channel in content["channels"] if channel != "nodefaults"] != ["conda-forge"]:
         raise Failure(f"{path.name} must name one channel, conda-forge (found {content['channels']})")
     conda = [item for item in content["dependencies"] if isinstance(item, str)]
+    pythons = tuple(entry.get("pythons", PYTHONS))
+    if "like" in entry:  # another environment's packages, with a Python of its own
+        conda = [f"python {pythons[0]}.*" if item.partition(" ")[0] == "python" else item for item in conda]
     layers = [item for item in content["dependencies"] if not isinstance(item, str)]
     wrong = misfit(layers, [PIP_SHAPE], "pip:")
     if wrong:
         raise Failure(f"{path.name}: its dependencies are conda specs and one list of requirements under {wrong}")
-    python = [line for layer in layers for line in layer["pip"]]
+    left_out = {canonicalize_name(one) for one in entry.get("without", ())}
+    python = [line for layer in layers for line in layer["pip"] if not left_out & {_name_of(line)}]
     for line in python:
         try:
             Requirement(line)
@@ -138,23 +164,30 @@ def read_spec(path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[
             }
             for platform in sorted(entry["platforms"])
         },
+        entry.get("pins", PINS),
+        pythons,
     )
 
 
-def read_pins(folder: Path) -> dict[str, str]:
-    """Return hosted Colab's versions that the locks follow."""
-    return parse_pins(read_text(folder / "colab-pins.txt"))
+def _name_of(requirement: str) -> str:
+    """Return the normalized name that a requirement begins with."""
+    return canonicalize_name(re.match(r"[\w.-]*", requirement).group())  # type: ignore[union-attr]
 
 
-def parse_pins(text: str) -> dict[str, str]:
-    """Return {normalized name: version} of colab-pins.txt's text."""
+def read_pins(folder: Path, name: str = PINS) -> dict[str, str]:
+    """Return hosted Colab's versions that the locks follow; name: of the file with them, in environments/."""
+    return parse_pins(read_text(folder / name), name)
+
+
+def parse_pins(text: str, file: str = PINS) -> dict[str, str]:
+    """Return {normalized name: version} of a text like colab-pins.txt's; file: its name, for what is wrong."""
     pins: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         pin = line.partition("#")[0].strip()
         if pin:
             name, equals, version = pin.partition("==")
             if not equals:
-                raise Failure(f"colab-pins.txt, line {number}: need name==version (found {pin!r})")
+                raise Failure(f"{file}, line {number}: need name==version (found {pin!r})")
             pins[canonicalize_name(name)] = version
     return pins
 
@@ -175,6 +208,12 @@ def platform_marker(platforms: Sequence[str]) -> str:
         "sys_platform == '{sys_platform}' and platform_machine == '{platform_machine}'".format(**MARKER_VALUES[p])
         for p in chosen
     )
+
+
+def current_runtime(pins: str) -> str:
+    """Return hosted Colab's runtime, 2026.08, that a text like colab-pins.txt's follows; "" if it does not say."""
+    found = re.search(r"(?m)^#.*\b(\d{4})-(\d\d)-\d\d\b", pins)
+    return f"{found.group(1)}.{found.group(2)}" if found else ""
 
 
 def constraints(pins: Mapping[str, str], exceptions: Mapping[str, Any]) -> list[str]:

@@ -34,9 +34,11 @@ NOTEBOOK = {
 }
 LAB = {
     "path": "lab/tree",
-    "ready": "document.querySelectorAll('.jp-Notebook .jp-CodeCell').length > 0 && "
-    "jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'",
-    "run": "void jupyterapp.commands.execute('notebook:run-all-cells')",
+    # Nothing has the focus in a browser without a screen: the notebook is found, and made the current one.
+    "ready": "globalThis.jupyterapp && (globalThis.book = [...jupyterapp.shell.widgets('main')].find("
+    "(one) => one.sessionContext?.session?.kernel?.status === 'idle'))",
+    "run": "void (jupyterapp.shell.activateById(book.id),"
+    " setTimeout(() => jupyterapp.commands.execute('notebook:run-all-cells'), 1000))",
     "done": "[...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]"
     ".filter((prompt) => /\\[\\d+\\]/.test(prompt.textContent)).length",
     "output": ".jp-OutputArea-output",
@@ -112,10 +114,6 @@ def test_idioms_are_seen(installed: Installed, browser: Chromium, kind: str, tmp
         loaded = "!!document.querySelector('tb-webapp')"
         poll(lambda: browser.in_frame(address, loaded) or None, "TensorBoard did not load", timeout=60)
         # The slider is alive: Python answers when it is moved.
-        moved = (
-            "(() => { const input = document.querySelector('.widget-readout');"
-            " input.textContent = '30'; input.dispatchEvent(new Event('blur')); "
-            "input.dispatchEvent(new KeyboardEvent('keydown', {keyCode: 13, which: 13})); })()"
-        )
-        browser.evaluate(moved)
-        poll(lambda: "twice 60" in texts(browser, output) or None, "the slider moved nothing", timeout=60)
+        browser.evaluate("document.querySelector('.ui-slider-handle').focus()")
+        browser.press("ArrowRight", 39)
+        poll(lambda: "twice 44" in texts(browser, output) or None, "the slider moved nothing", timeout=60)
