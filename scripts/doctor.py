@@ -25,18 +25,19 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from colab_local.base.command_line import Parser, run_program
 from colab_local.base.errors import EXIT_FAILED, EXIT_OK
 from colab_local.base.terminal import Screen
+from colab_local.base.text import mask
 from colab_local.install.home import user_home
 from colab_local.install.surroundings import look
 from colab_local.laptop.colab_page import Runtime
 from colab_local.laptop.cures import BROWSER_ADVICE, Fault, markdown_table
-from colab_local.laptop.examination import Examination, Step, choose_runtime, masked
+from colab_local.laptop.examination import Examination, Step, choose_runtime
 
 
 def make_parser() -> Parser:
@@ -58,16 +59,18 @@ def make_parser() -> Parser:
 
 def shown(step: Step) -> str:
     """Return the line that tells the user about `step`."""
-    mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "-   "}[step.status]
+    mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "-   ", "begun": "... "}[step.status]
     where = f"[{step.transport}] " if step.transport else ""
-    return masked(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}")
+    return mask(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}")
 
 
-def as_json(runtime: Runtime | None, steps: list[Step], faults: list[Fault], warnings: list[Fault]) -> str:
+def as_json(
+    runtime: Runtime | None, steps: list[Step], faults: list[Fault], warnings: list[Fault], gpu: dict[str, Any]
+) -> str:
     """Return the result as a JSON document."""
 
     def fault(one: Fault) -> dict[str, str]:
-        return {"code": one.code, "what": masked(one.what), "hint": masked(one.hint)}
+        return {"code": one.code, "what": mask(one.what), "hint": mask(one.hint)}
 
     return json.dumps(
         {
@@ -75,11 +78,12 @@ def as_json(runtime: Runtime | None, steps: list[Step], faults: list[Fault], war
             "address": f"http://{runtime.netloc}{runtime.path}" if runtime else None,
             "ok": not faults,
             "steps": [
-                {"transport": s.transport, "title": s.title, "status": s.status, "detail": masked(s.detail)}
+                {"transport": s.transport, "title": s.title, "status": s.status, "detail": mask(s.detail)}
                 for s in steps
             ],
             "faults": [fault(one) for one in faults],
             "warnings": [fault(one) for one in warnings],
+            "gpu": gpu or None,
             "browser": None if faults else BROWSER_ADVICE,
         },
         indent=2,
@@ -89,9 +93,9 @@ def as_json(runtime: Runtime | None, steps: list[Step], faults: list[Fault], war
 def tell(faults: list[Fault], warnings: list[Fault]) -> None:
     """Print what was found: warnings, then each fault once, the first failed step's first, or the browser's part."""
     for warning in warnings:
-        print(masked(f"warning: {warning.what} [{warning.code}]\nhint: {warning.hint}"), file=sys.stderr)
+        print(mask(f"warning: {warning.what} [{warning.code}]\nhint: {warning.hint}"), file=sys.stderr)
     for fault in faults:
-        print(masked(f"error: {fault.what} [{fault.code}]\nhint: {fault.hint}"), file=sys.stderr)
+        print(mask(f"error: {fault.what} [{fault.code}]\nhint: {fault.hint}"), file=sys.stderr)
     if not faults:
         print("\nThis side is fine: Colab can use this runtime on both of its transports.\n" + BROWSER_ADVICE)
 
@@ -126,6 +130,7 @@ def examine(args: argparse.Namespace, screen: Screen) -> int:
     runtime: Runtime | None = None
     steps: list[Step] = []
     warnings: list[Fault] = []
+    gpu: dict[str, Any] = {}
     try:
         runtime = choose_runtime(" ".join(args.url), args.token_file, args.timeout)
         if not args.json:
@@ -133,10 +138,11 @@ def examine(args: argparse.Namespace, screen: Screen) -> int:
         examination = Examination(runtime, show)
         examination.run()
         steps, faults, warnings = examination.steps, examination.faults, examination.warnings
+        gpu = examination.gpu
     except Fault as fault:
         faults = [fault]
     if args.json:
-        print(as_json(runtime, steps, faults, warnings))
+        print(as_json(runtime, steps, faults, warnings, gpu))
     else:
         tell(faults, warnings)
     return EXIT_FAILED if faults else EXIT_OK

@@ -51,10 +51,11 @@ def version_tuple(text: str) -> tuple[int, ...]:
 
 
 def runtimes_of(index: dict[str, Any], env: str) -> dict[str, str]:
-    """Return hosted Colab's runtimes that an environment is locked for, oldest first: {"2026.04": "cpu-2026.04"}."""
+    """Return hosted Colab's runtimes that an environment is locked for, oldest first: {"2026.04": "cpu-2026-04"}."""
     prefix = env + "-"
     found = {name[len(prefix) :]: name for name in index["environments"] if name.startswith(prefix)}
-    months = {month: name for month, name in found.items() if re.match(r"\d{4}\.\d\d$", month)}
+    # pixi allows no dot in an environment's name
+    months = {month.replace("-", "."): name for month, name in found.items() if re.match(r"\d{4}-\d\d$", month)}
     if index.get("runtime"):
         months[index["runtime"]] = env
     return dict(sorted(months.items()))

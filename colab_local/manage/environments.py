@@ -39,16 +39,22 @@ OURS = (
     "cache/*-[0-9a-f]*.txt",
     "tools/uv-*",
     "logs/bootstrap-*.log",
+    "logs/install-*.log",
     "logs/jupyter.log",
     "logs/jupyter-*.log",
     "logs/service.log",
     "logs/slurm-*.log",
     "run/connect.lock",
+    "run/install*",
     "run/jupyter*",
     "run/slurm-*",
 )
-# An engine's folder is ours where its marker says that we installed it.
-MARKED = {"conda/.colab-local.json": ("conda",), "bin/.pixi.json": ("bin/pixi", "bin/.pixi.json")}
+# A folder is ours where its marker says so: an engine's that we installed, the program that connect.py sent.
+MARKED = {
+    "conda/.colab-local.json": ("conda",),
+    "bin/.pixi.json": ("bin/pixi", "bin/.pixi.json"),
+    "program/.digest": ("program",),
+}
 Remover = Callable[[Path, bool, Screen], int]  # of what else was set up: home, dry run
 NAME = re.compile(r"[\w.-]+-[0-9a-f]{12}$")  # of an environment: <env>-<lock digest>
 

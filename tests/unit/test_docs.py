@@ -114,3 +114,22 @@ def test_programs_can_be_run_and_only_programs_can() -> None:
         mode = entry.split()[0]
         runs = (REPO / name).read_bytes()[:2] == b"#!"
         assert (mode == "100755") == (runs and not name.endswith(".sbatch")), name
+
+
+def code_and_numbers(text: str) -> tuple[list[str], list[str]]:
+    """Return a document's commands and other code, in order, and the numbers in its prose, sorted."""
+    blocks = re.findall(r"```.*?\n(.*?)```", text, re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    spans = re.findall(r"`([^`]+)`", prose)
+    prose = re.sub(r"`[^`]+`|\]\([^)]*\)", "", prose)
+    return blocks + spans, sorted(re.findall(r"\d+(?:\.\d+)*", prose))
+
+
+def test_the_japanese_readme_has_the_same_commands_numbers_and_links() -> None:
+    english, japanese = ((REPO / name).read_text() for name in ("README.md", "README.ja.md"))
+    for ours, theirs in zip(code_and_numbers(english), code_and_numbers(japanese), strict=True):
+        assert sorted(ours) == sorted(theirs)
+    links = [set(re.findall(r"\]\(([^)]+)\)", text)) for text in (english, japanese)]
+    assert links[0] ^ links[1] == {"README.md", "README.ja.md"}
+    headings = [len(re.findall(r"(?m)^##? ", text)) for text in (english, japanese)]
+    assert headings[0] == headings[1]

@@ -40,9 +40,9 @@ def test_all_six_runtimes_are_locked(env: str) -> None:
 
 
 def test_a_runtime_has_its_own_python() -> None:
-    assert pythons_of(INDEX, "cpu-2025.07") == ["3.11"]
-    assert INDEX["environments"]["cpu-2025.07"]["python"].startswith("3.11.")
-    assert pythons_of(INDEX, "cpu-2026.04") == ["3.12"]
+    assert pythons_of(INDEX, "cpu-2025-07") == ["3.11"]
+    assert INDEX["environments"]["cpu-2025-07"]["python"].startswith("3.11.")
+    assert pythons_of(INDEX, "cpu-2026-04") == ["3.12"]
     assert pythons_of(INDEX, "cpu") == ["3.11", "3.12", "3.13"]
 
 
