@@ -526,7 +526,8 @@ def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
         yield f"{name}: solver, Python layer", partial(check_python_layer, files, name)
         targets = [(t, ["--python-platform", UV_PLATFORMS[t[0]], "--python-version", t[1]]) for t in spec.targets]
         if here in spec.platforms:
-            targets += [((here, series), ["--python", python]) for series, python in pythons.items()]
+            mine = {series: python for series, python in pythons.items() if series in spec.pythons}
+            targets += [((here, series), ["--python", python]) for series, python in mine.items()]
         for target, options in targets:
             title = f"{name}: uv accepts all {files.count(name, target)} with {' '.join(options)}"
             yield title, partial(check_accepted, files, name, target, options)

@@ -161,7 +161,8 @@ def _fetch(source: str, part: Path, bar: Progress) -> bool:
         if attempt == TRIES:
             break
         pause = FIRST_PAUSE_S * 2 ** (attempt - 1)
-        bar.screen.report(f"{mask(source)}: {reason}. Trying again in {pause:.0f} seconds.")
+        if bar.is_news(f"{source.split('/')[2]}: {reason}"):  # with six at once and five tries it is said once
+            bar.screen.report(f"{mask(source)}: {reason}. Trying again in {pause:.0f} seconds.")
         time.sleep(pause)
     raise _unreachable(source, f"{reason} ({TRIES} tries)")
 

@@ -213,7 +213,7 @@ class Fleet:
         port = free_port()
         argv = [
             sys.executable,
-            str(REPO / "tests" / "web.py"),
+            str(REPO / "tests" / "support" / "web.py"),
             str(folder),
             machine.address,
             str(port),
