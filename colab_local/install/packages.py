@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from colab_local.base import certificates
 from colab_local.base.files import remove_tree, write_atomically
 from colab_local.base.programs import run, succeeds
 from colab_local.base.progress import Size
 from colab_local.base.terminal import Screen
+from colab_local.install import sources
 from colab_local.install.lockfiles import Lock, locked_entry
 from colab_local.install.sources import pip_environment, uv_environment
 
@@ -61,4 +63,8 @@ def install_packages(uv: Path, prefix: Path, lock: Lock, kept: Path, wheels: Pat
         argv += ["--no-index", "--find-links", wheels]
     written, download = lock.bytes.get("pypi_installed"), lock.bytes.get("pypi_download")
     size = Size(written, written if wheels else download) if written and download else None
-    run(argv, screen, uv_environment(), size=size)
+    try:
+        run(argv, screen, uv_environment(), size=size)
+    finally:  # --launch becomes Jupyter, and nothing that waits for this program's end is done
+        sources.clean_up()
+        certificates.clean_up()
