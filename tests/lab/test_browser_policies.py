@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from tests.support.jupyter_servers import start as start_jupyter
 pytestmark = needs_root
 
 PLACES = {"chromium": "chromium/policies/managed/colab-local.json", "firefox-esr": "firefox/policies/policies.json"}
-BROWSERS = {"chromium": Chromium, "firefox-esr": Firefox}
+BROWSERS: dict[str, Callable[[Path, int], Browser]] = {"chromium": Chromium, "firefox-esr": Firefox}
 # A browser whose /etc is its own. Nothing of this machine's is touched: what is laid over /etc ends with the process.
 WRAPPER = """#!/bin/sh
 exec unshare --mount sh -c '
