@@ -139,3 +139,19 @@ def test_the_classic_page_has_no_banner_that_leads_away(server: Running) -> None
         page = answer.read().decode()
     assert "Jupyter" in page
     assert "migration" not in page.lower() and "Notebook 7" not in page
+
+
+IDIOMS = json.loads((REPO / "tests" / "support" / "idioms.ipynb").read_text())["cells"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_idioms_of_colab_notebooks(server: Running, transport: str) -> None:
+    """A notebook of what public Colab notebooks do most, run from top to bottom."""
+    with connect(server.url, transport, answer=lambda kind, body: None) as colab:
+        for cell in (cell for cell in IDIOMS if cell["cell_type"] == "code"):
+            source = "".join(cell["source"])
+            told = colab.run(source, timeout=300)
+            assert told.error == "", source
+            seen = told.stdout + told.stderr + json.dumps(told.data).replace('\\"', '"')
+            for expected in cell["metadata"]["expects"]:
+                assert any(text in seen for text in expected.split("|")), (source, expected, seen[:500])
