@@ -57,8 +57,8 @@ def test_a_python_that_was_built_without_something_is_passed_over(tmp_path: Path
     """As one of pyenv's is where a header was missing: the module's file is there, and what it imports is not."""
     version = "{}.{}".format(*sys.version_info[:2])
     python = tmp_path / "python"
-    hide = "import sys; sys.modules.update(_sqlite3=None, _lzma=None)"
-    python.write_text(f"#!/bin/sh\nexec \"{sys.executable}\" -I -c \"{hide}; exec('''$3''')\"\n")
+    hide = "import os, sys; sys.modules.update(_sqlite3=None, _lzma=None); exec(os.environ['CODE'])"
+    python.write_text(f'#!/bin/sh\nCODE=$3 exec "{sys.executable}" -I -c "{hide}"\n')
     python.chmod(0o755)
     with pytest.raises(Failure) as caught:
         find_python(str(python), [version], SCREEN)
