@@ -57,7 +57,14 @@ from colab_local.base.terminal import Screen
 from colab_local.base.text import mask, megabytes
 from colab_local.install import offline, requirements
 from colab_local.install.home import default_home
-from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, conda_platform, read_index, read_locked
+from colab_local.install.lockfiles import (
+    DEFAULT_ENVIRONMENT,
+    REPOSITORY,
+    conda_platform,
+    pythons_of,
+    read_index,
+    read_locked,
+)
 from colab_local.install.packages import pip_settings, uv_environment
 from colab_local.install.program import program_names
 
@@ -110,10 +117,11 @@ def choose(args: argparse.Namespace) -> Choice:
     """
     lockfiles = Path(args.lockfiles).absolute()
     index = read_index(lockfiles)
+    series = pythons_of(index, args.env)
     known = {
         "environment": (args.env, index["environments"]),
         "platform": (args.platform, index["environments"].get(args.env, {}).get("platforms", {})),
-        "Python": (args.python or index["python"][-1], index["python"]),
+        "Python": (args.python or series[-1], series),
     }
     for what, (wanted, there) in known.items():
         if wanted not in there:
@@ -125,7 +133,7 @@ def choose(args: argparse.Namespace) -> Choice:
     python = args.python or ".".join(index["environments"][args.env]["python"].split(".")[:2])
     if args.engine == "host" and not args.python:
         own = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        python = own if own in index["python"] else index["python"][-1]
+        python = own if own in series else series[-1]
     return Choice(args.env, args.platform, args.engine, python, lockfiles, index)
 
 

@@ -130,3 +130,19 @@ def test_benchmark_command_reads_the_address_from_stdin(server: Running) -> None
     argv = [sys.executable, transport_benchmark.__file__, "--cells", "2", "--megabytes", "1", "--json", "-"]
     done = subprocess.run(argv, input=server.url, capture_output=True, text=True, check=True, timeout=300)
     assert set(json.loads(done.stdout)["measured"]) == set(TRANSPORTS)
+
+
+IDIOMS = json.loads((REPO / "tests" / "support" / "idioms.ipynb").read_text())["cells"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_idioms_of_colab_notebooks(server: Running, transport: str) -> None:
+    """A notebook of what public Colab notebooks do most, run from top to bottom."""
+    with connect(server.url, transport, answer=lambda kind, body: None) as colab:
+        for cell in (cell for cell in IDIOMS if cell["cell_type"] == "code"):
+            source = "".join(cell["source"])
+            told = colab.run(source, timeout=300)
+            assert told.error == "", source
+            seen = told.stdout + told.stderr + json.dumps(told.data).replace('\\"', '"')
+            for expected in cell["metadata"]["expects"]:
+                assert any(text in seen for text in expected.split("|")), (source, expected, seen[:500])
