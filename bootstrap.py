@@ -381,7 +381,7 @@ def show_plan(installation: Installation, dry_run: bool) -> None:
 def execute(installation: Installation, screen: Screen) -> bool:
     """Carry out what is planned, under the home's lock; return whether anything had to be done."""
     known = len(installation.notices)
-    with homes.locked(installation.home, screen):
+    with homes.locked(installation.home, screen, inherited=True):
         screen.open_log(installation.home / "logs")
         steps = installation.steps()  # another run may have done it while this one waited
         try:
@@ -483,6 +483,7 @@ def launch(argv: Sequence[str], screen: Screen) -> None:
     screen.say()
     sys.stdout.flush()
     offline.clean_up()
+    os.umask(screen.umask)
     os.execve(argv[0], list(argv), child_environment())  # noqa: S606 - no shell is wanted
 
 

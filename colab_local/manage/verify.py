@@ -482,6 +482,8 @@ class Check:
                     digest.update(f"{path}\0{identity}\n".encode())
             digests.append(digest.hexdigest())
         self.check_extra()
+        for path in self.tree.open:
+            self.say("open", self.owners.get(path, ""), path, "another user can write to it")
         if self.receipt["layer"] == "conda":
             self.check_conda()
         self.check_python()
