@@ -41,11 +41,14 @@ import sys
 # `from __future__ import annotations` here, which 3.6 does not know: hence typing's names in this one file.)
 TOO_OLD: str = "bootstrap.py needs Python 3.8 or newer. Type: python3.11 bootstrap.py   (or 3.8, 3.9, ... 3.13)"
 
+if sys.version_info < (3, 8):
+    sys.stderr.write("error: bootstrap.py needs Python 3.8 or newer (found {}.{})\n".format(*sys.version_info[:2]))
+    sys.stderr.write("hint: python3.11 bootstrap.py   # or any other from 3.8 on\n")
+    sys.exit(3)
 
 import argparse
 import os
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -78,9 +81,10 @@ try:
     from colab_local.base.terminal import Screen
     from colab_local.desktop.options import KINDS, SERVERS, SESSIONS
     from colab_local.desktop.options import Options as DesktopOptions
+    from colab_local.install import gpu_questions, offline
     from colab_local.install import home as homes
-    from colab_local.install import offline
     from colab_local.install.engines import Job, choose_engine
+    from colab_local.install.gpu_answers import read_needs
     from colab_local.install.installation import Installation
     from colab_local.install.jupyter import DEFAULT_PORT, ssh_line
     from colab_local.install.lockfiles import (
@@ -89,14 +93,8 @@ try:
         conda_platform,
         make_lock,
         read_index,
-        version_tuple,
     )
-    from colab_local.install.machine import (
-        gpu_refusal,
-        inspect_host,
-        machine_refusal,
-        query_gpus,
-    )
+    from colab_local.install.machine import inspect_host, machine_refusal
     from colab_local.install.options import ENGINES, Options
     from colab_local.manage import environments, service, verify
 except ImportError as problem:
@@ -127,6 +125,8 @@ def make_parser() -> Parser:
         prog="bootstrap.py",
         description="Turn this machine into a Google Colab local runtime, exact to the hash.",
         epilog=EXAMPLES,
+        modes=("verify", "list", "rollback", "prune", "uninstall"),
+        never_meant=("--uninstall", "--prune", "--rollback", "--reset-vnc-password"),
     )
     what = parser.add_argument_group("which environment")
     choice = what.add_mutually_exclusive_group()
@@ -220,7 +220,7 @@ def read_options(args: argparse.Namespace) -> Options:
         raise Failure("--prefix needs a folder (found '')", "python3 bootstrap.py", EXIT_USAGE)
     homes.user_home()  # there is one, or it ends here: what follows relies on it
     return Options(
-        env=args.env or DEFAULT_ENVIRONMENT,
+        env=DEFAULT_ENVIRONMENT if args.env is None else args.env,
         home=absolute(args.home or str(homes.default_home())),
         lockfiles=absolute(args.lockfiles),
         engine=args.engine,
@@ -266,7 +266,7 @@ def look(options: Options, screen: Screen) -> Installation:
             EXIT_USAGE,
         )
     host = inspect_host()
-    refusal = machine_refusal(host, options.env, known[options.env]["platforms"])
+    refusal = machine_refusal(host, options.env, known[options.env]["platforms"], known[options.env]["accelerator"])
     if refusal:
         raise refusal
     homes.check_home(options.home)
@@ -287,7 +287,7 @@ def look(options: Options, screen: Screen) -> Installation:
         installation.notices += notices
     check_room(installation, index)
     if installation.lock.accelerator == "gpu" and options.gpu_check:
-        installation.notices += look_at_gpus(index["environments"][options.env]["platforms"][platform])
+        look_at_gpus(installation, known)
     check_port(installation)
     return installation
 
@@ -323,26 +323,19 @@ def check_room(installation: Installation, index: Dict[str, Any]) -> None:
     check_disk(installation.home, sum(int(sizes.get(kind) or 0) for kind in kinds))
 
 
-def look_at_gpus(entry: Dict[str, Any]) -> List[str]:
-    """Return what is to be said of this machine's GPUs; raise Failure where the locked TensorFlow can't use them.
+def look_at_gpus(installation: Installation, known: Dict[str, Any]) -> None:
+    """Ask the driver for this machine's GPUs; raise Failure where the locked packages can't use them.
 
-    entry: the environment's platform in lockfiles/index.json.
+    known: the environments of lockfiles/index.json.
     """
-    gpus = query_gpus()
-    update = "sudo ubuntu-drivers install && sudo reboot" if shutil.which("ubuntu-drivers") else ""
-    refusal = gpu_refusal(gpus, entry.get("requires", {}), update)
-    if refusal:
-        raise refusal
-    notices = []
-    for gpu in gpus:
-        capability = gpu.compute_capability or "unknown"
-        notices.append(f"{gpu.name}, driver {gpu.driver}, compute capability {capability}")
-        if version_tuple(gpu.compute_capability) >= (12, 0):
-            notices.append(
-                "TensorFlow's build has no code for compute capability 12.x: the driver compiles it at first "
-                "use, which takes minutes and has failed for some"
-            )
-    return notices
+    lock, needs = installation.lock, {}
+    for name, entry in known.items():
+        platform = entry["platforms"].get(lock.platform)
+        if entry["accelerator"] == "gpu" and platform:
+            needs[name] = read_needs(platform.get("requires", {}))
+    found = gpu_questions.look(needs.pop(lock.env), needs, installation.screen)
+    installation.gpus = list(found.gpus)
+    installation.notices += found.notices
 
 
 def check_port(installation: Installation) -> None:

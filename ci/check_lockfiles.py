@@ -7,18 +7,27 @@
     python ci/check_lockfiles.py --offline                      only what needs no network
 
 For every environment and platform
-  * digests: index.json vouches for each file, and for environments/jupyter/; no file is missing or extra
+  * digests: index.json vouches for each file, byte for byte, and for environments/jupyter/; no file is missing or
+    extra, none is a link or a program
   * formats: explicit file, conda-lock.yml (read by conda-lock's own parser), pixi.lock and packages.txt name the
-    same packages, builds and hashes; every hash is a SHA-256, every URL is conda-forge's and of this platform
+    same packages, builds and hashes; every hash is a SHA-256, every URL is conda-forge's and of this platform;
+    each file is, to the byte, what scripts/lock.py writes for these packages
+  * installers: every URL follows from project, version and platform
   * own records: rattler, given nothing but the lock's own records, the specs and the declared machine, gives
     the lock: nothing is missing, nothing is there without need
-  * channel: every locked record is in the channel with the same hashes, and rattler gives the lock again. A
-    folder doesn't change, so it is solved from nothing, and dependencies are compared too; a live channel moves
-    on and mends its records, so there the solver is told to prefer what is locked.
-  * Python layer: uv, solving anew under the locked versions, gives pypi.txt to the byte, wheels and hashes too;
-    uv accepts pypi.txt in full with --require-hashes for every platform and Python, and on every Python here.
+  * Python layer: what environments/ want is there, at hosted Colab's versions but for colab-exceptions.yml
+  * channel: every locked record is in the channel as it is locked, and rattler gives the lock again. A folder
+    doesn't change, so it is solved from nothing, and all of each record is compared; a live channel moves on and
+    mends its records, so there the solver is told to prefer what is locked.
+  * GPU code: gpu-code.json is of the wheels in pypi.txt, and serves the cards of environments/gpu-cards.yml
+With a network
+  * Python layer: uv, solving anew under the locked versions, gives pypi.txt to the byte, wheels and hashes too, and
+    their licences and sizes are those of packages.txt and index.json; uv accepts pypi.txt in full with
+    --require-hashes for every platform and Python, and on every Python here
+  * installers: hashes and sizes are those that the projects publish
 
-Without --channel: ../shared/channel beside the checkout if there is one, else conda-forge if it answers.
+What only a network shows is named at the end of a run without one.
+The channel: --channel, else the variable COLAB_LOCAL_TEST_CHANNEL, else conda-forge if it answers.
 
 Exit codes: 0 all well; 1 something is wrong, each on a line of its own; 2 wrong usage.
 """
@@ -52,8 +61,11 @@ from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import REPOSITORY, conda_platform, parse_explicit, read_index
 from colab_local.locking.build import differences, host_tools, locked_requirements, read_files
 from colab_local.locking.conda import channel_folder, channel_records, read_pixi_lock, solve_conda
+from colab_local.locking.gpu_code import entries, has_gpu_code, parse_code
+from colab_local.locking.installers import wrong_files, wrong_names
 from colab_local.locking.pypi import find_uv, solve_python
 from colab_local.locking.render import (
+    GPU_CODE,
     HOST_HEAD,
     PYPI_HEAD,
     Solution,
@@ -62,20 +74,35 @@ from colab_local.locking.render import (
     explicit_text,
     index_text,
     machine_needs,
+    packages_text,
+    pixi_lock_text,
     pixi_toml_text,
     requirements_text,
+    sizes,
+)
+from colab_local.locking.reread import (
+    check_download_size,
+    check_followed,
+    check_jupyter_files,
+    check_kinds,
+    check_packages_text,
+    check_requirements_text,
+    check_wanted,
+    first_difference,
 )
 from colab_local.locking.specs import (
     CHANNEL,
     NOTICE,
     PYTHONS,
     Target,
+    card_differences,
     constraints,
+    read_cards,
     read_exceptions,
     read_pins,
     read_specs,
 )
-from colab_local.locking.wheels import applies
+from colab_local.locking.wheels import applies, read_wheels
 
 try:
     from conda_lock.conda_lock import render_lockfile_for_platform  # type: ignore[import-untyped]
@@ -86,6 +113,18 @@ except ImportError:
     sys.exit(EXIT_FAILED)
 
 HOSTS = {"conda.anaconda.org", "github.com", "repo.anaconda.com", "colab.research.google.com"}
+
+# What nothing in the repository contradicts when it is wrong everywhere at once.
+NEEDS_CHANNEL = (
+    "a conda record that is wrong in every format alike: hash, size, timestamp, licence, dependencies",
+    "a conda package that is older than it need be, or was taken back",
+)
+NEEDS_NETWORK = (
+    "hashes, sizes and licences of wheels: pypi.txt, host.txt, packages.txt, pypi_download and pypi_installed",
+    "which versions of the Python packages fit together",
+    "hashes and sizes of the installers",
+    "hosted Colab's versions: colab-pins.txt",
+)
 
 # How uv calls the least machine of a platform (--python-platform).
 UV_PLATFORMS = {
@@ -105,7 +144,9 @@ class Lockfiles:
         self.specs = read_specs(environments)
         self.index = read_index(lockfiles)
         self.files = read_files(lockfiles)
-        self.conda = read_pixi_lock(lockfiles / "pixi.lock")
+        self.locked = read_pixi_lock(lockfiles / "pixi.lock")
+        self.conda = {name: records for name, records in self.locked.items() if name in self.specs}
+        self.pins, self.exceptions = read_pins(environments), read_exceptions(environments)
 
     def records(self, name: str, platform: str) -> list[Any]:
         """Return the locked conda records of an environment on a platform, sorted by name."""
@@ -148,18 +189,6 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     return {key: leaf for name in value for key, leaf in flat(value[name], f"{path}/{name}").items()}
 
 
-def table_rows(text: str, title: str) -> list[list[str]]:
-    """Return the cells of the first table after a title in packages.txt."""
-    lines = text.partition(title)[2].splitlines()
-    start = next((number for number, line in enumerate(lines, 1) if line.startswith("---")), len(lines))
-    rows = []
-    for line in lines[start:]:
-        if not line:
-            break
-        rows.append(re.split(r" {2,}", line))
-    return rows
-
-
 def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
     """Return what index.json has to say of an environment; the wheels' sizes are another check's matter."""
     spec = files.specs[name]
@@ -169,7 +198,7 @@ def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
         "python": files.version(name, "python"),
         "platforms": {
             platform: {
-                "requires": machine_needs(spec, platform),
+                "requires": machine_needs(spec, platform, files.text(f"{name}/{GPU_CODE}")),
                 "bytes": told.get(platform, {}).get("bytes", {}) | conda_sizes(files.records(name, platform)),
             }
             for platform in spec.platforms
@@ -187,21 +216,50 @@ def check_digests(files: Lockfiles) -> Problems:
     for name, spec in files.specs.items():
         made |= {f"{name}/{file}" for file in ("conda-lock.yml", "packages.txt", "pypi.txt")}
         made |= {f"{name}/{platform}.txt" for platform in spec.platforms}
+        made |= {f"{name}/{GPU_CODE}"} if spec.accelerator == "gpu" else set()
     texts = dict.fromkeys(made, "") | files.files
     uv = files.version(next(iter(files.specs)), "uv")
-    entries = {name: index_entry(files, name) for name in files.specs}
-    expected = json.loads(index_text(files.environments, texts, entries, uv))
-    yield from compare("index.json", flat(files.index), flat(expected))
+    told = {name: index_entry(files, name) for name in files.specs}
+    need = index_text(files.environments, texts, told, uv)
+    found = list(compare("index.json", flat(files.index), flat(json.loads(need))))
+    yield from found
+    if not found and files.text("index.json") != need:
+        yield f"index.json: {first_difference(files.text('index.json'), need)}"
     for path in sorted(made ^ set(files.files)):
         yield f"{path}: {'missing' if path in made else 'not a lockfile'}"
     for path, text in files.files.items():
         for host in sorted(set(re.findall(r"https?://(?:[^/@\s]*@)?([^/\s\"':]+)", text)) - HOSTS):
             yield f"{path}: names the host {host}"
+        if "http://" in text:
+            yield f"{path}: names a URL without encryption"
+        if "\r" in text:
+            yield f"{path}: has the line ends of Windows"
         if NOTICE not in "".join(text.splitlines()[:2]):
             yield f"{path}: doesn't say that it is generated"
-    found = files.text("pixi.toml")
+    yield from check_jupyter_files(files.environments / "jupyter", files.index["jupyter"])
+    yield from check_kinds(files.folder)
+    yield from check_kinds(files.environments)
+
+
+def check_pixi(files: Lockfiles) -> Problems:
+    """Yield where pixi.toml and pixi.lock are not what follows from the specs and the locked records."""
     series = ".".join(next(iter(files.index["environments"].values()))["python"].split(".")[:2])
-    yield from differences({"pixi.toml": found}, {"pixi.toml": pixi_toml_text(files.specs, series)})
+    yield from differences({"pixi.toml": files.text("pixi.toml")}, {"pixi.toml": pixi_toml_text(files.specs, series)})
+    extra = set(files.locked) - set(files.specs) - {"default"}
+    for name in sorted(extra | (set(files.specs) - set(files.locked))):
+        yield f"pixi.lock: environment {name}: {'not one of ours' if name in extra else 'missing'}"
+    for name, spec in files.specs.items():
+        for platform in sorted(set(files.locked.get(name, {})) ^ set(spec.platforms)):
+            yield f"pixi.lock: {name}: {platform}: {'missing' if platform in spec.platforms else 'not one of ours'}"
+    difference = first_difference(files.text("pixi.lock"), pixi_lock_text(files.conda))
+    if difference:
+        yield f"pixi.lock: {difference}"
+
+
+def check_installers(files: Lockfiles) -> Problems:
+    """Yield what is wrong with the installers' names; index.json has them from environments/installers.json."""
+    for line in wrong_names(json.loads((files.environments / "installers.json").read_text(encoding="utf-8"))):
+        yield f"installers.json: {line}"
 
 
 def check_formats(files: Lockfiles, name: str, platform: str) -> Problems:
@@ -219,9 +277,6 @@ def check_formats(files: Lockfiles, name: str, platform: str) -> Problems:
         subdir = "noarch" if "/noarch/" in record.url else platform
         if record.url not in {f"{CHANNEL}{subdir}/{file}{end}" for end in (".conda", ".tar.bz2")}:
             yield f"pixi.lock: {name}/{platform}: {record.url} is no conda-forge URL of {file}"
-    told = table_rows(files.text(f"{name}/packages.txt"), f"conda layer of {platform}:")
-    versions = {record.name.normalized: [str(record.version), str(record.build)] for record in records}
-    yield from compare(f"{name}/packages.txt ({platform}) against pixi.lock", {r[0]: r[1:3] for r in told}, versions)
 
 
 def check_conda_lock(files: Lockfiles, name: str, platform: str) -> Problems:
@@ -246,18 +301,55 @@ def check_conda_lock(files: Lockfiles, name: str, platform: str) -> Problems:
 
 
 def check_requirements(files: Lockfiles, name: str) -> Problems:
-    """Yield what is not a pinned, hashed requirement in pypi.txt, and where packages.txt says other versions."""
-    text = files.text(f"{name}/pypi.txt")
-    body = "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
-    pinned = r"[a-z0-9-]+==\S+( ; [^\\\n]+?)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
-    for entry in re.split(r"\n(?=\S)", body):
-        if not re.fullmatch(pinned, entry):
-            first, *_ = entry.split("\n")
-            yield f"{name}/pypi.txt: no pinned and hashed requirement: {first}"
-    found = {f"{row[0]}=={row[1]}" for row in table_rows(files.text(f"{name}/packages.txt"), "Python layer")}
-    need = {requirement.partition(" ;")[0] for requirement in files.requirements(name)}
-    for requirement in sorted(need ^ found):
-        yield f"{name}/packages.txt and pypi.txt don't both have {requirement}"
+    """Yield where pypi.txt or packages.txt is not as it is written, or not what environments/ want."""
+    path = f"{name}/pypi.txt"
+    text, spec = files.text(path), files.specs[name]
+    yield from check_requirements_text(path, text, PYPI_HEAD)
+    yield from check_wanted(spec, text, path)
+    yield from check_followed(spec, text, path, files.pins, files.exceptions)
+    shown = files.text(f"{name}/packages.txt")
+    problems = list(check_packages_text(spec, files.conda.get(name, {}), text, shown, files.pins, files.exceptions))
+    yield from problems
+    if not problems:
+        told = next(iter(files.index["environments"][name]["platforms"].values()))["bytes"]["pypi_download"]
+        yield from check_download_size(spec, shown, text, told)
+
+
+def check_host_text(files: Lockfiles) -> Problems:
+    """Yield where host.txt is not as it is written, or has other versions than the conda layer."""
+    text = files.text("host.txt")
+    yield from check_requirements_text("host.txt", text, HOST_HEAD)
+    found = dict(re.findall(r"(?m)^([a-z0-9-]+)==([^\s;\\]+)", text))
+    first = next(iter(files.specs))
+    yield from compare("host.txt against the conda layer", found, {n: files.version(first, n) for n in ("pip", "uv")})
+
+
+def check_gpu_code(files: Lockfiles, name: str) -> Problems:
+    """Yield where gpu-code.json is not of the locked wheels, or serves other cards than a person has approved."""
+    text = files.text(f"{name}/{GPU_CODE}")
+    locked = {
+        sha256: requirement
+        for requirement, hashes in requirement_hashes(files.text(f"{name}/pypi.txt")).items()
+        for sha256 in hashes
+        if has_gpu_code(requirement)
+    }
+    known = {sha256: file for sha256, (file, _) in parse_code(text).items()}
+    for sha256 in sorted({*locked} ^ {*known}):
+        named = locked.get(sha256) or known.get(sha256)
+        yield f"{name}/{GPU_CODE} and pypi.txt don't both have {named} ({sha256[:12]}...)"
+    yield from card_differences(read_cards(files.environments).get(name, {}), entries(text))
+
+
+def requirement_hashes(text: str) -> dict[str, list[str]]:
+    """Return {package: its hashes} of a pypi.txt."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, hashed = re.match(r"([a-z0-9-]+)==", line), re.search(r"--hash=sha256:([0-9a-f]{64})", line)
+        if name:
+            found[name.group(1)] = []
+        elif hashed and found:
+            found[list(found)[-1]].append(hashed.group(1))
+    return found
 
 
 def check_own_records(files: Lockfiles, name: str, platform: str) -> Problems:
@@ -304,7 +396,9 @@ def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> P
             yield f"{name}/{platform}: {record.url} is not in {channel}"
             continue
         found, need = (json.loads(r.to_json()) for r in (record, by_url[record.url]))
-        for what in ("sha256", "md5", "size", *(("depends", "constrains") if static else ())):
+        # what a live channel never mends, and of a folder all that a lock has
+        fixed = {"sha256", "md5", "size", "timestamp", "name", "version", "build", "build_number", "subdir", "noarch"}
+        for what in sorted({*found, *need} - {"arch", "channel", "fn", "platform", "url"} if static else fixed):
             if found.get(what) != need.get(what):
                 yield (
                     f"{name}/{platform}: {record.file_name}: {what}: found {found.get(what)}, "
@@ -314,21 +408,26 @@ def check_channel(files: Lockfiles, name: str, platform: str, channel: str) -> P
 
 
 def check_python_layer(files: Lockfiles, name: str) -> Problems:
-    """Yield where pypi.txt is not what uv gives under the specs, hosted Colab's versions and the locked ones."""
-    pins = constraints(read_pins(files.environments), read_exceptions(files.environments))
+    """Yield where pypi.txt is not what uv gives under the specs, hosted Colab's versions and the locked ones.
+
+    The wheels are looked into: packages.txt has their licences, index.json their sizes.
+    """
+    spec, pins = files.specs[name], constraints(files.pins, files.exceptions)
     try:
-        packages = solve_python(files.specs[name], [*pins, *files.requirements(name)])
+        packages = solve_python(spec, [*pins, *files.requirements(name)])
+        need = requirements_text(PYPI_HEAD, packages)
+        solved = Solution(spec, files.conda[name], packages, {})
+        solved.about.update(read_wheels(solved.all_wheels()))
     except Failure as failure:
         yield f"{name}/pypi.txt: {failure.what}"
         return
     path = f"{name}/pypi.txt"
-    need = requirements_text(PYPI_HEAD, packages)
     yield from differences({path: files.text(path)}, {path: need})
-    locked = Solution(files.specs[name], files.conda[name], packages, {})
-    told = files.index["environments"][name]["platforms"]
-    size = {platform: sum(wheel.size for wheel in locked.wheels(platform)) for platform in told}
-    found = {platform: entry["bytes"]["pypi_download"] for platform, entry in told.items()}
-    yield from compare(f"index.json, {name}'s pypi_download", found, size)
+    path = f"{name}/packages.txt"
+    shown = packages_text(solved, files.pins, files.pins.get("python"), files.exceptions)
+    yield from differences({path: files.text(path)}, {path: shown})
+    for platform, entry in files.index["environments"][name]["platforms"].items():
+        yield from compare(f"index.json, {name}/{platform}'s bytes", entry["bytes"], sizes(solved, platform))
 
 
 def check_host_tools(files: Lockfiles) -> Problems:
@@ -337,6 +436,12 @@ def check_host_tools(files: Lockfiles) -> Problems:
     platforms = sorted({platform for spec in files.specs.values() for platform in spec.platforms})
     need = requirements_text(HOST_HEAD, host_tools(records, platforms))
     yield from differences({"host.txt": files.text("host.txt")}, {"host.txt": need})
+
+
+def check_published(files: Lockfiles) -> Problems:
+    """Yield installers whose hash or size is not the published one."""
+    for line in wrong_files(json.loads((files.environments / "installers.json").read_text(encoding="utf-8"))):
+        yield f"installers.json: {line}"
 
 
 def check_accepted(files: Lockfiles, name: str, target: Target, options: Sequence[str]) -> Problems:
@@ -361,11 +466,9 @@ def attempt(argv: Sequence[str]) -> tuple[int, str]:
 
 def installed_pythons() -> dict[str, str]:
     """Return an interpreter of this machine for each Python series that the locks cover, as far as there is one."""
-    pyenv = sorted(Path.home().glob(".pyenv/versions/*/bin/python"))
     found = {}
     for series in PYTHONS:
-        installed = [str(path) for path in pyenv if path.parts[-3].startswith(f"{series}.")]
-        for candidate in (sys.executable, shutil.which(f"python{series}"), *installed):
+        for candidate in (sys.executable, shutil.which(f"python{series}")):
             # asked, because a pyenv shim stands on PATH also when it leads nowhere
             ask = "import sys; print('%d.%d' % sys.version_info[:2])"
             if candidate and attempt([candidate, "-c", ask])[1].strip() == series:
@@ -383,6 +486,9 @@ Check = tuple[str, Callable[[], Problems]]  # what is so if it finds no problem
 def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) -> Iterator[Check]:
     """Yield every check; channel: folder, URL, or "" for none; offline: leave out what needs a network."""
     yield "index.json vouches for every file", partial(check_digests, files)
+    yield "pixi.toml and pixi.lock are as they are written", partial(check_pixi, files)
+    yield "installers are what they are called", partial(check_installers, files)
+    yield "host.txt has the conda layer's uv and pip", partial(check_host_text, files)
     for name in names:
         for platform in files.specs[name].platforms:
             at = f"{name}/{platform}"
@@ -391,14 +497,17 @@ def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) ->
             yield f"{at}: solver, own records", partial(check_own_records, files, name, platform)
             if channel:
                 yield f"{at}: solver, {channel}", partial(check_channel, files, name, platform, channel)
-        yield f"{name}: Python requirements are pinned and hashed", partial(check_requirements, files, name)
+        yield f"{name}: Python requirements are pinned, hashed, wanted", partial(check_requirements, files, name)
+        if files.specs[name].accelerator == "gpu":
+            yield f"{name}: the cards it serves are the approved ones", partial(check_gpu_code, files, name)
     if not offline:
         yield from plan_online(files, names)
 
 
 def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
     """Yield the checks that need the package index."""
-    yield "host.txt is the conda layer's uv and pip", partial(check_host_tools, files)
+    yield "host.txt is what uv gives", partial(check_host_tools, files)
+    yield "installers are what their projects publish", partial(check_published, files)
     here = conda_platform(this_machine.system(), this_machine.machine())
     pythons = installed_pythons()
     for name in names:
@@ -414,7 +523,7 @@ def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
 
 def default_channel() -> str:
     """Return the channel to check against when none is named, or "" if there is none to be had."""
-    given = os.environ.get("COLAB_LOCAL_CHANNEL", "")
+    given = os.environ.get("COLAB_LOCAL_TEST_CHANNEL", "")
     if given:
         return given
     return CHANNEL if is_reachable(f"{CHANNEL}noarch/repodata.json.zst") else ""
@@ -438,8 +547,6 @@ def check_all(args: argparse.Namespace, screen: Screen) -> int:
         if name not in files.specs:
             raise Failure(f"no environment {name!r} (there are: {', '.join(files.specs)})", code=EXIT_USAGE)
     channel = args.channel if args.channel is not None else "" if args.offline else default_channel()
-    if not channel:
-        print("No channel here and conda-forge not asked: the conda layer is checked against its own records alone.")
     count = 0
     for title, check in plan(files, args.names or list(files.specs), channel, args.offline):
         started = time.monotonic()
@@ -448,6 +555,8 @@ def check_all(args: argparse.Namespace, screen: Screen) -> int:
         for problem in problems:
             print(f"       {problem}", flush=True)
         count += len(problems)
+    for line in [*(NEEDS_CHANNEL if not channel else ()), *(NEEDS_NETWORK if args.offline else ())]:
+        print(f"{'not':5}  checked: {line}")
     if count:
         raise Failure(f"{count} things are wrong in {args.lockfiles}: see above", "python scripts/lock.py")
     return EXIT_OK

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Measure colab-local on this machine: python3 scripts/benchmark.py install|train|transports|verify
 
     install     cold installation against `uv pip install` of the same file, second run, peak memory

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Make one file from which bootstrap.py installs without any network, also for another machine's platform.
 
     python scripts/bundle.py                                          cpu, this machine's platform, Miniforge
@@ -118,7 +119,7 @@ def choose(args: argparse.Namespace) -> Choice:
         if wanted not in there:
             raise Failure(
                 f"the lock has no {what} {wanted} for this (there are: {', '.join(sorted(there))})",
-                "python scripts/bundle.py --help",
+                "python3 scripts/bundle.py --help",
                 EXIT_USAGE,
             )
     python = args.python or ".".join(index["environments"][args.env]["python"].split(".")[:2])
@@ -201,7 +202,7 @@ def find_wheels(choice: Choice, folder: Path, screen: Screen) -> list[Source]:
             raise Failure(
                 f"the package index has no locked wheel of {entry.name} {entry.version} for {choice.platform}, "
                 f"Python {choice.python}",
-                "python scripts/lock.py --check",
+                "python3 scripts/lock.py --check",
                 EXIT_NETWORK,
             )
         sources += [wheel_source(wheel, folder) for wheel in fitting]
@@ -456,7 +457,7 @@ def make(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     if output.is_dir() or not output.parent.is_dir():
         raise Failure(
             f"can't write {output}: it is a folder, or lies in none",
-            "python scripts/bundle.py --help",
+            "python3 scripts/bundle.py --help",
             EXIT_USAGE,
         )
     folder = output.with_name(output.name + ".parts")

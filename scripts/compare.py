@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Say whether two machines have the same environment, and if not, which packages differ.
 
     python3 scripts/compare.py here.json there.json

@@ -89,7 +89,7 @@ def lock(args: argparse.Namespace, screen: Screen) -> int:
         print(line)
     if args.check:
         if changes:
-            raise Failure("the lock doesn't match its specs: see above", "python scripts/lock.py")
+            raise Failure("the lock doesn't match its specs: see above", "python3 scripts/lock.py")
         print("The lock matches its specs.")
         return EXIT_OK
     write(args.lockfiles, new, old)

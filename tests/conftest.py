@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -14,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from colab_local.base.terminal import Screen
+from colab_local.install.jupyter import jupyter_argv
+
 REPO = Path(__file__).resolve().parent.parent
+SCREEN = Screen()  # for functions that take one
 
 # A shell that starts the tests in the background has SIGINT ignored, and so would every program that they start:
 # with a handler here they begin with Ctrl-C as a terminal gives it.
@@ -84,7 +87,5 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
             timeout=900,
         )
     prefix = home / "current" / "cpu"
-    receipts = [json.loads(p.read_text()) for p in home.glob("receipts/cpu-*/receipt.json")]
-    used = next((r for r in receipts if Path(r["prefix"]).resolve() == prefix.resolve()), None)
-    argv = used["jupyter_argv"] if used else [str(prefix / "bin" / "jupyter-notebook")]
+    argv = jupyter_argv(str(prefix), as_root=os.geteuid() == 0)
     yield Installed(home, prefix, argv)

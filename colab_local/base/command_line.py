@@ -14,8 +14,10 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Sequence
 
+from colab_local.base.completion import SHELLS, completion
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import UMASK, disk_failure, is_full
+from colab_local.base.hints import true_here, typed_now
 from colab_local.base.terminal import Screen
 
 Work = Callable[[argparse.Namespace, Screen], int]
@@ -23,20 +25,35 @@ Work = Callable[[argparse.Namespace, Screen], int]
 
 def typed_program() -> str:
     """Return how this program was called, as it can be typed again: `python3 scripts/doctor.py`."""
-    program = sys.argv[0] or "bootstrap.py"
-    return "python3 " + shlex.quote(program)
+    typed = typed_now()
+    return f"{typed.interpreter} {shlex.quote(typed.program)}"
+
+
+class Completion(argparse.Action):
+    """Print the completion for a shell, and end."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(choices=SHELLS, default=argparse.SUPPRESS, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
+        print(completion(parser, values, Path(sys.argv[0]).name), end="")
+        parser.exit()
 
 
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are two lines like all others: what is wrong, and what was meant if that is near.
 
-    Abbreviations of options are errors, too: what they mean would change with the next option.
+    Abbreviations of options are errors, too: what they mean would change with the next option. never_meant: options
+    that are not offered in place of a wrong word, because they take something away; modes: those (argparse's dest)
+    that make the program do something else than usual, like --verify, None where hints are whole commands already.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, never_meant: Sequence[str] = (), modes: Sequence[str] | None = None, **settings: Any) -> None:
+        self.never_meant, self.modes = never_meant, modes
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
         self.typed: list[str] = []
+        self.add_argument("--completion", action=Completion, help="print what teaches a shell these options")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Take note of what was typed, for the hint of an error."""
@@ -66,12 +83,14 @@ class Parser(argparse.ArgumentParser):
 
     def unknown(self, words: Sequence[str]) -> Failure:
         """Return what is said of words that no option takes; the hint is the line put right, where that is clear."""
-        options = [option for option in self._option_string_actions if option.startswith("--")]
+        options = [name for name in self._option_string_actions if name[:2] == "--" and name not in self.never_meant]
         wrong = next((word for word in words if word.startswith("-")), words[0])
         name, equals, value = wrong.partition("=")
         # `gpu` for --gpu, `--gup` for --gpu, `install` for nothing at all
         bare = "--" + name.lstrip("-").replace("_", "-").lower()
-        near = [bare] if bare in options else difflib.get_close_matches(bare, options, 1, 0.75)
+        near = [bare] if bare in options else []
+        if wrong.startswith("-"):
+            near = near or difflib.get_close_matches(bare, options, 1, 0.75)
         what = f"unknown {'option' if wrong.startswith('-') else 'word'}: {wrong}"
         if near:
             return Failure(
@@ -112,7 +131,7 @@ def catch_signals(screen: Screen) -> None:
         screen.interrupted = True
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # Windows has none
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice stands
             signal.signal(number, interrupt)
 
@@ -123,7 +142,8 @@ def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, i
     interrupted: the hint after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    screen = Screen("--json" in words, program=typed_program())  # also for errors in the command line itself
+    screen = Screen("--json" in words)  # also for errors in the command line itself
+    screen.put_right = lambda hint: true_here(hint, typed_now(words), parser, parser.modes)
     screen.umask = os.umask(UMASK)  # what is made for all to run is not for all to write
     with contextlib.suppress(AttributeError):  # a terminal that lacks a letter of a name shows its number
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -18,7 +18,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import CHUNK, disk_failure, is_full, sha256_of
-from colab_local.base.terminal import Progress, Screen
+from colab_local.base.progress import Progress
+from colab_local.base.terminal import Screen
 from colab_local.base.text import mask
 
 TIMEOUT_S = 30  # for a connection, and for every read from it

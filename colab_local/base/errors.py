@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -24,3 +26,4 @@ class Failure(Exception):
         self.what = what
         self.hint = hint
         self.code = code
+        self.details: dict[str, Any] = {}  # what --json says besides

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_NETWORK, Failure
+from colab_local.base.progress import Size, written_by
 from colab_local.base.terminal import Screen
 from colab_local.base.text import mask
 
@@ -151,11 +152,14 @@ def run(
     timeout: float | None = None,
     cwd: Any | None = None,
     running: set[subprocess.Popen[str]] | None = None,
+    size: Size | None = None,
+    watched: bool = True,
 ) -> str:
     """Run a program to its end and return its standard output.
 
     env: its environment, default child_environment(); input: text for its stdin, default none at all;
-    timeout: seconds; running: gets the process as long as it lives, so that another thread can end it.
+    timeout: seconds; running: gets the process as long as it lives, so that another thread can end it; size: how much
+    it will write, for the step that is shown; watched: the step shows its newest line.
 
     Raise Failure with what its output says of why it failed, and of what kind that is; the log has all of it.
     What `screen` holds (the home's lock) stays held until the program ends, even if we are killed before it.
@@ -182,7 +186,11 @@ def run(
             )
         except OSError as problem:
             raise Failure(f"can't run {argv[0]} ({problem.strerror})") from problem
-        screen.output = errors
+        before = screen.output, screen.meter
+        if watched:
+            screen.output = errors
+        if size:
+            screen.meter = written_by(child.pid, Path(tempfile.gettempdir() if cwd is None else cwd), size)
         if running is not None:
             running.add(child)
         try:
@@ -197,7 +205,8 @@ def run(
             child.wait()
             raise
         finally:
-            screen.output = None
+            if watched:
+                screen.output, screen.meter = before
             if running is not None:
                 running.discard(child)
         errors.seek(0)

@@ -1,4 +1,4 @@
-"""What people see of a run: lines, progress bars, the log."""
+"""What people see of a run: lines, the one line that is drawn again and again, colours, the log."""
 
 from __future__ import annotations
 
@@ -11,42 +11,92 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Callable
 
 from colab_local.base.errors import EXIT_FAILED, Failure
 from colab_local.base.files import UMASK, private_file
-from colab_local.base.text import mask, megabytes, printable
+from colab_local.base.text import mask, printable
 
 LOGS_KEPT = 10
+COLOURS = {"red": "31;1", "yellow": "33", "cyan": "36", "green": "32", "dim": "2"}  # ECMA-48, SGR
+WORDS = {"error:": "red", "hint:": "cyan", "note:": "yellow", "warning:": "yellow"}  # at the start of a line
 
 
 class Screen:
     """Where a run speaks: the terminal, or with --json people on stderr and one document on stdout; and its log.
 
-    json: stdout carries one JSON document; verbose: the programs that are run are shown, too; program: how the
-    program was called, for hints, like `python3 bootstrap.py`.
+    json: stdout carries one JSON document; verbose: the programs that are run are shown, too.
     """
 
-    def __init__(self, json: bool = False, verbose: bool = False, program: str = "") -> None:
-        self.json, self.verbose, self.program = json, verbose, program
+    def __init__(self, json: bool = False, verbose: bool = False) -> None:
+        self.json, self.verbose = json, verbose
+        self.put_right: Callable[[str], str] = str  # makes of a hint's command what the user can type: see hints.py
         self.log_path = ""
         self.interrupted = False  # Ctrl-C came: Python loses the exception where it comes within a finalizer
         self.output: IO[bytes] | None = None  # what the running program writes its stderr to
-        self.bars = 0  # progress bars drawn at this moment
         self.held: list[int] = []  # descriptors that every program inherits: a lock lives as long as any writer
         self.umask = UMASK  # of whoever called us, for the Jupyter that we become
         self.place = ""  # the folder that everything lands in
+        self.meter: Any = None  # of the bytes that come in now: progress.Meter
+        self.steps = 0  # shown at this moment, one within the other
+        self._drawn = False  # a line that the next one replaces is on the terminal
+        self._lock = threading.RLock()
         self._log: IO[bytes] | None = None
+
+    # -- what this terminal can do
+
+    @property
+    def draws(self) -> bool:
+        """Whether a line can be drawn again and again: stderr is a terminal, and people read it."""
+        return sys.stderr.isatty() and not self.json
+
+    @property
+    def width(self) -> int:
+        """How many letters fit on the line that is drawn again; the last column stays free: some terminals wrap."""
+        return max(20, shutil.get_terminal_size().columns - 1)
+
+    def paint(self, text: str, colour: str, stream: Any = None) -> str:
+        """Return `text` in a colour where the terminal has them and its user wants them (https://no-color.org)."""
+        stream = stream or sys.stderr
+        wanted = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+        return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if wanted else text
+
+    # -- lines
 
     def say(self, text: str = "") -> None:
         """Print a line for the user, and into the log."""
-        print(printable(text), file=sys.stderr if self.json else sys.stdout, flush=True)
-        self.log(text)
+        self._print(text, sys.stderr if self.json else sys.stdout)
 
     def report(self, text: str) -> None:
         """Print a line about progress on stderr, and into the log."""
-        print(printable(text), file=sys.stderr, flush=True)
+        self._print(text, sys.stderr)
+
+    def _print(self, text: str, stream: Any) -> None:
+        with self._lock:
+            self.clear()
+            shown = printable(text)
+            for word, colour in WORDS.items():
+                if shown.startswith(word):
+                    shown = self.paint(word, colour, stream) + shown[len(word) :]
+            print(shown, file=stream, flush=True)
         self.log(text)
+
+    def draw(self, text: str) -> None:
+        """Show a line that the next one replaces."""
+        with self._lock:
+            self.clear()
+            sys.stderr.write(printable(text)[: self.width])
+            sys.stderr.flush()
+            self._drawn = True
+
+    def clear(self) -> None:
+        """Leave an empty line where one was drawn: what comes next begins at its left edge."""
+        with self._lock:
+            if self._drawn:
+                dumb = os.environ.get("TERM", "dumb") == "dumb"  # knows no way to erase a line but blanks
+                sys.stderr.write("\r" + " " * self.width + "\r" if dumb else "\r\x1b[K")
+                sys.stderr.flush()
+                self._drawn = False
 
     def show_document(self, document: dict[str, Any]) -> None:
         """Print what --json promises, where it was asked for."""
@@ -72,104 +122,12 @@ class Screen:
 
     def fail(self, problem: Failure) -> int:
         """Show a failure in two lines (and as JSON if asked) and return its exit code."""
-        hint = problem.hint.replace("python3 bootstrap.py", self.program) if self.program else problem.hint
-        self.show_document({"ok": False, "error": problem.what, "hint": hint, "code": problem.code})
+        hint = self.put_right(problem.hint)
+        document = {"ok": False, "error": problem.what, "hint": hint, "code": problem.code}
+        self.show_document({**document, **problem.details})
         self.report("error: " + problem.what)
         if hint:
             self.report("hint: " + hint)
         if self.log_path and problem.code == EXIT_FAILED:
             self.report(f"log: {self.log_path}")
         return problem.code
-
-
-class Waiting:
-    """Show on a terminal that a step is alive: its title, the seconds gone, the newest line of a program's output.
-
-    Off a terminal the title alone is printed, once. A Progress bar that is drawn meanwhile has the line.
-    """
-
-    def __init__(self, screen: Screen, title: str) -> None:
-        self.screen, self.title = screen, title
-        self.started, self.ended = time.monotonic(), threading.Event()
-        self.thread = threading.Thread(target=self._draw, daemon=True)
-
-    def __enter__(self) -> Waiting:
-        if sys.stderr.isatty() and not self.screen.json:
-            self.thread.start()
-        else:
-            self.screen.report(self.title)
-        return self
-
-    def _draw(self) -> None:
-        while not self.ended.wait(0.3):
-            if not self.screen.bars:
-                seconds = time.monotonic() - self.started
-                self._line(f"{self.title}  {seconds:.0f} s  {self._newest()}")
-
-    def _newest(self) -> str:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            descriptor = self.screen.output.fileno()  # type: ignore[union-attr]
-            size = os.fstat(descriptor).st_size
-            lines = os.pread(descriptor, 2000, max(0, size - 2000)).decode("utf-8", "replace").strip().splitlines()
-            return mask(lines[-1].strip()) if lines else ""
-        return ""
-
-    def _line(self, text: str) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        sys.stderr.write("\r" + text[:width].ljust(width))
-        sys.stderr.flush()
-
-    def __exit__(self, kind: Any, problem: Any, trace: Any) -> None:
-        self.ended.set()
-        if self.thread.is_alive():
-            self.thread.join()
-            self._line("")
-            sys.stderr.write("\r")
-            self.screen.report(f"{self.title}  {time.monotonic() - self.started:.0f} s")
-
-
-class Progress:
-    """A progress bar over a known number of bytes: tqdm's if tqdm is installed, else a plain one.
-
-    Draws nothing where stderr is not a terminal. Safe to advance from several threads.
-    """
-
-    def __init__(self, screen: Screen, title: str, total: int) -> None:
-        self.screen, self.title, self.total, self.count, self.started = screen, title, total, 0, time.monotonic()
-        self.cancelled = False  # set on Ctrl-C: downloads in other threads stop at their next chunk
-        self.lock, self.drawn = threading.Lock(), 0.0
-        self.bar: Any = None
-        if not sys.stderr.isatty() or screen.json:
-            screen.report("{}{}".format(title, f" ({megabytes(total)})" if total else ""))
-            return
-        self.drawn = -1.0
-        self.screen.bars += 1
-        with contextlib.suppress(ImportError):
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total or None, desc=title, unit="B", unit_scale=True, file=sys.stderr)
-
-    def advance(self, count: int) -> None:
-        """Count `count` more bytes (negative: they have to come again)."""
-        if self.cancelled:
-            raise KeyboardInterrupt
-        with self.lock:
-            self.count += count
-            if self.bar is not None:
-                self.bar.update(count)
-            elif self.drawn and time.monotonic() - self.drawn > 0.2:
-                self.drawn = time.monotonic()
-                rate = self.count / max(time.monotonic() - self.started, 0.1)
-                done = f" {100.0 * self.count / self.total:3.0f} %" if self.total else ""
-                line = f"{self.title}:{done} {megabytes(self.count)} at {megabytes(rate)}/s"
-                sys.stderr.write("\r" + line[:118].ljust(78))
-                sys.stderr.flush()
-
-    def close(self) -> None:
-        """Finish the line."""
-        if self.drawn:
-            self.screen.bars -= 1
-        if self.bar is not None:
-            self.bar.close()
-        elif self.drawn:
-            sys.stderr.write("\n")

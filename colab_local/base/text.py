@@ -19,3 +19,25 @@ def printable(text: str) -> str:
 def megabytes(count: float) -> str:
     """Return a number of bytes as people say it: 450 MB, 1.9 GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def amount(done: float, total: float = 0) -> str:
+    """Return how many bytes there are by now, in the unit of the whole: 312 of 450 MB, 0.3 of 3.4 GB, 12 MB."""
+    if not total:
+        return megabytes(done)
+    shown = f"{done / 1e9:.1f}" if total >= 1e9 else f"{done / 1e6:.0f}"
+    return f"{shown} of {megabytes(total)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 15 s, 2 min 5 s, 1 h 12 min.
+
+    >>> [duration(number) for number in (0.2, 59.7, 125, 4321)]
+    ['0 s', '1 min 0 s', '2 min 5 s', '1 h 12 min']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

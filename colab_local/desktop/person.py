@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Callable, ContextManager, Iterator, Sequence
 
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
+
+try:
+    import pwd
+except ImportError:  # Windows, which is refused by name before it is needed
+    pwd = None  # type: ignore[assignment]
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games"
 

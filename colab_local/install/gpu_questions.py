@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Callable, Mapping, Sequence
 
+from colab_local.base.terminal import Screen
 from colab_local.install import gpu, gpu_answers
 from colab_local.install.gpu import Decision
 from colab_local.install.gpu_answers import NO_DEVICE, DriverAnswer, Gpu, Need, Situation, SmiAnswer
@@ -261,10 +262,14 @@ def inspect(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> 
     )
 
 
-def look(needs: Mapping[str, Need], others: Mapping[str, Mapping[str, Need]], say: Callable[[str], None]) -> Decision:
-    """Return whether a lock can be used with this machine's GPUs.
+def look(needs: Mapping[str, Need], others: Mapping[str, Mapping[str, Need]], screen: Screen) -> Decision:
+    """Return what there is and what to say of it; raise Failure where a lock can't be used with this machine's GPUs.
 
     needs: of the environment that was asked for; others: of the other environments for a GPU, by name.
     """
-    driver, smi = ask(needs, say)
-    return gpu.decide(needs, driver, smi, inspect(), others)
+    driver, smi = ask(needs, screen.report)
+    found = gpu.decide(needs, driver, smi, inspect(), others)
+    if found.refusal:
+        found.refusal.details["gpus"] = list(found.gpus)
+        raise found.refusal
+    return found

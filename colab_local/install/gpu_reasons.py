@@ -182,7 +182,7 @@ def newer_driver(words: str, situation: Situation) -> Failure:
     """Return the failure of a driver that is too old; words: which card, found, needed."""
     if situation.wsl:
         return Failure(f"{words}; under WSL the driver is Windows': {DRIVERS}", CPU, EXIT_MACHINE)
-    if situation.container:
+    if situation.container and not situation.ubuntu_drivers:
         return Failure(f"{words}; in a container the driver is the host's: update it there", CPU, EXIT_MACHINE)
     return Failure(f"{words}; newer ones: {DRIVERS}", _install(situation), EXIT_MACHINE)
 

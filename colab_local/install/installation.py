@@ -20,7 +20,8 @@ from colab_local.base.files import (
     write_atomically,
 )
 from colab_local.base.programs import run
-from colab_local.base.terminal import Screen, Waiting
+from colab_local.base.progress import Waiting
+from colab_local.base.terminal import Screen
 from colab_local.install import home as homes
 from colab_local.install.engines import Engine
 from colab_local.install.jupyter import add_jupyter, jupyter_argv
@@ -64,6 +65,7 @@ class Installation:
         self.link = self.home / "current" / lock.env
         self.new_parents = sum(not path.exists() for path in self.home.parents)
         self.notices: list[str] = []
+        self.gpus: list[dict[str, Any]] | None = None  # what was found, None where nobody looked
         self.seconds: dict[str, float] = {}
         self.overlay: dict[str, str] = {}
         self.seal: dict[str, str] = {}
@@ -226,4 +228,5 @@ class Installation:
             "changed": False,
             "notices": self.notices,
             "jupyter_argv": self.jupyter_argv(),
+            **({} if self.gpus is None else {"gpus": self.gpus}),
         }

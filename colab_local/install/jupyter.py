@@ -15,6 +15,8 @@ from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import OVERLAY, Lock, read_locked
 
 DEFAULT_PORT = 8888
+LAUNCHER = "colab/jupyter-notebook"  # in an environment; from environments/jupyter/prefix
+TOKEN_FILE = "COLAB_LOCAL_TOKEN_FILE"  # noqa: S105 - the variable that names the file with the token
 COLAB_ORIGIN = "https://colab.research.google.com"
 
 
@@ -24,13 +26,14 @@ def jupyter_argv(
     """Return the command that serves Colab's two transports on loopback.
 
     No token in it: Jupyter makes one and prints the URL that Colab wants. What it enables beyond the flags
-    (server extensions, quiet start) is in the environment's own etc/jupyter.
+    (server extensions, quiet start) is in the environment's own etc/jupyter. The program is a few lines of shell
+    that drop what would mislead Python, and then notebook's own: whoever starts Jupyter starts this.
 
     prefix: the environment; port: TCP port on loopback; notebook_dir: what Colab's file pane shows, default
     the home folder; as_root: Jupyter refuses to run as root without being told to.
     """
     argv = [
-        f"{prefix}/bin/jupyter-notebook",
+        f"{prefix}/{LAUNCHER}",
         "--no-browser",
         "--ip=127.0.0.1",
         f"--port={port}",
@@ -81,8 +84,24 @@ def add_jupyter(prefix: Path, lock: Lock, screen: Screen) -> dict[str, str]:
             raise Failure(f"{target} belongs to a package and would be overwritten")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+        if content.startswith(b"#!"):
+            target.chmod(0o755)
         added[os.path.relpath(str(target), str(prefix))] = digest
         recorded[os.path.relpath(str(target), str(packages))] = content
     for info in {name.split("/")[1] for name in lock.jupyter if ".dist-info/" in name}:
-        write_atomically(packages / info / "RECORD", dist_record(recorded) + f"{info}/RECORD,,\n")
+        owned = {path: content for path, content in recorded.items() if owns(info, path)}
+        write_atomically(packages / info / "RECORD", dist_record(owned) + f"{info}/RECORD,,\n")
     return added
+
+
+def owns(info: str, path: str) -> bool:
+    """Return whether a file of environments/jupyter/ belongs to the distribution whose folder is `info`.
+
+    path: relative to the environment's packages. google.colab is a distribution of its own, so that pip takes it for
+    installed; all else belongs to the server extension.
+
+    >>> [owns("google_colab-1.dist-info", path) for path in ("google/colab/files.py", "../../etc/a.json")]
+    [True, False]
+    """
+    of_google = path.startswith(("google/", "google_colab-"))
+    return of_google == info.startswith("google_colab-")

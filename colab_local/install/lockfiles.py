@@ -20,7 +20,9 @@ INDEX_SCHEMA = 1
 # What is in lockfiles/index.json, for misfit().
 _HASH = r"[0-9a-f]{64}"
 _PATH = r"\w[\w.-]*(/\w[\w.-]*)*"  # below the folder that it belongs to, never above
-_NEEDS = {"glibc?": r"\d.*", "macos?": r"\d.*", "driver?": r"\d.*", "compute_capability?": r"\d.*", "cpu?": [r"\w+"]}
+_CARD = {"cuda": r"\d+\.\d+", "driver": r"\d[\d.]*", "ptx?": r"\d+\.\d+ sm_\w+"}
+_NEEDS = {"glibc?": r"\d.*", "macos?": r"\d.*", "cpu?": [r"\w+"], "gpu?": {"*": _CARD}}
+_NEEDS.update({"driver?": r"\d.*", "compute_capability?": r"\d.*"})  # an index of before 2026-12 instead of gpu
 _FILE = {"url": r"\w+://.+/.+", "sha256": _HASH, "size": (int, type(None))}
 INDEX_SHAPE = {
     "schema": int,
@@ -83,10 +85,16 @@ def locked_entry(text: str, name: str) -> str:
     return found.group() + "\n"
 
 
+def restored_by(folder: Path) -> str:
+    """Return what brings the files of a folder back: ours come from git, a user's own --lockfiles from the user."""
+    ours = folder == REPOSITORY / "lockfiles" or REPOSITORY / "environments" in (folder, *folder.parents)
+    return "git checkout -- lockfiles environments" if ours else f"copy {folder} again from where it was made"
+
+
 def read_index(lockfiles: Path) -> dict[str, Any]:
     """Return lockfiles/index.json; raise Failure when it is missing, damaged or of another schema."""
     path = lockfiles / "index.json"
-    hint = "git checkout -- lockfiles"
+    hint = restored_by(lockfiles)
     schema = documents.demand(path, {"schema": int}, hint)["schema"]
     if schema != INDEX_SCHEMA:
         raise Failure(f"{path} has schema {schema} (need {INDEX_SCHEMA})", "git pull", EXIT_INTEGRITY)
@@ -96,7 +104,7 @@ def read_index(lockfiles: Path) -> dict[str, Any]:
 def read_locked(folder: Path, name: str, sha256: str) -> str:
     """Return the text of a file that index.json names; raise Failure when its hash is another one."""
     path = folder / name
-    hint = "git checkout -- lockfiles environments"
+    hint = restored_by(folder)
     try:
         found = sha256_of(path)
     except OSError as problem:
@@ -115,7 +123,8 @@ class Lock(NamedTuple):
 
     layer: "conda", or "host-3.11"; conda: text of the explicit file, "" with the host engine; pypi: text of
     pypi.txt; host: text of host.txt, uv and pip, where no conda layer brings them; jupyter: {path under
-    environments/jupyter: sha256}; digest: names all of these.
+    environments/jupyter: sha256}; digest: names all of these; bytes: what each layer has to download and takes on the
+    disk, by the names of index.json.
     """
 
     env: str
@@ -127,6 +136,7 @@ class Lock(NamedTuple):
     host: str
     jupyter: dict[str, str]
     digest: str
+    bytes: dict[str, int] = {}  # noqa: RUF012 - never changed
 
     @property
     def name(self) -> str:
@@ -151,4 +161,5 @@ def make_lock(index: dict[str, Any], lockfiles: Path, env: str, subdir: str, lay
         read_locked(OVERLAY, name, sha256)
     named = {"env": env, "platform": subdir, "layer": layer, "conda": conda, "pypi": pypi, "host": host}
     digest = hashlib.sha256(json.dumps([named, index["jupyter"]], sort_keys=True).encode()).hexdigest()
-    return Lock(env, subdir, entry["accelerator"], layer, conda, pypi, host, dict(index["jupyter"]), digest)
+    sizes = dict(explicit.get("bytes") or {})
+    return Lock(env, subdir, entry["accelerator"], layer, conda, pypi, host, dict(index["jupyter"]), digest, sizes)

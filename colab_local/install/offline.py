@@ -24,7 +24,8 @@ from typing import IO, Any, Callable, Iterator, NamedTuple
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_USAGE, Failure
 from colab_local.base.files import CHUNK, check_disk
-from colab_local.base.terminal import Progress, Screen
+from colab_local.base.progress import Progress
+from colab_local.base.terminal import Screen
 from colab_local.install import requirements
 from colab_local.install.home import check_home
 from colab_local.install.lockfiles import INDEX_SHAPE, parse_explicit
@@ -56,7 +57,7 @@ class Offline(NamedTuple):
         if wanted not in ["auto", *fitting]:
             raise Failure(
                 f"the bundle is for another engine (found {self.engine}, need {wanted})",
-                f"python3 bootstrap.py --engine {self.engine} --offline ...",
+                f"python3 bootstrap.py --engine {self.engine}",
                 EXIT_USAGE,
             )
         return self.engine if wanted == "auto" else wanted

@@ -12,6 +12,7 @@ from typing import Any, Iterable
 
 from colab_local.base.files import remove_tree, sha256_of, write_atomically
 from colab_local.base.programs import child_environment, run, succeeds
+from colab_local.base.progress import Size
 from colab_local.base.terminal import Screen
 from colab_local.install.home import config_folder
 from colab_local.install.lockfiles import Lock, locked_entry
@@ -106,4 +107,6 @@ def install_packages(uv: Path, prefix: Path, lock: Lock, kept: Path, wheels: Pat
             argv += ["-r", kept / name]
     if wheels:
         argv += ["--no-index", "--find-links", wheels]
-    run(argv, screen, uv_environment())
+    written, download = lock.bytes.get("pypi_installed"), lock.bytes.get("pypi_download")
+    size = Size(written, written if wheels else download) if written and download else None
+    run(argv, screen, uv_environment(), size=size)

@@ -43,6 +43,11 @@ def cuda_libraries_found(tensorflow: Any) -> bool:
     return status[0] == 1
 
 
+def tell(number: int, parts: int, what: str) -> None:
+    """Say how far it is: whoever waits sees the newest line of stderr."""
+    print(f"{number} of {parts}: {what}", file=sys.stderr, flush=True)
+
+
 def compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
     """Import what is locked, run a function that XLA compiles and one step of Keras; return what was seen."""
     with tempfile.TemporaryDirectory() as folder:
@@ -51,17 +56,23 @@ def compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
 
 
 def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
-    for name, module in WARM.items():
-        if name in names:
-            importlib.import_module(module)
-    if not names & {"tensorflow", "tensorflow-cpu"}:
+    modules = [module for name, module in WARM.items() if name in names]
+    has_tensorflow = bool(names & {"tensorflow", "tensorflow-cpu"})
+    parts = len(modules) + (3 if has_tensorflow else 0)
+    for number, module in enumerate(modules, 1):
+        tell(number, parts, f"import {module}")
+        importlib.import_module(module)
+    if not has_tensorflow:
         return {"tensorflow": None, "gpus": [], "notices": []}
+    tell(parts - 2, parts, "import tensorflow")
     import keras
     import tensorflow as tf
 
+    tell(parts - 1, parts, "compile with XLA")
     double = tf.function(lambda x: x @ x * 2.0, jit_compile=True)  # where ptxas or libdevice are missing, this fails
     if double(tf.ones((2, 2))).numpy().tolist() != [[4.0, 4.0], [4.0, 4.0]]:
         raise SystemExit("TensorFlow computes wrong results on this machine")
+    tell(parts, parts, "train with Keras")
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     model.fit(tf.ones((2, 2)), tf.ones((2, 1)), verbose=0)

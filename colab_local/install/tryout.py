@@ -32,7 +32,8 @@ def try_out(
     running: set[subprocess.Popen[str]] = set()
 
     def ask(timeout_s: float, *words: str) -> str:
-        return run([python, "-I", PROGRAM, *words], screen, env, timeout=timeout_s, running=running)
+        watched = words[0] == "compute"  # it takes longer, and says how far it is
+        return run([python, "-I", PROGRAM, *words], screen, env, timeout=timeout_s, running=running, watched=watched)
 
     with ThreadPoolExecutor(2) as pool:
         sealing = pool.submit(seal.sealed, prefix, tree, {})

@@ -33,7 +33,7 @@ from colab_local.base.errors import Failure
 from colab_local.base.files import private_file
 from colab_local.base.network import free_port, listens
 from colab_local.install import home as homes
-from colab_local.install.jupyter import jupyter_argv
+from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.servers import Json, api, find_server, first_of, is_alive, living_servers, token_file
 
 MARK = "colab-local>"
@@ -155,7 +155,7 @@ def launch(home: Path, receipt: Json, wanted: int | None) -> Json:
     with log.open("ab") as output:
         child = subprocess.Popen(
             jupyter_argv(str(home / "current" / receipt["env"]), port, receipt["notebook_dir"], os.geteuid() == 0),
-            env=clean_environment(JUPYTER_TOKEN_FILE=str(token_file(home))),
+            env=dict(os.environ, **{TOKEN_FILE: str(token_file(home))}),
             cwd=str(home),
             stdin=subprocess.DEVNULL,
             stdout=output,

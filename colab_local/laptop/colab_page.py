@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 ORIGIN = "https://colab.research.google.com"
 MIN_VERSION = "0.0.7"  # of jupyter_http_over_ws, as the page asks for it
 TRANSPORTS = ("direct", "http_over_ws")
+SCRIPT_GUARD = ")]}'\n"
 
 
 class Refused(Exception):
@@ -49,6 +50,10 @@ class Failed(Exception):
         self.status = status
 
 
+def _without_guard(text: str) -> str:
+    return text[len(SCRIPT_GUARD) :] if text.startswith(SCRIPT_GUARD) else text
+
+
 class Answer(NamedTuple):
     """An HTTP answer: status, headers by lower-case name, and the body."""
 
@@ -57,9 +62,12 @@ class Answer(NamedTuple):
     content: bytes
 
     def json(self) -> Any:
-        """Return the body's JSON, or None where it is something else."""
+        """Return the body's JSON, or None where it is something else.
+
+        What is below /api/colab/ begins with characters that keep it from being read as a script.
+        """
         try:
-            return json.loads(self.content.decode("utf-8"))
+            return json.loads(_without_guard(self.content.decode("utf-8")))
         except ValueError:
             return None
 

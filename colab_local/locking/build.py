@@ -16,8 +16,10 @@ from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import read_index
 from colab_local.locking.conda import Records, conda_version, read_pixi_lock, solve_conda
+from colab_local.locking.gpu_code import Code, entries, has_gpu_code, parse_code, read_code
 from colab_local.locking.pypi import Package, solve_python
 from colab_local.locking.render import (
+    GPU_CODE,
     HOST_HEAD,
     Solution,
     index_entry,
@@ -30,9 +32,11 @@ from colab_local.locking.render import (
 from colab_local.locking.specs import (
     PYTHONS,
     Spec,
+    card_differences,
     constraints,
     follow,
     parse_pins,
+    read_cards,
     read_exceptions,
     read_pins,
     read_specs,
@@ -66,7 +70,7 @@ def select(names: Sequence[str], specs: Mapping[str, Spec]) -> Selection:
             known = sorted({*specs, *(platform for _, platform in everything.values())})
             raise Failure(
                 f"no environment or platform {text!r} (there are: {', '.join(known)})",
-                "python scripts/lock.py --help",
+                "python3 scripts/lock.py --help",
                 EXIT_USAGE,
             )
         for name, platform in found:
@@ -87,12 +91,14 @@ def solve(
     old_python: Sequence[str],
     channel: str,
     pins: Sequence[str],
+    code: Mapping[str, Code],
     screen: Screen,
 ) -> Solution:
     """Return an environment solved.
 
     platforms: those whose conda layer is solved anew; on the others the records of `old` are kept where they
     fit. old_python: the locked requirements to keep, or none: then the Python layer is solved anew.
+    code: what is known of wheels with GPU code.
     """
     conda = {}
     for platform in spec.platforms:
@@ -107,16 +113,23 @@ def solve(
         screen.report(f"{spec.name}'s locked Python layer doesn't fit its specs any more: solving it anew")
         python = solve_python(spec, pins)
     lock = Solution(spec, conda, python, {})
-    conda_python = {wheel for platform in spec.platforms for wheel in lock.wheels(platform)}
-    shown = {next(iter(package.wheels.values())) for package in python}  # one for the licence, wherever it is used
-    lock.about.update(read_wheels(conda_python | shown))
+    lock.about.update(read_wheels(lock.all_wheels()))
+    if spec.accelerator == "gpu":
+        cuda = {w for package in python if has_gpu_code(package.name) for w in package.wheels.values()}
+        lock.code.update(read_code(cuda, code, screen))
     return lock
 
 
+def report_cards(environments: Path, name: str, text: str, screen: Screen) -> None:
+    """Say where the locked code serves other cards than environments/gpu-cards.yml says; text: gpu-code.json's."""
+    for line in card_differences(read_cards(environments).get(name, {}), entries(text)):
+        screen.report(f"{name}: {line} (change environments/gpu-cards.yml if that is wanted)")
+
+
 def read_files(lockfiles: Path) -> dict[str, str]:
-    """Return the text of every file under lockfiles/, by its path there."""
+    """Return the text of every file under lockfiles/, by its path there; line ends stay as they are in the file."""
     return {
-        path.relative_to(lockfiles).as_posix(): path.read_text(encoding="utf-8", errors="replace")
+        path.relative_to(lockfiles).as_posix(): path.read_bytes().decode("utf-8", "replace")
         for path in sorted(lockfiles.rglob("*"))
         if path.is_file() and ".pixi" not in path.parts
     }
@@ -126,7 +139,7 @@ def refresh_index(environments: Path, lockfiles: Path) -> dict[str, str]:
     """Return all files with index.json made anew from them and from environments/, nothing solved."""
     files = read_files(lockfiles)
     if "index.json" not in files:
-        raise Failure(f"{lockfiles} has no index.json yet", "python scripts/lock.py")
+        raise Failure(f"{lockfiles} has no index.json yet", "python3 scripts/lock.py")
     old = read_index(lockfiles)
     return {**files, "index.json": index_text(environments, files, old["environments"], old["uv"]["version"])}
 
@@ -145,26 +158,29 @@ def build(
     anew = not keep and chosen == {name: set(spec.platforms) for name, spec in specs.items()}
     old = {} if anew or "pixi.lock" not in before else read_pixi_lock(lockfiles / "pixi.lock")
     known = {} if anew or "index.json" not in before else read_index(lockfiles)["environments"]
-    entries, conda, files = {}, {}, {}
+    told, conda, files = {}, {}, {}
     for name, spec in specs.items():
         if name not in chosen and name in known and name in old:
-            entries[name], conda[name] = known[name], old[name]
+            told[name], conda[name] = known[name], old[name]
             files.update({path: text for path, text in before.items() if path.startswith(f"{name}/")})
             continue
         platforms = set() if keep else chosen.get(name, set(spec.platforms))
         whole = not keep and (name in names or not names)
         kept = [] if whole else locked_requirements(lockfiles / name / "pypi.txt")
-        lock = solve(spec, platforms, old.get(name, {}), kept, channel, limits, screen)
-        entries[name], conda[name] = index_entry(lock), lock.conda
+        code = parse_code(before.get(f"{name}/{GPU_CODE}", ""))
+        lock = solve(spec, platforms, old.get(name, {}), kept, channel, limits, code, screen)
+        told[name], conda[name] = index_entry(lock), lock.conda
         files.update(render(lock, environments, pins))
+        if spec.accelerator == "gpu":
+            report_cards(environments, name, files[f"{name}/{GPU_CODE}"], screen)
     one_layer = next(iter(next(iter(conda.values())).values()))
     uv_version = conda_version(one_layer, "uv")
-    series = ".".join(next(iter(entries.values()))["python"].split(".")[:2])
+    series = ".".join(next(iter(told.values()))["python"].split(".")[:2])
     every_platform = sorted({platform for spec in specs.values() for platform in spec.platforms})
     files["host.txt"] = requirements_text(HOST_HEAD, host_tools(one_layer, every_platform))
     files["pixi.toml"] = pixi_toml_text(specs, series)
     files["pixi.lock"] = pixi_lock_text(conda)
-    files["index.json"] = index_text(environments, files, entries, uv_version)
+    files["index.json"] = index_text(environments, files, told, uv_version)
     return files
 
 
@@ -231,7 +247,7 @@ def adopt_freeze(environments: Path, source: str, date: str | None, python: str 
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", date or ""):
         raise Failure(
             "--follow needs the date of the freeze",
-            "python scripts/lock.py --follow FREEZE --date 2026-08-19",
+            "python3 scripts/lock.py --follow FREEZE --date 2026-08-19",
             EXIT_USAGE,
         )
     freeze = fetch_text(source)

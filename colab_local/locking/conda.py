@@ -41,7 +41,7 @@ def channel_folder(channel: str) -> Path | None:
             return folder
     raise Failure(
         f"no conda channel in {channel} (need noarch/repodata.json in it)",
-        "python scripts/lock.py --channel https://conda.anaconda.org/conda-forge/",
+        "python3 scripts/lock.py --channel https://conda.anaconda.org/conda-forge/",
     )
 
 
@@ -126,7 +126,7 @@ def unreadable(channel: str, problem: Exception) -> Failure:
     causes = [line.removeprefix("Caused by: ") for line in str(problem).splitlines() if line.strip()]
     return Failure(
         f"the channel {mask(channel)} can't be read ({mask(causes[-1])})",
-        "python scripts/lock.py --channel DIR-or-URL",
+        "python3 scripts/lock.py --channel DIR-or-URL",
         EXIT_NETWORK,
     )
 
@@ -151,4 +151,4 @@ def read_pixi_lock(path: Path) -> dict[str, Records]:
             for name, environment in sorted(lock.environments())
         }
     except Exception as problem:  # rattler raises what its parser raises; none of it is a class of its own
-        raise Failure(f"{path} can't be read ({problem})", "python scripts/lock.py") from None
+        raise Failure(f"{path} can't be read ({problem})", "python3 scripts/lock.py") from None

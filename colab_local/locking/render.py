@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from colab_local.base.errors import Failure
 from colab_local.base.files import sha256_of
 from colab_local.install.jupyter import jupyter_argv
 from colab_local.install.lockfiles import INDEX_SCHEMA
+from colab_local.locking import gpu_code
 from colab_local.locking.conda import Records, conda_version
+from colab_local.locking.gpu_code import Code
 from colab_local.locking.pypi import Package
 from colab_local.locking.specs import CHANNEL, NOTICE, PYTHONS, Spec, read_exceptions, read_yaml
 from colab_local.locking.wheels import About, Wheel
@@ -28,6 +30,7 @@ from colab_local.locking.wheels import About, Wheel
 # 3.2 times its size; sources, and the bytecode that is made of them, grow more. Too much beats a full disk.
 CONDA_GROWTH = 4
 JUPYTER_PREFIX = "jupyter"  # environments/jupyter/, in index.json by its paths under it
+GPU_CODE = "gpu-code.json"  # beside an environment's other lockfiles
 INSTALLERS_SHAPE = {"*": (dict, str)}
 
 
@@ -39,6 +42,7 @@ class Solution:
     conda: Records
     python: list[Package]
     about: dict[str, About]  # by SHA-256
+    code: dict[str, Code] = field(default_factory=dict)  # of the wheels with GPU code, by SHA-256
 
     @property
     def series(self) -> str:
@@ -57,6 +61,11 @@ class Solution:
         """Return the wheels that are installed beside the conda layer on a platform."""
         target = (platform, self.series)
         return [package.wheels[target] for package in self.python if target in package.wheels]
+
+    def all_wheels(self) -> set[Wheel]:
+        """Return the wheels that packages.txt and index.json speak of: installed ones, and one of every package."""
+        beside = {wheel for platform in self.spec.platforms for wheel in self.wheels(platform)}
+        return beside | {next(iter(package.wheels.values())) for package in self.python}
 
 
 def digest(text: str) -> str:
@@ -203,10 +212,12 @@ def packages_text(
     return "\n".join(lines) + "\n"
 
 
-def machine_needs(spec: Spec, platform: str) -> dict[str, Any]:
-    """Return what bootstrap.py compares with the machine before it writes anything."""
+def machine_needs(spec: Spec, platform: str, code: str) -> dict[str, Any]:
+    """Return what bootstrap.py compares with the machine before it writes anything; code: gpu-code.json's text."""
     virtual = spec.virtual[platform]
     needs = {"glibc": virtual.get("__glibc"), "macos": virtual.get("__osx"), **spec.platforms[platform]}
+    if spec.accelerator == "gpu":
+        needs["gpu"] = gpu_code.entries(code)
     return {name: value for name, value in sorted(needs.items()) if value}
 
 
@@ -254,7 +265,7 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
         prefix, site = '"$CONDA_PREFIX"', f'"$CONDA_PREFIX/lib/python{series}/site-packages"'
         install = [
             f"uv pip install --python {prefix}/bin/python --no-deps --require-hashes -r {name}/pypi.txt",
-            f"cp -R ../environments/jupyter/prefix/etc {prefix}/",
+            f"cp -R ../environments/jupyter/prefix/* {prefix}/",
             f"cp -R ../environments/jupyter/site-packages/* {site}/",
         ]
         jupyter = " ".join(jupyter_argv(prefix, notebook_dir='"$HOME"'))
@@ -300,6 +311,8 @@ def render(lock: Solution, folder: Path, pins: Mapping[str, str]) -> dict[str, s
     files = {f"{name}/{p}.txt": explicit_text(p, records) for p, records in lock.conda.items()}
     files[f"{name}/conda-lock.yml"] = conda_lock_text(spec, lock.conda)
     files[f"{name}/pypi.txt"] = requirements_text(PYPI_HEAD, lock.python)
+    if spec.accelerator == "gpu":
+        files[f"{name}/{GPU_CODE}"] = gpu_code.code_text(lock.code)
     files[f"{name}/packages.txt"] = packages_text(lock, pins, pins.get("python"), read_exceptions(folder))
     return files
 
@@ -310,7 +323,10 @@ def index_entry(lock: Solution) -> dict[str, Any]:
         "accelerator": lock.spec.accelerator,
         "python": lock.python_version,
         "platforms": {
-            platform: {"requires": machine_needs(lock.spec, platform), "bytes": sizes(lock, platform)}
+            platform: {
+                "requires": machine_needs(lock.spec, platform, gpu_code.code_text(lock.code)),
+                "bytes": sizes(lock, platform),
+            }
             for platform in lock.spec.platforms
         },
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ PLATFORMS_SHAPE = {"*": {"accelerator": "cpu|gpu", "platforms": {"*": (dict, typ
 VIRTUAL_SHAPE = {"subdirs": {"*": {"packages": {"*": r"\d.*"}}}}
 ENVIRONMENT_SHAPE = {"channels": [r".+"], "dependencies": list}
 PIP_SHAPE = {"pip": [r".+"]}
+CARDS_SHAPE = {"*": {"*": r"\d+\.\d+"}}
 EXCEPTIONS_SHAPE = {"*": {"reason": r".+", "platforms?": [r".+"]}}
 Target = tuple[str, str]  # conda platform, Python series
 
@@ -83,6 +84,25 @@ def read_specs(folder: Path) -> dict[str, Spec]:
 def read_exceptions(folder: Path) -> dict[str, Any]:
     """Return where the locks don't follow hosted Colab, and why: colab-exceptions.yml."""
     return dict(read_yaml(folder / "colab-exceptions.yml", EXCEPTIONS_SHAPE))
+
+
+def read_cards(folder: Path) -> dict[str, dict[str, str]]:
+    """Return {environment: {capability: CUDA}} of gpu-cards.yml: the cards that a person has approved, or {}."""
+    path = folder / "gpu-cards.yml"
+    return dict(read_yaml(path, CARDS_SHAPE)) if path.exists() else {}
+
+
+def card_differences(approved: Mapping[str, str], found: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yield where the locked code serves other cards, or needs another driver, than gpu-cards.yml says.
+
+    approved: {capability: CUDA}; found: {capability: {"cuda": ...}} as index.json has it.
+    """
+    for capability in sorted({*approved, *found}, key=lambda text: [int(part) for part in text.split(".")]):
+        was = approved.get(capability)
+        now = found.get(capability, {}).get("cuda")
+        if was != now:
+            need = f"need CUDA {now}" if now else "are not served"
+            yield f"cards of compute capability {capability} {need}; approved is {was or 'none'}"
 
 
 def read_spec(path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[str, Any]) -> Spec:

@@ -33,7 +33,7 @@ from colab_local.base.network import free_port, port_is_free
 from colab_local.base.programs import child_environment, run
 from colab_local.base.terminal import Screen
 from colab_local.install.home import config_folder, current_receipt, locked, user_name
-from colab_local.install.jupyter import jupyter_argv
+from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.options import Options
 from colab_local.install.servers import find_server, running_servers, token_file
 
@@ -55,7 +55,6 @@ StartLimitBurst=5
 ExecStart={command}
 WorkingDirectory={home}
 Environment={token}
-UnsetEnvironment=PYTHONHOME PYTHONPATH PYTHONSTARTUP LD_LIBRARY_PATH JUPYTER_TOKEN JUPYTER_CONFIG_DIR
 UMask=0077
 Restart=on-failure
 RestartSec=2
@@ -84,7 +83,7 @@ def unit_text(argv: Sequence[str], env: str, home: Path, token_file: Path) -> st
     env: the environment's name; home: working folder; token_file: where Jupyter reads its token.
     """
     # No variable is expanded in Environment= and WorkingDirectory=, so $ stays as it is there.
-    token = quote_for_systemd(f"JUPYTER_TOKEN_FILE={token_file}").replace("$$", "$")
+    token = quote_for_systemd(f"{TOKEN_FILE}={token_file}").replace("$$", "$")
     return UNIT_TEXT.format(
         mark=MARK,
         env=env,
@@ -100,7 +99,7 @@ def plist_text(argv: Sequence[str], home: Path, token_file: Path) -> str:
     agent = {
         "Label": LABEL,
         "ProgramArguments": list(argv),
-        "EnvironmentVariables": {"JUPYTER_TOKEN_FILE": str(token_file)},
+        "EnvironmentVariables": {TOKEN_FILE: str(token_file)},
         "WorkingDirectory": str(home),
         "RunAtLoad": True,
         "KeepAlive": {"SuccessfulExit": False},
@@ -117,7 +116,7 @@ def by_hand(argv: Sequence[str], home: Path, token_file: Path) -> str:
     """Return the line that starts Jupyter for good where there is no service manager."""
     log = shlex.quote(str(home / "logs" / "jupyter.log"))
     command = " ".join(shlex.quote(word) for word in argv)
-    start = f"JUPYTER_TOKEN_FILE={shlex.quote(str(token_file))} nohup {command}"
+    start = f"{TOKEN_FILE}={shlex.quote(str(token_file))} nohup {command}"
     return f"{start} >{log} 2>&1 </dev/null &"
 
 

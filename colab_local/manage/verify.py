@@ -42,7 +42,8 @@ from typing import Any, Callable, Iterator, NamedTuple
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, Failure
 from colab_local.base.files import CHUNK, sha256_of
 from colab_local.base.programs import child_environment, run
-from colab_local.base.terminal import Progress, Screen
+from colab_local.base.progress import Progress
+from colab_local.base.terminal import Screen
 from colab_local.base.text import megabytes
 from colab_local.install import requirements
 from colab_local.install.home import current_receipt, default_home, read_receipts

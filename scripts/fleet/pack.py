@@ -21,17 +21,16 @@ import os
 import sys
 import tarfile
 from pathlib import Path
-from typing import List
 
 PARTS = ("environments", "lockfiles", "scripts", "bootstrap.py")  # in this order: see above
 
 
-def members(checkout: Path) -> List[Path]:
+def members(checkout: Path) -> list[Path]:
     """Return the files of `checkout` that go into the pack, relative to it; no caches, no hidden files.
 
     Nor this folder: what only the controller reads would give every host a new pack for nothing.
     """
-    found: List[Path] = []
+    found: list[Path] = []
     for part in PARTS:
         top = checkout / part
         files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())

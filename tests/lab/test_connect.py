@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import itertools
 import json
@@ -16,114 +15,25 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from colab_local.base import network
 from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.laptop import agent as connect_agent
+from colab_local.laptop import session
+from colab_local.laptop import ssh as ssh_module
+from colab_local.laptop.far import program_text
 from colab_local.laptop.transport_benchmark import median_cell
 from scripts import connect as connect_py
-from tests.conftest import REPO, Installed
+from tests.conftest import SCREEN, Installed
+from tests.support import pythons
 from tests.support.colab_client import TRANSPORTS, Colab, Server, connect, open_transport
+from tests.support.connecting import DEFAULT_HOME, QUICK, SCRIPT, install, run, running
 from tests.support.hosts import Lab, Machine, needs_root, wait_for
-
-SCRIPT = str(REPO / "scripts" / "connect.py")
-QUICK = ("-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2", "-o", "ConnectTimeout=3")
-DEFAULT_HOME = ".local/share/colab-local"
-
-
-def install(installed: Installed, host: Machine) -> Path:
-    """Put colab-local where a host's user would have it: the session's environment, own logs and state."""
-    home = host.home / DEFAULT_HOME
-    home.mkdir(parents=True)
-    for name in ("envs", "current", "receipts"):
-        (home / name).symlink_to(installed.home / name)
-    return home
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> Iterator[Lab]:
-    """A laptop, gpubox in the same network, and vault behind gate."""
-    with Lab(tmp_path_factory.mktemp("connect")) as made:
-        install(installed, made.host("gpubox"))
-        made.host("gate", networks=("outer", "inner"))
-        install(installed, made.host("vault", networks=("inner",)))
-        made.host("empty")
-        yield made
-
-
-class Running:
-    """A connect.py that runs on the laptop with --json; events are read as they come."""
-
-    def __init__(self, lab: Lab, *args: str, env: Sequence[str] = ()) -> None:
-        self.lab = lab
-        self.errors: list[str] = []
-        self.process = subprocess.Popen(
-            lab.laptop.enter(["env", *env, sys.executable, SCRIPT, "--json", *args]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        threading.Thread(target=self._read_errors, daemon=True).start()
-
-    def _read_errors(self) -> None:
-        assert self.process.stderr is not None
-        self.errors.extend(iter(self.process.stderr.readline, ""))
-
-    @property
-    def said(self) -> str:
-        return "".join(self.errors)
-
-    def says(self, words: str, seconds: float = 60) -> None:
-        """Wait until people have been told so (stderr is read by a thread of its own, and may lag behind)."""
-        with contextlib.suppress(AssertionError):
-            wait_for(lambda: words in self.said, seconds, words)
-        assert words in self.said
-
-    def event(self, name: str, seconds: float = 240) -> dict[str, Any]:
-        """Return the next event, which has to be `name`."""
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
-        assert ready, f"no event {name} within {seconds} s\n{self.said}"
-        line = self.process.stdout.readline()
-        assert line, f"no event {name}: it ended\n{self.said}"
-        event: dict[str, Any] = json.loads(line)
-        assert event.get("event") == name, f"{event}\n{self.said}"
-        return event
-
-    def end(self, number: int = signal.SIGINT) -> int:
-        """Press Ctrl-C (in a terminal all processes of the group get it) and return the exit code."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
-        return self.process.wait(60)
-
-    def close(self) -> None:
-        try:
-            self.end(signal.SIGTERM)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@contextlib.contextmanager
-def running(lab: Lab, *args: str, env: Sequence[str] = ()) -> Iterator[Running]:
-    made = Running(lab, *args, env=env)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def run(lab: Lab, *args: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run connect.py on the laptop to its end."""
-    return lab.laptop.run([sys.executable, SCRIPT, *args], check=False, timeout=timeout)
+from tests.support.pythons import old_pythons
 
 
 def command_lines(machine: Machine) -> str:
@@ -334,7 +244,7 @@ def test_a_jump_host_and_a_port_that_is_taken_on_the_host(lab: Lab) -> None:
     ],
 )
 def test_a_desktop_is_opened_by_what_the_laptop_has(platform: str, remote: int, said: str) -> None:
-    assert connect_py.viewer(platform, remote, 50000 + remote) == said
+    assert session.viewer(platform, remote, 50000 + remote) == said
 
 
 @needs_root
@@ -547,9 +457,9 @@ SHELLS = ("sh", "bash", "dash", "zsh", "fish", "tcsh")
 def test_the_far_command_means_the_same_to_every_login_shell(shell: str, tmp_path: Path) -> None:
     program = shutil.which(shell)
     assert program, f"install {shell}"
-    agent = Path(connect_agent.__file__).read_text()
+    agent = program_text("colab_local.laptop.agent")
     with subprocess.Popen(
-        [program, "-c", connect_py.FAR_COMMAND],
+        [program, "-c", ssh_module.FAR_COMMAND],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -571,25 +481,23 @@ def test_without_python_the_host_is_told_apart(tmp_path: Path) -> None:
     old.write_text("#!/bin/sh\nexit 1\n")  # what an older Python's exit code is
     old.chmod(0o755)
     done = subprocess.run(
-        [str(tmp_path / "sh"), "-c", connect_py.FAR_COMMAND],
+        [str(tmp_path / "sh"), "-c", ssh_module.FAR_COMMAND],
         input="",
         capture_output=True,
         text=True,
         env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
     )
     assert done.returncode == 127
-    failure = connect_py.explain(done.stderr.splitlines(), connect_py.Ssh("me@host"))
+    failure = ssh_module.explain(done.stderr.splitlines(), ssh_module.Ssh("me@host"))
     assert failure.what == "host has no Python 3.8 or newer on its PATH"
 
 
 def test_both_ends_run_on_old_pythons(tmp_path: Path) -> None:
     """A laptop and a host have whatever Python they have; 3.8 is the oldest that is promised."""
-    for script in (SCRIPT, connect_agent.__file__):
-        ast.parse(Path(script).read_text(), feature_version=(3, 8))
-    for old in sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python")):
+    for old in old_pythons() or [pythons.demand("3.8")]:
         assert subprocess.run([old, SCRIPT, "--help"], capture_output=True, check=True).stderr == b""
         request = json.dumps({"op": "status", "home": str(tmp_path)}) + "\n"
-        agent = [str(old), connect_agent.__file__]
+        agent = [old, "-c", program_text("colab_local.laptop.agent")]
         with subprocess.Popen(agent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far:
             assert far.stdin is not None
             assert far.stdout is not None
@@ -622,8 +530,8 @@ def test_a_port_in_use_in_ipv6_alone_is_not_free() -> None:
         taken.bind(("::1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert not connect_py.is_free(port)
-        assert connect_py.pick_port(port) != port
+        assert not network.port_is_free(port)
+        assert network.free_port(port) != port
 
 
 def test_users_options_come_before_ours() -> None:
@@ -632,8 +540,8 @@ def test_users_options_come_before_ours() -> None:
     )
     options = connect_py.ssh_options(args)
     assert shlex.join(options) == "-F c -i k1 -i k2 -p 22 -J j -l u -o ConnectTimeout=1"
-    ssh = connect_py.Ssh("h", tuple(options))
-    line = shlex.join(connect_py.master_argv(ssh, "/s"))
+    ssh = ssh_module.Ssh("h", tuple(options))
+    line = shlex.join(ssh_module.master_argv(ssh, "/s"))
     assert line.index("ConnectTimeout=1") < line.index("ConnectTimeout=20")
     assert "ExitOnForwardFailure=yes" in line
     assert re.search(r"ServerAliveInterval=\d+", line)
@@ -643,15 +551,15 @@ def test_users_options_come_before_ours() -> None:
 def test_what_the_host_answers_is_no_shell_code_here(tmp_path: Path) -> None:
     """A login node names the compute node, for ProxyCommand; a host its Jupyter's path, for a command to paste."""
     args = connect_py.make_parser().parse_args(["--slurm", "me@login"])
-    session = connect_py.Session(args, str(tmp_path), lambda event: None)
-    login = connect_py.Connection(session.ssh, str(tmp_path))
-    assert session.node(login, "node-7.example.org").destination == "me@node-7.example.org"
+    kept = session.Session(connect_py.read_wish(args), str(tmp_path), lambda event: None, SCREEN)
+    login = ssh_module.Connection(kept.ssh, str(tmp_path), SCREEN)
+    assert kept.node(login, "node-7.example.org").destination == "me@node-7.example.org"
     for name in ("x';touch pwned;'", "$(touch pwned)", "-oProxyCommand=touch", "a b", ""):
         with pytest.raises(Failure, match="no host's name"):
-            session.node(login, name)
-    url = connect_py.colab_url(8888, {"base_url": "@evil.example/;touch pwned\n'", "token": "t"})
+            kept.node(login, name)
+    url = session.colab_url(8888, {"base_url": "@evil.example/;touch pwned\n'", "token": "t"})
     assert url == "http://localhost:8888%40evil.example/%3Btouch%20pwned%0A%27?token=t"
-    assert connect_py.colab_url(8888, {"base_url": "/a%20b/", "token": "t"}) == "http://localhost:8888/a%20b/?token=t"
+    assert session.colab_url(8888, {"base_url": "/a%20b/", "token": "t"}) == "http://localhost:8888/a%20b/?token=t"
 
 
 def test_an_answer_that_is_none_ends_the_connection_and_hangs_nobody(tmp_path: Path) -> None:
@@ -659,9 +567,9 @@ def test_an_answer_that_is_none_ends_the_connection_and_hangs_nobody(tmp_path: P
     ssh.write_text(f"#!/bin/sh\necho '{connect_agent.MARK}{{broken'\necho 'host: gone wrong' >&2\n")
     ssh.chmod(0o755)
     with pytest.raises(Failure, match="gone wrong"):
-        connect_py.Connection(connect_py.Ssh("host", (), str(ssh)), str(tmp_path)).__enter__()
+        ssh_module.Connection(ssh_module.Ssh("host", (), str(ssh)), str(tmp_path), SCREEN).__enter__()
 
 
 def test_pauses_double_up_to_half_a_minute() -> None:
-    waits = connect_py.pauses()
+    waits = session.pauses()
     assert [next(waits) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]

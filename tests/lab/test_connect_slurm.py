@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.test_connect import QUICK, install, run, running
 
 from tests.conftest import Installed
 from tests.support.colab_client import TRANSPORTS, connect
+from tests.support.connecting import QUICK, install, run, running
 from tests.support.hosts import Lab, Machine, needs_root, wait_for
 
 pytestmark = needs_root

@@ -11,16 +11,18 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 import bootstrap
 from colab_local import desktop
+from colab_local.base import network
 from colab_local.base.errors import EXIT_BUSY, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.desktop import files, look, mirror, packages, plan, proc, rdp, secret, service, virtual
+from colab_local.desktop.options import Options
 from colab_local.desktop.person import Person
+from tests.conftest import SCREEN
 from tests.support.desktop_machine import check_picture
 
 
@@ -39,7 +41,7 @@ def person(tmp_path: Path) -> Person:
 
 @pytest.fixture
 def receipt(person: Person) -> plan.Receipt:
-    return plan.Receipt(person.home / ".local/share/colab-local", person, "virtual")
+    return plan.Receipt(person.home / ".local/share/colab-local", person, "virtual", SCREEN)
 
 
 @pytest.mark.parametrize("password", ["x", "short", "x" * 9, "x" * 40, ""])
@@ -127,7 +129,7 @@ def test_an_interrupted_write_leaves_the_users_file_and_uninstall_keeps_it(
         cut.setattr(files, "write", power_cut)
         with pytest.raises(KeyboardInterrupt):
             plan.File(receipt, path, b"ours\n", 0o700).apply()
-    again = plan.Receipt(receipt.path.parent.parent, person, "virtual")
+    again = plan.Receipt(receipt.path.parent.parent, person, "virtual", SCREEN)
     plan.PutBack(again, path).apply()
     assert path.read_text() == "mine\n"
     assert [p.name for p in path.parent.iterdir()] == ["xstartup"]
@@ -167,13 +169,13 @@ def test_a_damaged_receipt_is_named(person: Person, receipt: plan.Receipt) -> No
     receipt.path.parent.mkdir(parents=True)
     receipt.path.write_text("{half")
     with pytest.raises(Failure, match="damaged") as refusal:
-        plan.Receipt(receipt.path.parent.parent, person, "virtual")
+        plan.Receipt(receipt.path.parent.parent, person, "virtual", SCREEN)
     assert refusal.value.code == EXIT_INTEGRITY
 
 
 def test_the_ssh_line_is_one_line_spelled_as_ssh_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.1 2222")
-    line = desktop.ssh_line("ada", 5901, 55901)
+    line = desktop.laptop_line("ada", 5901, 55901)
     assert line == "ssh -o ExitOnForwardFailure=yes -L localhost:55901:localhost:5901 -p 2222 ada@192.0.2.1"
     steps = "\n".join(desktop.next_steps(line, 55901, is_rdp=False))
     for name in ("macOS", "Linux", "Windows", "vnc://localhost:55901", "localhost::55901"):
@@ -191,7 +193,7 @@ def test_listeners_are_read_right_on_loopback_and_beyond() -> None:
         six.listen()
         silent.bind(("127.0.0.1", 0))  # bound, but listens to nobody
         ports = [s.getsockname()[1] for s in (inside, six, silent)]
-        found = proc.listeners(ports)
+        found = network.listeners(ports)
     assert sorted((f.address, f.port, f.on_loopback) for f in found) == sorted(
         [("127.0.0.1", ports[0], True), ("::1", ports[1], True)]
     )
@@ -204,7 +206,7 @@ def test_wildcard_and_mapped_addresses_count_as_what_they_are(tmp_path: Path) ->
     mapped = "0000000000000000FFFF00000100007F"
     rest = "0" * 32 + ":0000"
     (tmp_path / "tcp6").write_text(head + row.format("0" * 32, rest, 8) + row.format(mapped, rest, 9))
-    found = {f.inode: (f.address, f.on_loopback) for f in proc.listeners([5901], tmp_path)}
+    found = {f.inode: (f.address, f.on_loopback) for f in network.listeners([5901], tmp_path)}
     assert found == {7: ("0.0.0.0", False), 8: ("::", False), 9: ("::ffff:127.0.0.1", True)}  # noqa: S104
 
 
@@ -342,7 +344,7 @@ def test_display_numbers_outside_1_to_63_are_refused(person: Person, number: int
 
 @pytest.mark.parametrize("geometry", ["big", "1600", "1600x", "0x0", "1600x900; reboot"])
 def test_a_screen_size_that_is_none_is_refused(person: Person, receipt: plan.Receipt, geometry: str) -> None:
-    args = SimpleNamespace(vnc="tiger", session="xfce", geometry=geometry, display=None)
+    args = Options("virtual", person.home, vnc="tiger", session="xfce", geometry=geometry)
     with pytest.raises(Failure, match="need WIDTHxHEIGHT"):
         virtual.wish(args, person, receipt)
 
@@ -368,7 +370,7 @@ def test_missing_packages_are_one_apt_command_and_nothing_more(monkeypatch: pyte
     monkeypatch.setattr(packages, "here", lambda need: need == "xauth")
     monkeypatch.setattr(packages, "candidate", lambda package: package != "tigervnc-tools")
     monkeypatch.setattr("shutil.which", lambda name, **_: "/usr/bin/" + name)
-    step = packages.Install(["Xtigervnc", "vncpasswd", "xauth", "openbox", "openbox"])
+    step = packages.Install(["Xtigervnc", "vncpasswd", "xauth", "openbox", "openbox"], SCREEN)
     assert step.names == ["tigervnc-standalone-server", "tigervnc-common", "openbox"]
     with pytest.raises(Failure) as refusal:
         step.demand()
@@ -398,7 +400,7 @@ def test_install_packages_runs_that_one_command(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
     monkeypatch.setattr(packages, "NEEDS", {"Xtigervnc": ("tigervnc-standalone-server",)})
     monkeypatch.setattr(packages, "here", lambda need: (bin_ / need).exists())
-    step = packages.Install(["Xtigervnc"])
+    step = packages.Install(["Xtigervnc"], SCREEN)
     assert step.difference() is not None
     step.apply()
     assert log.read_text() == "noninteractive install -y --no-install-recommends tigervnc-standalone-server\n"
@@ -472,13 +474,13 @@ def test_autostart_entries_survive_spaces_and_signs() -> None:
     assert r'Exec=/usr/bin/python3 "/home/a \\"b\\" \\$c/100%%/vnc-mirror" 5900' in entry
 
 
-GNOME = mirror.Screen("wayland", "", "ubuntu:GNOME")
+GNOME = mirror.PhysicalScreen("wayland", "", "ubuntu:GNOME")
 
 
 @pytest.mark.parametrize(
     ("seen", "root", "systemd", "nft", "version", "words"),
     [
-        (mirror.Screen("wayland", "", "KDE"), True, True, True, 48, "only GNOME's Wayland screens"),
+        (mirror.PhysicalScreen("wayland", "", "KDE"), True, True, True, 48, "only GNOME's Wayland screens"),
         (GNOME, True, True, True, None, "found none"),
         (GNOME, True, True, True, 46, "only as an argument"),
         (GNOME, True, True, False, 48, "cannot be bound to loopback"),
@@ -488,7 +490,7 @@ GNOME = mirror.Screen("wayland", "", "ubuntu:GNOME")
     ],
 )
 def test_wayland_is_refused_unless_a_firewall_can_stand_in_front(
-    seen: mirror.Screen, root: bool, systemd: bool, nft: bool, version: int | None, words: str | None
+    seen: mirror.PhysicalScreen, root: bool, systemd: bool, nft: bool, version: int | None, words: str | None
 ) -> None:
     refusal = rdp.refuse(seen, root, systemd, nft, version)
     if words is None:
@@ -616,5 +618,5 @@ def test_root_believes_no_list_that_another_user_wrote(tmp_path: Path, monkeypat
     path.write_text(json.dumps({"schema": 1, "desktops": [{**entry, "files": {}, "folders": [], "modes": {}}]}))
     os.chown(path, 12345, -1)
     with pytest.raises(Failure, match="belongs to another user"):
-        desktop.uninstall(tmp_path / "theirs")
+        desktop.uninstall(tmp_path / "theirs", False, SCREEN)
     assert keys.read_text() == "mine"

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
-from tests.test_service import PREPARE, UID, USER, Booted
 
 from tests.conftest import REPO
+from tests.support.booted import PREPARE, UID, USER, Booted
 from tests.support.desktop_machine import PYTHON, missing_programs, parse_listeners
 from tests.support.hosts import needs_root, wait_for
 

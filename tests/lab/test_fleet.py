@@ -148,7 +148,7 @@ def test_roll_out_finishes_where_it_can_and_names_the_others(fleet: Fleet, versi
     assert f"on 6: {', '.join(sorted(GOOD))}" in run.flat
     assert running(fleet, versions.old) == GOOD
     for node in fleet.nodes[:6]:
-        jupyter = fleet.home(node) / "current" / "cpu" / "bin" / "jupyter-notebook"
+        jupyter = fleet.home(node) / "current" / "cpu" / "colab" / "jupyter-notebook"
         assert node.run([str(jupyter), "--version"]).stdout.startswith("6.5.")
 
 

@@ -19,15 +19,27 @@ from typing import Any, ClassVar
 
 import pytest
 
-import bootstrap
-from colab_local.base.downloads import PARALLEL_DOWNLOADS, download, download_all, parse_rules, rewrite
+from colab_local.base.command_line import catch_signals
+from colab_local.base.downloads import (
+    PARALLEL_DOWNLOADS,
+    Download,
+    download,
+    download_all,
+    is_reachable,
+    parse_rules,
+    rewrite,
+)
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import check_disk, sha256_of
 from colab_local.base.programs import child_environment, telling_line
-from colab_local.base.terminal import Progress
+from colab_local.base.progress import Progress
+from colab_local.base.terminal import Screen
 from colab_local.base.text import mask
+from colab_local.install.engines import Job
+from colab_local.install.engines import host as host_engine
+from colab_local.install.engines.host import install_command
 from colab_local.install.home import current_receipt
-from colab_local.install.installation import Installation
+from colab_local.install.installation import Installation, Step
 from colab_local.install.jupyter import jupyter_argv
 from colab_local.install.lockfiles import (
     conda_platform,
@@ -37,9 +49,10 @@ from colab_local.install.lockfiles import (
     parse_explicit,
     read_index,
 )
-from colab_local.install.machine import gpu_refusal, machine_refusal, parse_nvidia_smi
+from colab_local.install.machine import Host, machine_refusal
 from colab_local.install.packages import pip_index_url
-from tests.conftest import REPO, Installed, clean_environment, free_port, supported_python
+from tests.conftest import REPO, SCREEN, Installed, clean_environment, free_port, supported_python
+from tests.support import pythons
 
 LOCKFILES = REPO / "lockfiles"
 INDEX = json.loads((LOCKFILES / "index.json").read_text())
@@ -124,122 +137,13 @@ def test_a_foreign_system_is_refused_by_the_program_itself(
         (MACBOOK, "osx-arm64", "MacOSX-arm64.sh", "aarch64-apple-darwin"),
     ],
 )
-def test_every_platform_gets_its_own_lock_and_installer(
-    host: Host, platform: str, miniforge: str, pixi: str
-) -> None:
+def test_every_platform_gets_its_own_lock_and_installer(host: Host, platform: str, miniforge: str, pixi: str) -> None:
     subdir = conda_platform(host.system, host.machine)
     assert subdir == platform
     assert INDEX["installers"]["miniforge"]["files"][subdir]["url"].endswith(miniforge)
     assert pixi in INDEX["installers"]["pixi"]["files"][subdir]["url"]
     lock = make_lock(INDEX, LOCKFILES, "cpu", subdir, "conda")
     assert all(f"/{subdir}/" in url or "/noarch/" in url for url, _ in parse_explicit(lock.conda))
-
-
-# `nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv,noheader,nounits`
-RTX_4090 = "NVIDIA GeForce RTX 4090, 550.54.14, 24564, 8.9\n"
-TWO_V100 = "Tesla V100-SXM2-16GB, 535.161.08, 16384, 7.0\nTesla V100-SXM2-16GB, 535.161.08, 16384, 7.0\n"
-GTX_980 = "NVIDIA GeForce GTX 980, 535.183.01, 4096, 5.2\n"
-OLD_DRIVER = "Tesla T4, 470.256.02, 15360, 7.5\n"
-BEFORE_COMPUTE_CAP = "Tesla K80, 418.226.00, 11441\n"
-MIXED = GTX_980 + RTX_4090.replace("550.54.14", "535.183.01")
-RTX_5090 = "NVIDIA GeForce RTX 5090, 570.86.10, 32607, 12.0\n"
-VIRTUAL = "GRID T4-16Q, 535.183.06, [N/A], [N/A]\n"  # what it does not tell is no reason to refuse it
-
-
-@pytest.mark.parametrize(
-    ("output", "count", "refused_for"),
-    [
-        (RTX_4090, 1, None),
-        (TWO_V100, 2, None),
-        (MIXED, 2, None),  # one card that fits is enough
-        (RTX_5090, 1, None),
-        (VIRTUAL, 1, None),
-        (GTX_980, 1, "found NVIDIA GeForce GTX 980 5.2, need compute capability 6.0"),
-        (OLD_DRIVER, 1, "driver is too old (found 470.256.02, need 5"),
-        (BEFORE_COMPUTE_CAP, 1, "driver is too old (found 418.226.00"),
-    ],
-)
-def test_recorded_drivers_and_cards(output: str, count: int, refused_for: str | None) -> None:
-    gpus = parse_nvidia_smi(output)
-    assert len(gpus) == count
-    assert all(gpu.compute_capability == "" or "." in gpu.compute_capability for gpu in gpus)
-    refusal = gpu_refusal(gpus, INDEX["environments"]["gpu"]["platforms"]["linux-64"]["requires"])
-    if refused_for is None:
-        assert refusal is None
-    else:
-        assert refusal is not None and refused_for in refusal.what and refusal.hint
-
-
-def fake_nvidia_smi(folder: Path, script: str) -> Path:
-    """Put a program into `folder` that answers as nvidia-smi was recorded to answer."""
-    folder.mkdir()
-    program = folder / "nvidia-smi"
-    program.write_text("#!/bin/sh\n" + script)
-    program.chmod(0o755)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        (
-            "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9",
-            "could not communicate",
-        ),
-        ("echo 'No devices were found'; exit 6", "No devices were found"),
-        (
-            "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18",
-            "Driver/library version mismatch",
-        ),
-        (None, "nvidia-smi is not there"),
-    ],
-)
-def test_gpu_without_a_gpu_names_cpu_and_the_override(tmp_path: Path, script: str | None, said: str) -> None:
-    folder = fake_nvidia_smi(tmp_path / "bin", script) if script else tmp_path
-    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
-    done = bootstrap_run(["--gpu", "--dry-run", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env)
-    assert done.returncode == EXIT_MACHINE
-    error, hint = done.stderr.splitlines()
-    assert said in error and "--no-gpu-check" in error and hint == "hint: python3 bootstrap.py --cpu"
-    assert not (tmp_path / "home").exists()
-
-
-# A driver before 470 does not know the field compute_cap (its own words, and exit status 2).
-OLD_SMI = """case "$*" in *compute_cap*) echo 'Field "compute_cap" is not a valid field to query.'; exit 2;; esac
-echo 'Tesla V100-SXM2-16GB, 450.80.02, 16160'"""
-
-
-@pytest.mark.parametrize(
-    ("script", "code", "said"),
-    [
-        (f"printf '{RTX_4090}'", 0, "NVIDIA GeForce RTX 4090, driver 550.54.14, compute capability 8.9"),
-        (f"printf '{RTX_5090}'", 0, "no code for compute capability 12.x"),
-        (f"printf '{VIRTUAL}'", 0, "GRID T4-16Q, driver 535.183.06, compute capability unknown"),
-        (f"printf '{GTX_980}'", 3, "error: no GPU here is new enough (found NVIDIA GeForce GTX 980 5.2"),
-        (OLD_SMI, 3, "error: the NVIDIA driver is too old (found 450.80.02, need 525.60.13 or newer)"),
-    ],
-)
-def test_what_the_plan_says_of_a_gpu(tmp_path: Path, script: str, code: int, said: str) -> None:
-    folder = fake_nvidia_smi(tmp_path / "bin", script.replace("\n'", "\\n'"))
-    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
-    done = bootstrap_run(
-        ["--gpu", "--dry-run", "--json", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env
-    )
-    assert done.returncode == code, done.stderr
-    if code:
-        error, hint = done.stderr.splitlines()
-        assert error.startswith(said) and hint == "hint: python3 bootstrap.py --cpu"
-    else:
-        assert any(said in notice for notice in json.loads(done.stdout)["notices"]), done.stdout
-
-
-def test_on_ubuntu_an_old_driver_is_updated_with_ubuntus_own_command(tmp_path: Path) -> None:
-    folder = fake_nvidia_smi(tmp_path / "bin", OLD_SMI.replace("\n'", "\\n'"))
-    (folder / "ubuntu-drivers").symlink_to("nvidia-smi")
-    env = clean_environment(tmp_path) | {"PATH": f"{folder}:/usr/bin:/bin"}
-    done = bootstrap_run(["--gpu", "--dry-run", "--engine", "host", "--prefix", str(tmp_path / "home")], env=env)
-    assert done.returncode == EXIT_MACHINE
-    assert done.stderr.splitlines()[1] == "hint: sudo ubuntu-drivers install && sudo reboot"
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
@@ -263,65 +167,34 @@ def bootstrap_run(
     arguments: list[str], env: dict[str, str] | None = None, python: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the real bootstrap.py to its end."""
-    argv = [python or supported_python(), str(REPO / "bootstrap.py"), *arguments]
-    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
+    argv = [python or supported_python(), "bootstrap.py", *arguments]  # as hints name it
+    return subprocess.run(argv, cwd=REPO, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
-def test_an_old_python_is_told_in_one_line(version: str, tmp_path: Path) -> None:
-    found = next(iter(sorted((Path.home() / ".pyenv" / "versions").glob(version + ".*/bin/python"))), None)
-    python = str(found) if found else shutil.which("python" + version)
-    if python is None:
-        # The same check, read by this Python: what an old one does with it is that it parses and compares.
-        source = (REPO / "bootstrap.py").read_text()
-        check = source[source.index("import sys\n") : source.index("import argparse")]
-        patched = check.replace("sys.version_info", f"({version.replace('.', ', ')})")
-        done = subprocess.run([sys.executable, "-c", patched], capture_output=True, text=True, check=False)
-    else:
-        done = bootstrap_run([], env=clean_environment(tmp_path), python=python)
+@pytest.mark.parametrize("version", ["3.6", "3.7"])
+def test_an_old_python_is_told_in_two_lines(version: str, tmp_path: Path) -> None:
+    done = bootstrap_run([], env=clean_environment(tmp_path), python=pythons.demand(version))
     assert done.returncode == EXIT_MACHINE
-    assert done.stderr.splitlines()[0] == f"error: bootstrap.py needs Python 3.8 or newer (found {version})"
+    first, second = done.stderr.splitlines()
+    assert first == f"error: bootstrap.py needs Python 3.8 or newer (found {version})"
+    assert second.startswith("hint: python3.11 bootstrap.py")
     assert done.stdout == ""
+
+
+def test_pythons_from_before_annotations_show_the_line_that_says_what_to_type(tmp_path: Path) -> None:
+    done = bootstrap_run([], env=clean_environment(tmp_path), python=pythons.demand("2.7"))
+    assert done.returncode == 1 and done.stdout == ""
+    assert "needs Python 3.8 or newer. Type: python3.11 bootstrap.py" in done.stderr
 
 
 @pytest.mark.parametrize("version", ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13"])
 def test_every_python_that_is_promised_makes_the_plan(version: str, tmp_path: Path) -> None:
     """What the environment's Python is does not depend on it: the plan is that of the Python which runs the tests."""
-    pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(version + ".*/bin/python"))
-    found = [str(path) for path in [*pyenv, shutil.which("python" + version)] if path]
-    if not found:  # what an older Python can't read, at least
-        import ast
-
-        ast.parse((REPO / "bootstrap.py").read_text(), feature_version=(3, int(version[2:])))
-        return
+    python = pythons.demand(version)
     arguments = ["--dry-run", "--json", "--python", supported_python(), "--prefix", str(tmp_path / "home")]
-    plans = [bootstrap_run(arguments, env=clean_environment(tmp_path), python=python) for python in (found[0], None)]
+    plans = [bootstrap_run(arguments, env=clean_environment(tmp_path), python=one) for one in (python, None)]
     assert plans[0].returncode == 0, plans[0].stderr
-    assert plans[0].stdout == plans[1].stdout
-
-
-def test_bootstrap_keeps_to_syntax_that_python_2_parses() -> None:
-    """Where no Python 2.7 is at hand, this is what breaks first: f-strings, annotations, keyword-only arguments."""
-    import ast
-
-    for node in ast.walk(ast.parse((REPO / "bootstrap.py").read_text())):
-        assert not isinstance(node, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.Nonlocal, ast.AsyncFunctionDef))
-        if isinstance(node, ast.FunctionDef):
-            assert node.returns is None and not node.args.kwonlyargs and not node.args.posonlyargs
-        if isinstance(node, ast.Raise):
-            assert node.cause is None
-
-
-def test_bootstrap_imports_the_standard_library_alone() -> None:
-    import ast
-
-    names = {
-        (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
-        for node in ast.walk(ast.parse((REPO / "bootstrap.py").read_text()))
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for alias in node.names
-    }
-    assert names - set(sys.stdlib_module_names) <= {"scripts", "tqdm"}
+    assert json.loads(plans[0].stdout) == json.loads(plans[1].stdout)
 
 
 def copy_of_lockfiles(folder: Path) -> Path:
@@ -436,7 +309,7 @@ def run_as(user: int, arguments: list[str], environ: dict[str, str]) -> subproce
     """Run bootstrap.py as a user who has no entry in the user database, which only root can."""
     code = (  # the repository may lie where this user may not read
         "import os, sys; sys.path.insert(0, sys.argv.pop(1)); import bootstrap;"
-        "i = read_index(REPOSITORY / 'lockfiles'); read_index = lambda folder: i;"
+        "i = bootstrap.read_index(bootstrap.REPOSITORY / 'lockfiles'); bootstrap.read_index = lambda folder: i;"
         f"os.setgroups([]); os.setgid({user}); os.setuid({user}); sys.exit(bootstrap.main())"
     )
     argv = ["/usr/bin/python3", "-c", code, str(REPO), *arguments]
@@ -528,10 +401,10 @@ def test_several_files_are_downloaded_at_once(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/"
-        files = [(f"{url}{n}", tmp_path / str(n), digest) for n in range(PARALLEL_DOWNLOADS)]
-        download_all(files)
+        files = [Download(f"{url}{n}", tmp_path / str(n), digest) for n in range(PARALLEL_DOWNLOADS)]
+        download_all(files, SCREEN)
         server.shutdown()
-    assert all(path.read_bytes() == b"x" for _, path, _ in files)
+    assert all(wanted.target.read_bytes() == b"x" for wanted in files)
 
 
 class Guarded(http.server.BaseHTTPRequestHandler):
@@ -560,10 +433,10 @@ def test_a_mirrors_password_goes_to_the_mirror_alone(tmp_path: Path, capsys: pyt
         port = server.server_address[1]
         rules = [("https://conda.example.org/", f"http://me:s%40cret@127.0.0.1:{port}/")]
         digest = hashlib.sha256(b"file").hexdigest()
-        download("https://conda.example.org/x", tmp_path / "x", digest, None, rules)
+        download(Download("https://conda.example.org/x", tmp_path / "x", digest), SCREEN, rules)
         assert is_reachable(rules[0][1])
         with pytest.raises(Failure, match="HTTP 401"):
-            download(f"http://127.0.0.1:{port}/x", tmp_path / "y", digest)
+            download(Download(f"http://127.0.0.1:{port}/x", tmp_path / "y", digest), SCREEN)
         server.shutdown()
     login = "Basic " + base64.b64encode(b"me:s@cret").decode()
     assert Guarded.seen == [("127.0.0.1", login), ("localhost", None)] * 2 + [("127.0.0.1", None)]
@@ -580,7 +453,7 @@ def test_pixi_gets_no_password_that_it_would_write_down(tmp_path: Path) -> None:
 
 
 def test_what_others_say_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    report("one\x1b]52;c;aGk=\x07\r\x9b31m\ttwo\nmaße")
+    SCREEN.report("one\x1b]52;c;aGk=\x07\r\x9b31m\ttwo\nmaße")
     assert capsys.readouterr().err == "one?]52;c;aGk=???31m\ttwo\nmaße\n"
 
 
@@ -588,10 +461,7 @@ def test_urls_are_rewritten_by_the_longest_rule() -> None:
     rules = parse_rules(
         ["https://conda.anaconda.org/=http://mirror/all/", "https://conda.anaconda.org/conda-forge/=file:///cf/"]
     )
-    assert (
-        rewrite("https://conda.anaconda.org/conda-forge/noarch/a.conda", rules)
-        == "file:///cf/noarch/a.conda"
-    )
+    assert rewrite("https://conda.anaconda.org/conda-forge/noarch/a.conda", rules) == "file:///cf/noarch/a.conda"
     assert rewrite("https://conda.anaconda.org/x/a.conda", rules) == "http://mirror/all/x/a.conda"
     assert rewrite("https://github.com/x", rules) == "https://github.com/x"
 
@@ -655,7 +525,7 @@ def test_of_a_failed_programs_output_the_telling_line_is_shown(out: str, err: st
 
 def test_the_jupyter_command_is_exact() -> None:
     assert jupyter_argv("/p", 8890, "/nb") == [
-        "/p/bin/jupyter-notebook",
+        "/p/colab/jupyter-notebook",
         "--no-browser",
         "--ip=127.0.0.1",
         "--port=8890",
@@ -688,7 +558,7 @@ def test_a_second_run_does_nothing_and_says_how_to_start(installed: Installed, t
     done = bootstrap_run(arguments, env=clean_environment(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Nothing to do" in done.stdout
-    assert str(installed.prefix / "bin" / "jupyter-notebook") in done.stdout
+    assert str(installed.prefix / "colab" / "jupyter-notebook") in done.stdout
     assert snapshot(installed.home) == before
 
 
@@ -706,9 +576,9 @@ def test_every_printed_command_is_one_line_that_can_be_pasted(installed: Install
                 [shell, "-c", f"printf '%s\\n' {jupyter}"], capture_output=True, text=True, check=True
             )
             as_root = os.geteuid() == 0
-            assert read.stdout.splitlines() == jupyter_argv(
-                str(installed.prefix), 8899, str(notebooks), as_root
-            ), shell
+            assert read.stdout.splitlines() == jupyter_argv(str(installed.prefix), 8899, str(notebooks), as_root), (
+                shell
+            )
     assert all(line.isascii() and not line.endswith("\\") for line in lines)
     ssh = next(line for line in lines if line.startswith("ssh "))
     assert "-L 8899:localhost:8899 -p 2222 " in ssh and ssh.endswith("@192.0.2.7")
@@ -745,18 +615,18 @@ def test_the_receipt_tells_what_was_made_and_only_the_owner_reads_logs(installed
 
 
 def test_progress_shows_nothing_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    bar: Any = Progress("Downloading x", 10)
+    bar = Progress(SCREEN, "Downloading x", 10)
     bar.advance(10)
     bar.close()
     assert capsys.readouterr().err == "Downloading x (0 MB)\n"
 
 
 def test_a_python_without_pip_is_told_which_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "_succeeds", lambda argv: False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    job = Job(Path("/"), "cpu", "linux-64", {}, Path("/"), (), None, SCREEN)
     with pytest.raises(Failure) as caught:
-        check_host_python(sys.executable)
-    assert caught.value.hint == "sudo apt-get install python{0}.{1} python{0}.{1}-venv".format(*sys.version_info[:2])
+        host_engine.Host(job, "false", "3.12").check()
+    assert caught.value.hint == "sudo apt-get install python3.12 python3.12-venv"
 
 
 @pytest.mark.parametrize(
@@ -788,16 +658,16 @@ def test_ctrl_c_that_python_loses_ends_the_run_before_the_next_step(monkeypatch:
         Finalized()
         done.append("first")
 
-    steps = [
-        Step(name, name, "", action) for name, action in [("1", first), ("2", lambda: done.append("2"))]
-    ]
-    monkeypatch.setattr(bootstrap, "_interrupted", False)
-    before = signal.signal(signal.SIGTERM, bootstrap._interrupt)
+    steps = [Step(name, name, Path(), action) for name, action in [("1", first), ("2", lambda: done.append("2"))]]
+    screen = Screen()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    catch_signals(screen)
     try:
         with pytest.raises(KeyboardInterrupt):
-            Installation.apply(SimpleNamespace(is_made=lambda: True, seconds={}), steps)  # type: ignore[arg-type]
+            Installation.apply(SimpleNamespace(is_made=lambda: True, seconds={}, screen=screen), steps)  # type: ignore[arg-type]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert done == ["first"]
 
 
@@ -807,7 +677,7 @@ def test_what_nohup_has_settled_stays() -> None:
         "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, signal.getsignal(signal.SIGTERM).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
-    assert done.stdout == "True _interrupt\n"
+    assert done.stdout == "True interrupt\n"
 
 
 def test_a_terminal_that_lacks_letters_gets_their_numbers(tmp_path: Path) -> None:
@@ -817,10 +687,14 @@ def test_a_terminal_that_lacks_letters_gets_their_numbers(tmp_path: Path) -> Non
 
 
 def on_a_terminal(code: str) -> str:
-    """Run Python code that may `import bootstrap` on a pseudo-terminal; return what the terminal got."""
+    """Run Python code that uses base/ on a pseudo-terminal; return what the terminal got."""
     import pty
 
-    argv = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPO)!r}); import bootstrap\n{code}"]
+    head = f"import sys; sys.path.insert(0, {str(REPO)!r}); from pathlib import Path\n"
+    head += "".join(
+        f"from colab_local.base.{name} import *\n" for name in ("terminal", "progress", "programs", "downloads")
+    )
+    argv = [sys.executable, "-c", head + code]
     ours, theirs = pty.openpty()
     child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -840,17 +714,16 @@ def on_a_terminal(code: str) -> str:
 
 def test_on_a_terminal_a_long_step_shows_time_and_the_programs_newest_line() -> None:
     seen = on_a_terminal(
-        "with Waiting('[1/1] Long work'):\n    run(['sh', '-c', 'echo half way >&2; sleep 1.2'])"
+        "s = Screen()\nwith Waiting(s, '[1/1] Long work'):\n    run(['sh', '-c', 'echo half way >&2; sleep 1.2'], s)"
     )
-    assert "[1/1] Long work  1 s  half way" in seen
-    assert (
-        seen.replace("\r", "\n").split("\n")[-2].strip() == "[1/1] Long work  1 s"
-        or "[1/1] Long work  1 s\r\n" in seen
-    )
+    assert "[1/1] Long work: 1 s, half way" in seen
+    assert "[1/1] Long work  1 s\r\n" in seen
 
 
-def test_on_a_terminal_a_download_draws_a_bar(tmp_path: Path) -> None:
+def test_on_a_terminal_a_download_shows_how_far_it_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 5_000_000)
     url = (tmp_path / "file").as_uri()
-    code = f"sys.modules['tqdm'] = None\nbootstrap.download({url!r}, {str(tmp_path / 'copy')!r}, size=5_000_000)"
-    assert "Downloading copy:" in on_a_terminal(code) and (tmp_path / "copy").stat().st_size == 5_000_000
+    digest = hashlib.sha256(b"x" * 5_000_000).hexdigest()
+    wanted = f"Download({url!r}, Path({str(tmp_path / 'copy')!r}), {digest!r}, 5_000_000)"
+    code = f"from colab_local.base import progress; progress.DRAW_S = 0.001\ndownload({wanted}, Screen())"
+    assert "Downloading copy (5 MB)" in on_a_terminal(code) and (tmp_path / "copy").stat().st_size == 5_000_000

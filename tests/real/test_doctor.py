@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import http.server
 import json
@@ -22,8 +21,9 @@ from typing import Any
 import pytest
 import trustme
 
-from colab_local.laptop import colab_page
-from scripts import doctor
+from colab_local.base.network import parse_listeners
+from colab_local.laptop import colab_page, cures, examination
+from tests.support import pythons as other_pythons
 from tests.support.jupyter_servers import (
     ALLOW_CREDENTIALS,
     ALLOW_ORIGIN,
@@ -39,6 +39,7 @@ from tests.support.jupyter_servers import (
     user_environment,
     uv,
 )
+from tests.support.pythons import old_pythons
 
 NEWEST = list(pythons())[-1]
 DISABLE = "--NotebookApp.nbserver_extensions={'jupyter_http_over_ws': False}"
@@ -106,7 +107,7 @@ def make_receipt(home: Path, prefix: Path) -> list[str]:
     (place / "current" / "cpu").symlink_to(prefix)
     folder = place / "receipts" / "cpu-0123456789ab"
     folder.mkdir(parents=True)
-    argv = [str(place / "current" / "cpu" / "bin" / "jupyter-notebook"), "--no-browser", "--port=8888"]
+    argv = [str(place / "current" / "cpu" / "colab" / "jupyter-notebook"), "--no-browser", "--port=8888"]
     root = place / "envs" / folder.name
     root.parent.mkdir()
     root.symlink_to(prefix)
@@ -146,7 +147,7 @@ def test_every_row_of_the_settings_table(prefix: Path, tmp_path: Path, settings:
         found = examine(tmp_path)
     assert (found.fault, found.last("direct"), found.last("http_over_ws")) == (fault, direct, over_websocket)
     assert found.code == (1 if fault else 0)
-    assert found.json["browser"] == (None if fault else doctor.BROWSER_ADVICE)
+    assert found.json["browser"] == (None if fault else cures.BROWSER_ADVICE)
     assert running.token == "" or running.token not in found.text
 
 
@@ -208,7 +209,7 @@ def test_nothing_listens_and_what_to_type(prefix: Path, tmp_path: Path) -> None:
     address = f"http://localhost:{free_port()}"
     found = examine(tmp_path, address)
     assert found.fault == "nothing-listens"
-    assert found.json["faults"][0]["hint"] == doctor.CURES["nothing-listens"].cure.replace("`", "")
+    assert found.json["faults"][0]["hint"] == cures.CURES["nothing-listens"].cure.replace("`", "")
     behind_a_tunnel = "python3 bootstrap.py   or, behind a tunnel: python3 scripts/doctor.py http://localhost:8888"
     assert examine(tmp_path).json["faults"][0]["hint"] == behind_a_tunnel
     argv = make_receipt(tmp_path, prefix)
@@ -247,7 +248,7 @@ def test_extension_that_cannot_load_in_a_running_server(base: Path, tmp_path: Pa
         broken = tmp_path / "six.py"
         broken.write_text("raise ImportError('this six is broken')")
         assert examine(tmp_path).fault == "tornado-cookie"
-        found = doctor.Examination(colab_page.parse_url(running.url), lambda step: None)
+        found = examination.Examination(colab_page.parse_url(running.url), lambda step: None)
         found.python = str(fake_python(tmp_path, running.python))
         fault = found.no_extension()
     assert (fault.code, "this six is broken" in fault.what) == ("extension-not-loadable", True)
@@ -280,9 +281,9 @@ def test_other_port_on_this_side_of_a_tunnel(base: Path, tmp_path: Path, overlay
     prefix = jupyter_environment(base, NEWEST, "6.6", overlay=overlay)
     with serve(prefix, tmp_path, *([] if overlay else [ENABLE])) as running:
         runtime = colab_page.Runtime("localhost", free_port(), running.token, dial=("127.0.0.1", running.port))
-        examination = doctor.Examination(runtime, lambda step: None)
-        examination.run()
-    codes = [fault.code for fault in examination.faults]
+        examined = examination.Examination(runtime, lambda step: None)
+        examined.run()
+    codes = [fault.code for fault in examined.faults]
     assert codes == ([] if overlay else ["port-mismatch"])
 
 
@@ -402,18 +403,16 @@ def test_help_teaches(tmp_path: Path) -> None:
 
 def test_runs_on_old_pythons(tmp_path: Path) -> None:
     """A laptop has whatever Python it has; 3.8 is the oldest that is promised."""
-    for name in ("doctor", "colab_page", "transport_benchmark"):
-        ast.parse((REPO / "scripts" / f"{name}.py").read_text(), feature_version=(3, 8))
-    for old in sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python")):
-        found = examine(tmp_path, f"http://localhost:{free_port()}", python=str(old))
+    for old in old_pythons() or [other_pythons.demand("3.8")]:
+        found = examine(tmp_path, f"http://localhost:{free_port()}", python=old)
         assert found.fault == "nothing-listens", found
 
 
 def test_every_fault_has_a_test_and_a_cure() -> None:
     named = set(re.findall(r'Fault\(\s*"([a-z0-9-]+)"', (REPO / "scripts" / "doctor.py").read_text()))
-    assert named | {"browser"} == set(doctor.CURES)
+    assert named | {"browser"} == set(cures.CURES)
     tested = Path(__file__).read_text()
-    assert [code for code in doctor.CURES if f'"{code}"' not in tested] == []
+    assert [code for code in cures.CURES if f'"{code}"' not in tested] == []
     assert ORIGIN == colab_page.ORIGIN
 
 
@@ -421,14 +420,14 @@ def test_the_troubleshooting_page_shows_the_doctors_table() -> None:
     page = (REPO / "docs" / "troubleshooting.md").read_text()
     section = page.split("## Connecting", 1)[1].split("\n## ", 1)[0]
     shown = [line for line in section.splitlines() if line.startswith("|")]
-    assert shown == doctor.markdown_table().splitlines(), "paste the output of: python3 scripts/doctor.py --table"
+    assert shown == cures.markdown_table().splitlines(), "paste the output of: python3 scripts/doctor.py --table"
 
 
 def test_the_machines_table_of_sockets_is_read() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
         if tables[0].exists():
-            found = [entry for table in tables for entry in doctor.listeners(table.read_text())]
+            found = [entry[:2] for table in tables for entry in parse_listeners(table.read_text())]
             assert server.getsockname()[:2] in found
     six = "  sl\n   0: 00000000000000000000000001000000:22B8 00000000000000000000000000000000:0000 0A\n"
-    assert list(doctor.listeners(six)) == [("::1", 8888)]
+    assert parse_listeners(six) == [("::1", 8888, 0)]

@@ -37,6 +37,7 @@ from tests.support.mirror import (
     sha256,
     snapshot,
 )
+from tests.support.pythons import old_pythons
 
 pytestmark = pytest.mark.skipif(
     find_interpreter() is None, reason="no Python 3.11-3.13 but Debian's own to make a conda package of"
@@ -157,8 +158,7 @@ class Trial:
 
 def oldest_python() -> str:
     """Return the oldest Python here that bootstrap.py promises to run on: with a conda layer any will do."""
-    found = sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python"))
-    return str(found[0]) if found else supported_python()
+    return (old_pythons() or [supported_python()])[0]
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
@@ -401,7 +401,8 @@ def test_a_lock_whose_package_hash_was_changed_is_refused(trial: Trial) -> None:
 
 
 QUICK = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import bootstrap; FIRST_PAUSE_S = 0.01;"
+    "import sys; sys.path.insert(0, sys.argv[1]); import bootstrap; from colab_local.base import downloads;"
+    "downloads.FIRST_PAUSE_S = 0.01;"
     "sys.exit(bootstrap.main(sys.argv[2:]))"
 )
 

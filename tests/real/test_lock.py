@@ -33,13 +33,20 @@ from colab_local.install.lockfiles import parse_explicit, read_index
 from colab_local.locking.build import locked_requirements
 from colab_local.locking.pypi import find_uv, solve_python
 from colab_local.locking.render import pixi_toml_text
-from colab_local.locking.specs import PYTHONS, Target, constraints, read_exceptions, read_pins, read_specs
+from colab_local.locking.specs import (
+    PYTHONS,
+    Target,
+    constraints,
+    platform_marker,
+    read_exceptions,
+    read_pins,
+    read_specs,
+)
 from colab_local.locking.wheels import (
     RemoteFile,
     Wheel,
     best_wheel,
     licence_of,
-    platform_marker,
     read_wheel,
     shortest_marker,
     target_environments,
@@ -642,5 +649,7 @@ def test_pixi_task_installs_the_python_layer(tmp_path: Path) -> None:
     assert tasks["jupyter"]["depends-on"] == ["install"]
     words = run(f"printf '%s\\n' {tasks['jupyter']['cmd']}").splitlines()
     assert words == jupyter_argv(str(prefix), notebook_dir=env["HOME"])
-    tried = subprocess.run([prefix / "bin/python", REPO / "colab_local/install/smoke_test.py", "serve"], env=env, capture_output=True)
+    tried = subprocess.run(
+        [prefix / "bin/python", REPO / "colab_local/install/smoke_test.py", "serve"], env=env, capture_output=True
+    )
     assert b"colab_local_jupyter" in tried.stdout, tried.stderr

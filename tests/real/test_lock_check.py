@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import io
 import json
 import operator
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from ci import check_lockfiles as check
 from colab_local.base.errors import Failure
 from colab_local.locking.build import refresh_index
 from colab_local.locking.conda import read_pixi_lock
@@ -28,18 +29,6 @@ from colab_local.locking.specs import NOTICE
 from tests.support.lock_lab import REPO, Lab, served
 
 SCRIPT = REPO / "ci" / "check_lockfiles.py"
-
-
-def load() -> Any:
-    """Return ci/check_lockfiles.py as a module; ci/ is no package."""
-    spec = importlib.util.spec_from_file_location("check_lockfiles", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-check = load()
 
 
 @pytest.fixture(scope="module")
@@ -347,8 +336,9 @@ def test_the_repository_is_locked_as_a_solver_gives_it() -> None:
 
 def test_the_repository_fits_its_specs(tmp_path: Path) -> None:
     """scripts/lock.py --check on the real environments: both layers, every file to the byte."""
-    if check.SHARED_CHANNEL.is_dir():
-        channel = check.SHARED_CHANNEL
+    given = os.environ.get("COLAB_LOCAL_TEST_CHANNEL", "")
+    if given:
+        channel = Path(given)
     else:  # a clone on its own: the lock's own records are a channel too
         every: dict[str, dict[str, Any]] = {}
         for records in read_pixi_lock(REPO / "lockfiles/pixi.lock")["cpu"].values():

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.test_lock_check import check
 
 from colab_local.install.lockfiles import read_index
+from scripts import lock
 from tests.support.lock_lab import REPO
 
+WRITERS = ("installers", "relock")  # those that open a pull request
 WORKFLOWS = sorted((REPO / ".github/workflows").glob("*.yml"))
 
 
@@ -27,8 +28,14 @@ def steps(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def test_there_is_one_for_each_purpose() -> None:
-    """Tests, live lock check, weekly re-lock, two machines."""
-    assert [path.name for path in WORKFLOWS] == ["lock-check.yml", "relock.yml", "tests.yml", "two-machines.yml"]
+    """Newer installers, live lock check, weekly re-lock, tests, two machines."""
+    assert [path.name for path in WORKFLOWS] == [
+        "installers.yml",
+        "lock-check.yml",
+        "relock.yml",
+        "tests.yml",
+        "two-machines.yml",
+    ]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -42,11 +49,13 @@ def test_workflow_is_valid_pinned_and_modest(path: Path) -> None:
             assert re.search(r"uses: actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
     content = yaml.safe_load(path.read_text())
     assert content["permissions"] == {"contents": "read"}
+    assert content["defaults"] == {"run": {"shell": "bash"}}  # which GitHub runs with -eo pipefail
+    assert not any("shell" in step for step in steps(path))
     for name, job in content["jobs"].items():
         assert job["timeout-minutes"] <= 90, name
-        assert path.stem == "relock" or "permissions" not in job, name
+        assert path.stem in WRITERS or "permissions" not in job, name
     for step in steps(path):
-        if "checkout" in step.get("uses", "") and path.stem != "relock":
+        if "checkout" in step.get("uses", "") and path.stem not in WRITERS:
             assert step["with"]["persist-credentials"] is False
         # what somebody else can choose (titles, branch names) must not become part of a script
         assert not re.search(r"\$\{\{\s*github\.(event|head_ref)", step.get("run", ""))
@@ -67,10 +76,8 @@ def test_commands_exist_and_take_their_options(path: Path) -> None:
             called += 1
             if program != "scripts/compare.py":  # its own tests say what it takes
                 assert (REPO / program).is_file(), program
-            if program == "scripts/lock.py":
-                parser().parse_args(arguments)
-            elif program == "ci/check_lockfiles.py":
-                check.parser().parse_args(arguments)
+            if program == "scripts/lock.py" or program == "ci/check_lockfiles.py":
+                lock.make_parser().parse_args(arguments)
             elif program == "bootstrap.py":
                 run = subprocess.run(
                     [sys.executable, str(REPO / program), "--help"], capture_output=True, text=True, check=True

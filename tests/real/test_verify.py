@@ -21,9 +21,10 @@ import pytest
 
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.install import requirements
+from colab_local.install import seal as seals
 from colab_local.install.home import current_receipt
-from colab_local.manage import verify
-from tests.conftest import REPO, Installed, supported_python
+from colab_local.manage import records, verify
+from tests.conftest import REPO, SCREEN, Installed, supported_python
 from tests.support.homes import LIGHT, Home, run_script, write_lockfiles
 from tests.support.mirror import Mirror, World, build_world, find_interpreter
 
@@ -74,7 +75,7 @@ def fingerprint(text: str) -> str:
 @functools.cache
 def good(home: Home) -> verify.Findings:
     """Return what the check of an undamaged environment finds: nothing."""
-    found = verify.check(receipt(home))
+    found = verify.check(receipt(home), SCREEN)
     assert not found.differences
     return found
 
@@ -150,7 +151,7 @@ def test_the_fingerprint_is_independent_of_the_prefix(host: Home, tmp_path: Path
     assert mine.fingerprint == theirs.fingerprint
     for cache in list(other.prefix.rglob("__pycache__"))[:50]:
         shutil.rmtree(cache)
-    assert verify.check(receipt(other)).fingerprint == mine.fingerprint
+    assert verify.check(receipt(other), SCREEN).fingerprint == mine.fingerprint
     shutil.rmtree(other.prefix)
     done = other.run("--verify", check=False)
     assert done.returncode == EXIT_DIFFERS and "is gone" in done.stderr
@@ -213,7 +214,7 @@ def test_damage_in_the_python_layer_is_found(
     path = host.prefix / target.format(site=site)
     with mended(path):
         damage(path)
-        found = verify.check(receipt(host))
+        found = verify.check(receipt(host), SCREEN)
     kind, package, where = expected
     expected = (kind, package, where.format(site=site))
     assert [
@@ -228,15 +229,15 @@ def test_packages_that_are_missing_extra_or_of_another_version(host: Home) -> No
     other = tornado.with_name("tornado-1.2.3.dist-info")
     with mended(tornado, other):
         tornado.rename(other)
-        assert ("version", "tornado", "") in kinds(verify.check(receipt(host)))
+        assert ("version", "tornado", "") in kinds(verify.check(receipt(host), SCREEN))
     with mended(tornado):
         shutil.rmtree(tornado)
-        found = kinds(verify.check(receipt(host)))
+        found = kinds(verify.check(receipt(host), SCREEN))
         assert ("missing", "tornado", "") in found
         assert ("extra", "", f"{site.relative_to(host.prefix)}/tornado/web.py") in found
     with mended(other):  # two of one name: which one importlib.metadata finds is chance
         shutil.copytree(tornado, other)
-        found = kinds(verify.check(receipt(host)))
+        found = kinds(verify.check(receipt(host), SCREEN))
         assert ("extra", "tornado", "") in found and ("version", "tornado", "") not in found
     extra, program = site / "intruder-1.0.dist-info", host.prefix / "bin" / "intruder"
     with mended(extra, program):
@@ -247,7 +248,7 @@ def test_packages_that_are_missing_extra_or_of_another_version(host: Home) -> No
         digest = base64.urlsafe_b64encode(hashlib.sha256(b"#!/bin/sh\n").digest()).rstrip(b"=").decode()
         rows = [f"{name},sha256={digest}" for name in names[2:]] + [f"{name},," for name in names[:2]]
         (extra / "RECORD").write_text("\n".join([*rows, "../../../../../etc/passwd,,"]))
-        found = kinds(verify.check(receipt(host)))
+        found = kinds(verify.check(receipt(host), SCREEN))
         assert found == {
             ("extra", "intruder", ""),
             ("mode", "intruder 1.0", "bin/intruder"),
@@ -258,7 +259,7 @@ def test_packages_that_are_missing_extra_or_of_another_version(host: Home) -> No
 
 def seal(prefix: Path) -> dict[str, str]:
     """Return what the receipt of an environment as it is now would say."""
-    return verify.sealed(prefix, verify.walk(prefix), {})
+    return seals.sealed(prefix, seals.walk(prefix), {})
 
 
 def test_a_forged_record_is_found(host: Home) -> None:
@@ -269,14 +270,14 @@ def test_a_forged_record_is_found(host: Home) -> None:
     path = record.relative_to(host.prefix).as_posix()
     with mended(site / "tornado" / "web.py", record):
         forge(site, "tornado/web.py", b"import antigravity\n")
-        (found,) = verify.check(receipt(host)).differences
+        (found,) = verify.check(receipt(host), SCREEN).differences
         assert (found.kind, found.package.split()[0], found.path) == ("changed", "tornado", path)
         forged = {**receipt(host), "seal": seal(host.prefix)}
-        passing = verify.check(forged)
+        passing = verify.check(forged, SCREEN)
         assert not passing.differences
         assert passing.fingerprint != undamaged
         record.write_text(re.sub(r"(?m)^tornado/web.py,.*$", "tornado/web.py,,", record.read_text()))
-        (found,) = verify.check({**forged, "seal": seal(host.prefix)}).differences
+        (found,) = verify.check({**forged, "seal": seal(host.prefix)}, SCREEN).differences
         assert (found.kind, found.path) == ("unhashed", f"{site.relative_to(host.prefix)}/tornado/web.py")
 
 
@@ -290,7 +291,7 @@ def test_a_moved_environment_is_found(host: Home) -> None:
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
         old = re.compile(r"(?m)^(\.\./\.\./\.\./bin/jupyter-notebook),.*$")
         record.write_text(old.sub(rf"\1,sha256={digest},{len(content)}", record.read_text()))
-        found = verify.check({**receipt(host), "seal": seal(host.prefix)})
+        found = verify.check({**receipt(host), "seal": seal(host.prefix)}, SCREEN)
     (one,) = found.differences
     assert (one.kind, one.path, one.found) == ("moved", "bin/jupyter-notebook", "/opt/elsewhere/bin/python")
 
@@ -324,7 +325,7 @@ def test_the_copies_of_the_lock_are_checked(host: Home) -> None:
     copy = host.path / "receipts" / host.prefix.name / "lock" / "pypi.txt"
     with mended(copy):
         copy.write_text(copy.read_text().replace("tornado==", "tornado==9"))
-        found = kinds(verify.check(receipt(host)))
+        found = kinds(verify.check(receipt(host), SCREEN))
         assert ("changed", "lock", str(copy)) in found
         assert ("version", "tornado", "") in found
 
@@ -350,7 +351,7 @@ def test_what_a_user_reads_and_how_to_mend_it(host: Home, tmp_path: Path) -> Non
 
 def test_it_is_about_as_quick_as_sha256sum(host: Home) -> None:
     """Whole processes, the same files, the same cores; the real environment: python3 scripts/benchmark.py verify."""
-    assert verify.measure(str(host.path), "cpu")["ratio"] <= 1.5
+    assert verify.measure(host.path, "cpu", SCREEN)["ratio"] <= 1.5
 
 
 @needs_interpreter
@@ -378,7 +379,7 @@ def unpatched(path: Path) -> bytes:
     record = json.loads(next((prefix / "conda-meta").glob("prefixed-*.json")).read_text())
     entry = next(e for e in record["paths_data"]["paths"] if prefix / e["_path"] == path)
     placeholder = entry["prefix_placeholder"].encode()
-    content = verify.unpatched(path.read_bytes(), bytes(prefix), placeholder, entry["file_mode"])
+    content = records.unpatched(path.read_bytes(), bytes(prefix), placeholder, entry["file_mode"])
     assert hashlib.sha256(content).hexdigest() == entry["sha256"]
     return content
 
@@ -411,7 +412,7 @@ def test_damage_in_the_conda_layer_is_found(
     path = next(iter(sorted(prefix.glob(target))), prefix / target)
     with mended(path):
         damage(path)
-        found = verify.check(receipt(home))
+        found = verify.check(receipt(home), SCREEN)
     (one,) = found.differences
     assert (one.kind, one.package.split(" ")[0], one.path) == (*expected, path.relative_to(prefix).as_posix())
     assert found.fingerprint != good(home).fingerprint
@@ -429,11 +430,11 @@ def test_conda_packages_that_are_not_those_of_the_lock(conda: tuple[Home, Home])
     ):
         with mended(path):
             edit_record(home.prefix, "prefixed", lambda record, change=change: record.update(change))  # type: ignore[misc]
-            found = kinds(verify.check(receipt(home)))
+            found = kinds(verify.check(receipt(home), SCREEN))
             assert (expected, change.get("name", "prefixed"), "") in found, change
     with mended(path):
         path.unlink()
-        found = kinds(verify.check(receipt(home)))
+        found = kinds(verify.check(receipt(home), SCREEN))
         assert {("missing", "prefixed", ""), ("extra", "", "lib/libprefix.bin")} <= found
     with mended(path):
         path.write_text("{")
@@ -475,14 +476,14 @@ def test_conda_records_as_other_tools_write_them(tmp_path: Path) -> None:
     ]  # fmt: skip
     record = {"name": "a", "version": "1", "build": "0", "paths_data": {"paths": paths}}
     (prefix / "conda-meta" / "a-1-0.json").write_text(json.dumps(record))
-    check = verify.Check(prefix, {"layer": "conda", "lock": {"jupyter": {}, "files": {}}})
+    check = verify.Check(prefix, {"layer": "conda", "lock": {"jupyter": {}, "files": {}}}, SCREEN)
     package = check.packages[0]
     identities = {entry.path: check.identity(package, entry) for entry in package.entries}
     assert not check.differences
     assert identities == {"bin/tool": "calls a.b:main", "bin/long": "1" * 64}
     for evil in ("#!/bin/sh\nrm -rf /\n", tool + "import antigravity\n", "\x7fELF"):
         (prefix / "bin" / "tool").write_text(evil)
-        check = verify.Check(prefix, {"layer": "conda", "lock": {"jupyter": {}, "files": {}}})
+        check = verify.Check(prefix, {"layer": "conda", "lock": {"jupyter": {}, "files": {}}}, SCREEN)
         assert check.identity(package, package.entries[0]).startswith("changed"), evil
 
 
@@ -494,8 +495,8 @@ def test_undoing_condas_patch_of_a_binary() -> None:
     patched = b"\x7fELF" + prefix + b"/lib:" + prefix + b"/share\0" + b"\0" * 2 * difference
     patched += b"next\0" + prefix + b"\0" + b"\0" * difference
     assert len(patched) == len(packaged)
-    assert verify.unpatched(patched, prefix, placeholder, "binary") == packaged
-    assert verify.unpatched(b"a /opt/x b", prefix, placeholder, "text") == b"a " + placeholder + b" b"
+    assert records.unpatched(patched, prefix, placeholder, "binary") == packaged
+    assert records.unpatched(b"a /opt/x b", prefix, placeholder, "text") == b"a " + placeholder + b" b"
 
 
 def test_compare_explains_package_by_package(host: Home, conda: tuple[Home, Home], tmp_path: Path) -> None:

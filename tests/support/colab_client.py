@@ -16,7 +16,7 @@ import itertools
 import json
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -55,13 +55,21 @@ class Answer:
 
 @dataclass
 class Outputs:
-    """What one cell gave: text printed, the value of its last line, an error's name and text, rich data."""
+    """What one cell gave: text printed, the value of its last line, an error's name and text, rich data.
+
+    metadata: that of each rich output; asked: what google.colab asked of the page, as (metadata, content).
+    """
 
     stdout: str = ""
     stderr: str = ""
     result: str = ""
     error: str = ""
     data: list[dict[str, Any]] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+    asked: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+
+
+Answering = Callable[[str, Any], Any]  # what Colab's page answers to a request of this type with this body
 
 
 class Transport(Protocol):
@@ -134,7 +142,7 @@ class Server:
 
 def _json(content: bytes) -> Any:
     try:
-        return json.loads(content)
+        return json.loads(content.removeprefix(b")]}'\n"))  # as Colab's page does with what is below /api/colab/
     except ValueError:
         return None
 
@@ -236,8 +244,10 @@ def _close_frame(closed: websockets.ConnectionClosed) -> tuple[int, str]:
 class Colab:
     """Colab's page after "Connect": a session with a kernel, and cells run in it."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, answer: Answering | None = None) -> None:
+        """answer: what the page says to a request of google.colab, by its type and body; None: it stays silent."""
         self.transport = transport
+        self.answer = answer
         self.client = uuid.uuid4().hex
         specs = self._ok("GET", "/api/kernelspecs")
         name = f"colab-{uuid.uuid4().hex}.ipynb"
@@ -254,15 +264,6 @@ class Colab:
 
     def run(self, code: str, timeout: float = TIMEOUT) -> Outputs:
         """Run `code` as one cell and return what it gave once the kernel is idle again (`timeout` in seconds)."""
-        message_id = uuid.uuid4().hex
-        header = {
-            "msg_id": message_id,
-            "msg_type": "execute_request",
-            "session": self.client,
-            "username": "",
-            "version": "5.3",
-            "date": datetime.now(UTC).isoformat(),
-        }
         content = {
             "code": code,
             "silent": False,
@@ -271,12 +272,51 @@ class Colab:
             "allow_stdin": False,
             "stop_on_error": True,
         }
-        message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
         try:
-            self.channels.send(json.dumps({**message, "channel": "shell", "buffers": []}))
-            return self._outputs(message_id, timeout)
+            return self._outputs(self._send("shell", "execute_request", content), timeout)
         except websockets.ConnectionClosed as closed:
             raise Refused(*_close_frame(closed)) from closed
+
+    def _send(self, channel: str, kind: str, content: dict[str, Any]) -> str:
+        """Send the kernel a message of this kind and return its id."""
+        header = {
+            "msg_id": uuid.uuid4().hex,
+            "msg_type": kind,
+            "session": self.client,
+            "username": "",
+            "version": "5.3",
+            "date": datetime.now(UTC).isoformat(),
+        }
+        message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
+        self.channels.send(json.dumps({**message, "channel": channel, "buffers": []}))
+        return header["msg_id"]
+
+    def _reply(self, message: dict[str, Any]) -> None:
+        """Answer a request of google.colab as Colab's page does: on stdin, with the request's number."""
+        number = message["metadata"].get("colab_msg_id")
+        if number is None or self.answer is None:
+            return
+        reply: dict[str, Any] = {"type": "colab_reply", "colab_msg_id": number}
+        try:
+            reply["data"] = self.answer(message["metadata"]["colab_request_type"], message["content"]["request"])
+        except Exception as error:
+            reply["error"] = str(error)
+        self._send("stdin", "input_reply", {"value": reply})
+
+    def download(self, target: str) -> list[bytes]:
+        """Return the pieces of a file that files.download offers as the comm `target`, as the page's script does."""
+        comm = uuid.uuid4().hex
+        self._send("shell", "comm_open", {"comm_id": comm, "target_name": target, "data": {}})
+        pieces: list[bytes] = []
+        self._send("shell", "comm_msg", {"comm_id": comm, "data": {}})
+        while True:
+            message = _message(self.channels.recv(TIMEOUT))
+            if message["content"].get("comm_id") != comm:
+                continue
+            if message["msg_type"] == "comm_close":
+                return pieces
+            pieces += message["buffers"]
+            self._send("shell", "comm_msg", {"comm_id": comm, "data": {}})
 
     def _outputs(self, message_id: str, timeout: float) -> Outputs:
         outputs, waiting = Outputs(), {"idle", "reply"}
@@ -286,12 +326,16 @@ class Colab:
             if message["parent_header"].get("msg_id") != message_id:
                 continue
             kind, content = message["msg_type"], message["content"]
-            if kind == "stream":
+            if kind == "colab_request":
+                outputs.asked.append((message["metadata"], content))
+                self._reply(message)
+            elif kind == "stream":
                 printed[content["name"]].append(content["text"])
             elif kind == "error":
                 outputs.error = f"{content['ename']}: {content['evalue']}"
             elif kind in ("execute_result", "display_data"):
                 outputs.data.append(content["data"])
+                outputs.metadata.append(content["metadata"])
                 outputs.result = content["data"].get("text/plain", "")
             elif kind == "comm_open":
                 outputs.data.append({"comm": content["data"], "buffers": message["buffers"]})
@@ -326,15 +370,22 @@ def open_transport(server: Server, name: str) -> Transport:
 
 @contextmanager
 def connect(
-    url: str, transport: str = "direct", *, origin: str = ORIGIN, dial: tuple[str, int] | None = None
+    url: str,
+    transport: str = "direct",
+    *,
+    origin: str = ORIGIN,
+    dial: tuple[str, int] | None = None,
+    answer: Answering | None = None,
 ) -> Iterator[Colab]:
     """Connect to the Jupyter server at `url`, as pasted into Colab, and leave nothing running there.
+
+    answer: what the page says to google.colab's requests.
 
     Raises Blocked where the browser would, Refused where the server says no, OSError where nothing listens.
     """
     opened = open_transport(Server(url, origin, dial), transport)
     try:
-        colab = Colab(opened)
+        colab = Colab(opened, answer)
         try:
             yield colab
         finally:

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.pythons import look_up
+
 REPO = Path(__file__).resolve().parent.parent.parent
 OVERLAY = REPO / "environments" / "jupyter"
 ORIGIN = "https://colab.research.google.com"
@@ -35,21 +37,9 @@ START_TIMEOUT = 120.0  # seconds
 @functools.cache
 def pythons() -> dict[str, str]:
     """Return the supported Pythons that this machine has: version -> path of the interpreter."""
-    found = {f"{sys.version_info[0]}.{sys.version_info[1]}": sys.executable}
-    for version in SUPPORTED:
-        path = shutil.which(f"python{version}")
-        installed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-        for candidate in [*map(str, installed), *([path] if path else [])]:
-            if _version(candidate) == version:
-                found.setdefault(version, candidate)
-    return {version: found[version] for version in SUPPORTED if version in found}
-
-
-def _version(python: str) -> str:
-    """Return the version of the interpreter at `python`; pyenv's shims may exist without one behind them."""
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    found = {version: look_up(version) for version in SUPPORTED} | {own: sys.executable}
+    return {version: python for version in SUPPORTED if (python := found[version])}
 
 
 def uv() -> str:
@@ -252,5 +242,19 @@ def serve(
     base = (colab_flags if colab else plain_flags)(port, home)
     given = {flag.split("=")[0] for flag in flags}
     argv = [str(prefix / "bin" / "jupyter-notebook"), *(f for f in base if f.split("=")[0] not in given), *flags]
+    with start(argv, home, port, env) as running:
+        yield running
+
+
+@contextmanager
+def serve_lab(prefix: Path, home: Path, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """Start the JupyterLab of the environment at `prefix` with the flags that Colab needs."""
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    flags = [flag.replace("--NotebookApp.", "--ServerApp.") for flag in colab_flags(port, home)]
+    argv = [
+        str(prefix / "bin" / "jupyter-lab"),
+        *(flag.replace("--notebook-dir", "--ServerApp.root_dir") for flag in flags),
+    ]
     with start(argv, home, port, env) as running:
         yield running

@@ -55,7 +55,7 @@ CHANNEL = "https://conda.anaconda.org/conda-forge"
 HOSTS = ("https://conda.anaconda.org/", "https://github.com/", "https://repo.anaconda.com/")
 
 MINIFORGE = "26.7.2-0"
-ANACONDA = "2025.12-2"
+ANACONDA = "2026.07-1"
 PIXI = "0.81.0"
 
 # What makes the Python layer big, and what Jupyter with the extension does not need to start.
@@ -74,13 +74,11 @@ HEAVY = re.compile(
 def find_interpreter() -> Path | None:
     """Return an interpreter of this machine that a relocatable `python` package can be made of, or None.
 
-    Debian's own is none: its paths for packages are patched in. It looks where tests/conftest.py and pyenv keep
-    theirs: this one, PATH, ~/.pyenv.
+    Debian's own is none: its paths for packages are patched in. It looks at this one and on PATH.
     """
     candidates = [Path(getattr(sys, "_base_executable", sys.executable))]
     for version in PYTHONS:
         candidates += [Path(p) for p in [shutil.which(f"python{version}")] if p]
-        candidates += sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
     code = (
         "import sys, sysconfig; v = '%d.%d' % sys.version_info[:2];"
         "print(sys.prefix == sys.base_prefix and sysconfig.get_default_scheme() == 'posix_prefix' and v)"
@@ -257,6 +255,7 @@ def build_installer(target: Path, name: str, version: str) -> None:
         f"{site}/conda.py": (STANDINS / "conda.py").read_bytes(),
         f"{site}/standin.pth": f"{own}\n".encode(),
         "bin/conda.body": b"from conda import leave, main\n\nleave(main())\n",
+        "bin/mamba.body": b"from conda import leave, main\n\nleave(main())\n",
         "conda-meta/history": b"",
         ".condarc": b"channels:\n  - conda-forge\n" if name == "Miniforge3" else b"channels:\n  - defaults\n",
         # as heavy as it takes for a cut in the middle to mean something

@@ -98,3 +98,18 @@ def test_one_licence_everywhere() -> None:
     assert project["license"] == "Apache-2.0"
     assert "license: Apache-2.0" in role
     assert "[Apache-2.0](LICENSE)" in (REPO / "README.md").read_text()
+
+
+def test_programs_can_be_run_and_only_programs_can() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-s", "bootstrap.py", "scripts", "ci"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for line in listed.stdout.splitlines():
+        entry, name = line.split("\t")
+        mode = entry.split()[0]
+        runs = (REPO / name).read_bytes()[:2] == b"#!"
+        assert (mode == "100755") == (runs and not name.endswith(".sbatch")), name

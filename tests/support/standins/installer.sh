@@ -57,18 +57,23 @@ echo "PREFIX=$PREFIX"
 echo "Unpacking payload ..."
 tail -n +@LINES@ "$0" | tar -xzf - -C "$PREFIX" || exit 1
 
-# The entry point's first line names the interpreter, as conda's own does.
-{
-    echo "#!$PREFIX/bin/python"
-    cat "$PREFIX/bin/conda.body"
-} >"$PREFIX/bin/conda"
-rm "$PREFIX/bin/conda.body"
-chmod 755 "$PREFIX/bin/conda"
+# The first line of the programs names the interpreter. Where that is longer than the kernel reads, conda writes
+# /usr/bin/env instead (conda/conda: conda/core/portability.py, replace_long_shebang).
+first="#!$PREFIX/bin/python"
+[ "${#first}" -le 127 ] || first="#!/usr/bin/env python"
+for name in conda mamba; do
+    {
+        echo "$first"
+        cat "$PREFIX/bin/$name.body"
+    } >"$PREFIX/bin/$name"
+    rm "$PREFIX/bin/$name.body"
+    chmod 755 "$PREFIX/bin/$name"
+done
 
-if [ "${CONDA_REGISTER_ENVS:-true}" = true ]; then
-    mkdir -p "$HOME/.conda"
-    echo "$PREFIX" >>"$HOME/.conda/environments.txt"
-fi
+# Whatever CONDA_REGISTER_ENVS says outside: the header sets it itself
+# (conda/constructor: constructor/header.sh, "Installing base environment").
+mkdir -p "$HOME/.conda"
+echo "$PREFIX" >>"$HOME/.conda/environments.txt"
 env >"$PREFIX/installed-with.txt" # for the tests
 echo "installation finished."
 exit 0
