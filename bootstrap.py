@@ -55,7 +55,7 @@ from typing import Any, Dict, List, Optional, Sequence
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python3 -I and PYTHONSAFEPATH=1 leave it out
 
 try:
-    from colab_local import VERSION, desktop
+    from colab_local import desktop
     from colab_local.base.command_line import (
         Parser,
         port_number,
@@ -70,14 +70,13 @@ try:
         EXIT_USAGE,
         Failure,
     )
-    from colab_local.base.files import check_disk
+    from colab_local.base.files import check_disk, sha256_of
     from colab_local.base.network import (
         address_for_others,
         free_port,
         port_is_free,
         ssh_port_for_others,
     )
-    from colab_local.base.programs import child_environment
     from colab_local.base.terminal import Screen
     from colab_local.desktop.options import KINDS, SERVERS, SESSIONS
     from colab_local.desktop.options import Options as DesktopOptions
@@ -96,7 +95,8 @@ try:
     )
     from colab_local.install.machine import inspect_host, machine_refusal
     from colab_local.install.options import ENGINES, Options
-    from colab_local.manage import environments, service, verify
+    from colab_local.install.servers import running_servers
+    from colab_local.manage import environments, notebook, service, verify
 except ImportError as problem:
     sys.stderr.write(f"error: this copy of colab-local is not complete: {problem}\n")
     sys.stderr.write("hint: copy the whole folder again, colab_local/ and all: git clone makes one\n")
@@ -160,12 +160,19 @@ def make_parser() -> Parser:
     how.add_argument(
         "--offline", metavar="FILE", default="", help="install from a bundle made by scripts/bundle.py, no network"
     )
+    how.add_argument(
+        "--bundle-lock", metavar="SHA256", default="", help="take a bundle of this lock, which is not the checkout's"
+    )
+    how.add_argument(
+        "--bundle-signers", metavar="FILE", default="", help="refuse a bundle that none of these has signed"
+    )
 
     jupyter = parser.add_argument_group("Jupyter")
     jupyter.add_argument("--port", type=port_number, help=f"its port on loopback (default: {DEFAULT_PORT})")
     jupyter.add_argument(
         "--notebook-dir", metavar="DIR", default="~", help="what Colab's file pane shows (default: your home folder)"
     )
+    jupyter.add_argument("--lab", action="store_true", help="JupyterLab 4 for Colab, instead of Notebook 6")
     jupyter.add_argument("--launch", action="store_true", help="start it at the end, in this terminal")
     jupyter.add_argument(
         "--service", action="store_true", help="keep it running: a systemd user unit or launchd agent"
@@ -173,6 +180,9 @@ def make_parser() -> Parser:
 
     manage = parser.add_argument_group("what is installed").add_mutually_exclusive_group()
     manage.add_argument("--verify", action="store_true", help="check an environment file by file against its lock")
+    manage.add_argument(
+        "--check", metavar="NOTEBOOK", default="", help="what a notebook needs, and who has it; runs nothing"
+    )
     manage.add_argument("--list", action="store_true", help="show environments with size, lock and state")
     manage.add_argument("--rollback", action="store_true", help="switch back to the previous environment")
     manage.add_argument("--prune", action="store_true", help="remove environments that are not in use")
@@ -205,7 +215,6 @@ def make_parser() -> Parser:
     run.add_argument("--json", action="store_true", help="plan and result as one JSON document on stdout")
     run.add_argument("--yes", action="store_true", help="don't ask before --uninstall and --prune")
     run.add_argument("-v", "--verbose", action="store_true", help="show the programs that are run")
-    run.add_argument("--version", action="version", version=f"colab-local {VERSION}", help="show it")
     return parser
 
 
@@ -231,6 +240,9 @@ def read_options(args: argparse.Namespace) -> Options:
         notebook_dir=absolute(args.notebook_dir),
         gpu_check=not args.no_gpu_check,
         launch=args.launch,
+        lab=args.lab,
+        bundle_lock=args.bundle_lock,
+        bundle_signers=args.bundle_signers,
     )
 
 
@@ -276,7 +288,10 @@ def look(options: Options, screen: Screen) -> Installation:
     if installation is None:
         wheels = None
         if options.offline:
-            bundle = offline.open_bundle(Path(options.offline), options.home, options.env, platform, screen)
+            wanted = options.bundle_lock or sha256_of(options.lockfiles / "index.json")
+            bundle = offline.open_bundle(
+                Path(options.offline), options.home, options.env, platform, screen, wanted, options.bundle_signers
+            )
             rules, wheels = [*bundle.rules, *rules], bundle.wheels
             options = options._replace(lockfiles=bundle.lockfiles, engine=bundle.choose(options.engine))
             index = dict(read_index(bundle.lockfiles), python=[bundle.python])
@@ -339,15 +354,17 @@ def look_at_gpus(installation: Installation, known: Dict[str, Any]) -> None:
 
 
 def check_port(installation: Installation) -> None:
-    """Raise Failure where Jupyter could not start; on a machine that has an environment it may be Jupyter itself."""
+    """Choose another port for the next steps where a stranger has it; raise Failure where --launch has to start."""
     options = installation.options
-    first = not installation.is_made() and not homes.read_receipts(options.home)
-    if (options.launch or first) and not port_is_free(options.port):
-        raise Failure(
-            f"port {options.port} is taken by another program (Jupyter would not start)",
-            f"python3 bootstrap.py --port {free_port(options.port + 1)}",
-            EXIT_MACHINE,
-        )
+    if port_is_free(options.port):
+        return
+    if any(server["port"] == options.port for server in running_servers(options.home)):
+        return  # our own Jupyter: --launch shows its address
+    taken, port = f"port {options.port} is taken by another program", free_port(options.port + 1)
+    if options.launch:
+        raise Failure(taken, f"python3 bootstrap.py --launch --port {port}", EXIT_MACHINE)
+    installation.port = port
+    installation.notices.append(f"{taken}: the next steps use {port}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -407,7 +424,7 @@ def install(options: Options, dry_run: bool, screen: Screen) -> Dict[str, Any]:
 
 def next_steps(installation: Installation) -> List[str]:
     """Return the lines that tell the user how to go on; every command is one line that can be pasted."""
-    port = installation.options.port
+    port = installation.port
     return [
         "Next steps",
         "  1. Start Jupyter here and leave it running; it prints a URL with a token:",
@@ -443,6 +460,8 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
         if not (args.env or args.launch or args.service or args.offline):
             screen.show_document(beside)
             return EXIT_OK
+    if args.check:
+        return notebook.command(absolute(args.check), env, options.lockfiles, screen)
     if args.verify:
         return verify.command(home, env, screen)
     if args.list or args.rollback or args.prune or args.uninstall:
@@ -477,7 +496,7 @@ def launch(argv: Sequence[str], screen: Screen) -> None:
     sys.stdout.flush()
     offline.clean_up()
     os.umask(screen.umask)
-    os.execve(argv[0], list(argv), child_environment())  # noqa: S606 - no shell is wanted
+    os.execv(argv[0], list(argv))  # noqa: S606 - no shell is wanted; it cleans its environment itself
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

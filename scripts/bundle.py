@@ -11,8 +11,13 @@ and there:
     tar -xf colab-local-gpu-linux-64.tar && python3 colab-local/bootstrap.py --env gpu --offline colab-local
 
 The file is an ordinary tar: bootstrap.py and its scripts, the lock, the installer, every conda package and wheel. All
-of it is checked against the lock while it is written, and again before an installation reads it. Same lock and same
-options, same bytes. Interrupted, the next run goes on where this one stopped (in OUTPUT.parts, beside the output).
+of it is checked against the lock while it is written, and again before an installation reads it. What else lies in
+this folder never gets in. Same program, same lock and same options, same bytes (but for a signature). Interrupted,
+the next run goes on where this one stopped (in OUTPUT.parts, beside the output).
+
+--sign KEY signs the manifest, which names every file by its hash, with ssh-keygen. Who installs can demand it:
+    python3 bootstrap.py --offline FILE --bundle-signers ALLOWED_SIGNERS        (see ssh-keygen(1))
+    tar -xOf FILE colab-local/bundle.json | ssh-keygen -Y verify ...            by hand
 
 Wheels come from where uv's or pip's own configuration says (index, credentials, certificates); conda packages and
 installers from their locked URLs, or from what --mirror FROM=TO makes of them.
@@ -30,6 +35,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import time
@@ -53,6 +59,7 @@ from colab_local.install import offline, requirements
 from colab_local.install.home import default_home
 from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, conda_platform, read_index, read_locked
 from colab_local.install.packages import pip_settings, uv_environment
+from colab_local.install.program import program_names
 
 MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
@@ -62,13 +69,6 @@ try:
 except ImportError as problem:
     MISSING = str(problem.name)
 
-PROJECT = (
-    "README.md",
-    "bootstrap.py",
-    "colab_local",
-    "environments",
-    "scripts",
-)  # what runs on the other machine, besides the lock
 TRIPLES = {"linux-64": "x86_64", "linux-aarch64": "aarch64", "osx-arm64": "aarch64-apple-darwin"}
 JOBS = 6
 
@@ -130,16 +130,15 @@ def choose(args: argparse.Namespace) -> Choice:
 
 
 def project_files(choice: Choice) -> dict[str, bytes]:
-    """Return {name: content} of the bundle's files that are not fetched: the program and the lock."""
-    names: list[Path] = []
-    for part in PROJECT:
-        top = REPOSITORY / part
-        names += [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
-    files = {}
-    for path in names:
-        relative = path.relative_to(REPOSITORY)
-        if not any(part.startswith((".", "__pycache__")) for part in relative.parts):
-            files[relative.as_posix()] = path.read_bytes()
+    """Return {name: content} of the bundle's files that are not fetched: the program and the lock.
+
+    The program is a fixed list of files, whatever else lies in this checkout.
+    """
+    try:
+        names = program_names(REPOSITORY, choice.lock)
+        files = {name: (REPOSITORY / name).read_bytes() for name in names}
+    except (OSError, SyntaxError) as problem:
+        raise Failure(f"the program is not complete here ({problem})", "git status", EXIT_INTEGRITY) from problem
     for name, sha256 in choice.lock["jupyter"].items():
         read_locked(REPOSITORY / "environments" / "jupyter", name, sha256)
     files["lockfiles/index.json"] = (choice.lockfiles / "index.json").read_bytes()
@@ -410,17 +409,44 @@ class Checked(io.RawIOBase):
         return chunk
 
 
-def write(output: Path, manifest: dict[str, Any], files: dict[str, bytes], fetched: dict[str, Path]) -> str:
+def sign(text: bytes, key: str) -> bytes:
+    """Return ssh-keygen's signature of a manifest. key: a private key, or a public one whose other half an agent has.
+
+    Raises:
+        Failure: ssh-keygen can't sign; it has said why on the terminal.
+    """
+    argv = ["ssh-keygen", "-Y", "sign", "-f", str(Path(key).expanduser()), "-n", offline.NAMESPACE]
+    try:
+        done = subprocess.run(
+            argv, input=text, stdout=subprocess.PIPE, check=False
+        )  # it asks for a passphrase itself
+    except FileNotFoundError:
+        raise Failure("no program ssh-keygen is here", "sudo apt install openssh-client") from None
+    if done.returncode:
+        raise Failure(f"ssh-keygen can't sign with {key}", f"ssh-keygen -Y sign -f {key} -n {offline.NAMESPACE} FILE")
+    return done.stdout
+
+
+def manifest_text(manifest: dict[str, Any]) -> bytes:
+    """Return the manifest as it is in the tar."""
+    return (json.dumps(manifest, indent=1) + "\n").encode()
+
+
+def write(
+    output: Path, manifest: dict[str, Any], files: dict[str, bytes], fetched: dict[str, Path], signature: bytes = b""
+) -> str:
     """Write the tar beside its place, check every file against the manifest on the way, move it there.
 
-    files: {name: content}; fetched: {name: file}. Returns the sha256 of the tar.
+    files: {name: content}; fetched: {name: file}; signature: of the manifest, b"" for none. Returns the sha256 of
+    the tar.
     """
     temporary = output.with_name(output.name + ".part")
     total = sum(path.stat().st_size for path in fetched.values())
-    text = (json.dumps(manifest, indent=1) + "\n").encode()
+    first = [(offline.MANIFEST, manifest_text(manifest))]
+    first += [(offline.SIGNATURE, signature)] if signature else []
     with tqdm(total=total, desc=f"Writing {output.name}", unit="B", unit_scale=True, disable=None) as bar:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT, bufsize=1 << 20) as archive:
-            for name, content in [(offline.MANIFEST, text), *sorted(files.items())]:
+            for name, content in [*first, *sorted(files.items())]:
                 archive.addfile(entry(name, len(content)), io.BytesIO(content))
             for name, path in sorted(fetched.items()):
                 with path.open("rb") as stream:
@@ -438,13 +464,14 @@ def write(output: Path, manifest: dict[str, Any], files: dict[str, bytes], fetch
     return digest
 
 
-def is_there(output: Path, manifest: dict[str, Any], screen: Screen) -> bool:
-    """Return whether the output is this very bundle already, undamaged."""
+def is_there(output: Path, manifest: dict[str, Any], signature: bytes, screen: Screen) -> bool:
+    """Return whether the output is this very bundle already, undamaged, with this signature (b"" for none)."""
     if not output.is_file():
         return False
     try:
         with offline.members(output) as files:
-            return offline.check(output, files, screen) == manifest
+            found = files[offline.SIGNATURE].open().read(1 << 16) if offline.SIGNATURE in files else b""
+            return found == signature and offline.check(output, files, screen) == manifest
     except (Failure, OSError):
         return False
 
@@ -467,12 +494,14 @@ def make(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         files = project_files(choice)
         sources = find_sources(choice, folder, rules, screen)
         manifest = make_manifest(choice, files, sources)
-        changed = not is_there(output, manifest, screen)
+        signature = sign(manifest_text(manifest), args.sign) if args.sign else b""
+        changed = not is_there(output, manifest, signature, screen)
         if changed:
             check_disk(output.parent, 2 * sum(source.size for source in sources))
             fetcher = Fetcher(folder, credentials(dict(os.environ), pip_settings()))
             fetcher.fetch_all(sources, args.jobs)
-            digest = write(output, manifest, files, {source.name: fetcher.path(source) for source in sources})
+            fetched = {source.name: fetcher.path(source) for source in sources}
+            digest = write(output, manifest, files, fetched, signature)
         else:
             digest = sha256_of(output)
     except BaseException:
@@ -513,6 +542,7 @@ def make_parser() -> Parser:
     parser.add_argument("--mirror", action="append", default=[], metavar="FROM=TO", help="as bootstrap.py's")
     parser.add_argument("--jobs", type=int, default=JOBS, help="downloads at a time (default: %(default)s)")
     parser.add_argument("--lockfiles", default=str(REPOSITORY / "lockfiles"), metavar="DIR", help="as bootstrap.py's")
+    parser.add_argument("--sign", metavar="KEY", default="", help="sign it with this ssh key")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     return parser
 

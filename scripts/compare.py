@@ -15,7 +15,7 @@ Exit codes: 0 the same, 2 wrong usage, 7 different. Standard library only.
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -23,12 +23,24 @@ from typing import Any, NamedTuple, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from colab_local.base import documents
 from colab_local.base.command_line import Parser, run_program
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
+from colab_local.base.text import printable
 from colab_local.manage.verify import is_loose
 
-LINE = re.compile(r"colab-local (\S+) (\S+) sha256:([0-9a-f]{64})")
+LINE = re.compile(r"colab-local ([a-z0-9][a-z0-9_-]*) ([a-z0-9]+-[a-z0-9_]+) sha256:([0-9a-f]{64})(?![0-9a-f])")
+TEXTS = {"kind": str, "package": str, "path": str, "found": str}
+PACKAGE = {"layer": str, "name": str, "version": str, "build": str, "files": int, "sha256": str}
+# What is read of --verify --json: it may come from a machine that is not to be trusted.
+DOCUMENT = {
+    "fingerprint": LINE.pattern,
+    "layer": str,
+    "lock": {"*": str},
+    "packages": [PACKAGE],
+    "differences": [TEXTS],
+}
 LAYERS = {
     "conda": "conda package",
     "python": "Python package",
@@ -55,17 +67,19 @@ def read(argument: str) -> Side:
         return Side("given", LINE.search(argument).group(), {})  # type: ignore[union-attr]
     hint = "python3 bootstrap.py --verify --json > here.json"
     try:
-        text = sys.stdin.read() if argument == "-" else Path(argument).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as problem:
-        reason = getattr(problem, "strerror", None) or "not a text"
+        content = (
+            sys.stdin.buffer.read(documents.LARGEST + 1) if argument == "-" else documents.read_bytes(Path(argument))
+        )
+        text = content.decode("utf-8")
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or (
+            "not a text" if isinstance(problem, UnicodeError) else problem
+        )
         raise Failure(f"can't read {argument} ({reason})", hint, EXIT_USAGE) from problem
+    with contextlib.suppress(ValueError):
+        document = documents.parse(text, argument, DOCUMENT)
+        return Side(argument, document["fingerprint"], document)
     found = LINE.search(text)
-    try:
-        document = json.loads(text)
-        if LINE.fullmatch(document["fingerprint"]) and {"layer", "lock", "packages", "differences"} <= set(document):
-            return Side(argument, document["fingerprint"], document)
-    except (ValueError, KeyError, TypeError):
-        pass
     if not found:
         raise Failure(f"{argument} holds no fingerprint", hint, EXIT_USAGE)
     return Side(argument, found.group(), {})
@@ -162,7 +176,7 @@ def show(args: argparse.Namespace, screen: Screen) -> int:
     if args.json:
         screen.show_document({"same": not lines, "first": one.line, "second": two.line, "differences": lines})
     elif lines:
-        print("\n".join(lines))
+        print("\n".join(map(printable, lines)))
         print(f"different: {len(lines)} line{'s' if len(lines) > 1 else ''} above")
     else:
         print(f"the same: {one.line}")

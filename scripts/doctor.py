@@ -5,6 +5,7 @@
     python3 scripts/doctor.py http://localhost:8888        that address; the token is found, or asked for
     python3 scripts/doctor.py -                            the address with its token, read from standard input
     python3 scripts/doctor.py --token-file FILE http://localhost:58888     the token from a file
+    python3 scripts/doctor.py --home                       dot files and variables that are known to break things
 
 Does what Colab's page does, from this machine, step by step: reach the address, log in, the cross-origin answers that
 the browser insists on, then one cell over each of Colab's two transports. Run it where the browser is: for a remote
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Sequence
@@ -30,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from colab_local.base.command_line import Parser, run_program
 from colab_local.base.errors import EXIT_FAILED, EXIT_OK
 from colab_local.base.terminal import Screen
+from colab_local.install.home import user_home
+from colab_local.install.surroundings import look
 from colab_local.laptop.colab_page import Runtime
 from colab_local.laptop.cures import BROWSER_ADVICE, Fault, markdown_table
 from colab_local.laptop.examination import Examination, Step, choose_runtime, masked
@@ -39,7 +43,10 @@ def make_parser() -> Parser:
     """Return the command line's parser."""
     intro, _, rest = (__doc__ or "").partition("\n")
     made = Parser(prog="doctor.py", description=intro, epilog=rest)
-    made.add_argument("url", nargs="?", metavar="URL", help="the address as pasted into Colab; - reads it from stdin")
+    made.add_argument("url", nargs="*", metavar="URL", help="the address as pasted into Colab; - reads it from stdin")
+    made.add_argument(
+        "--home", action="store_true", help="look at your dot files and variables instead, where Jupyter is to run"
+    )
     made.add_argument("--token-file", metavar="FILE", help="read the token from FILE; - is standard input")
     made.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="for each answer; default 30")
     made.add_argument("--json", action="store_true", help="print the result as one JSON document")
@@ -89,11 +96,28 @@ def tell(faults: list[Fault], warnings: list[Fault]) -> None:
         print("\nThis side is fine: Colab can use this runtime on both of its transports.\n" + BROWSER_ADVICE)
 
 
+def look_at_home(as_document: bool) -> int:
+    """Print what is known to break things in this user's home and variables; return the exit code."""
+    found = look(user_home(), os.environ)
+    serious = [finding for finding in found if finding.breaks]
+    if as_document:
+        listed = [finding._asdict() for finding in found]
+        print(json.dumps({"schema": 1, "ok": not serious, "findings": listed}, indent=2))
+        return EXIT_FAILED if serious else EXIT_OK
+    for finding in found:
+        print(f"{'warning' if finding.breaks else 'note'}: {finding}\nhint: {finding.hint}", file=sys.stderr)
+    if not serious:
+        print("Nothing in your home folder and variables is known to break Jupyter as bootstrap.py starts it.")
+    return EXIT_FAILED if serious else EXIT_OK
+
+
 def examine(args: argparse.Namespace, screen: Screen) -> int:
     """Examine what was named, print the result and return the exit code."""
     if args.table:
         print(markdown_table())
         return EXIT_OK
+    if args.home:
+        return look_at_home(args.json)
 
     def show(step: Step) -> None:
         if not args.json:
@@ -103,7 +127,7 @@ def examine(args: argparse.Namespace, screen: Screen) -> int:
     steps: list[Step] = []
     warnings: list[Fault] = []
     try:
-        runtime = choose_runtime(args.url, args.token_file, args.timeout)
+        runtime = choose_runtime(" ".join(args.url), args.token_file, args.timeout)
         if not args.json:
             print(f"Examining http://{runtime.netloc}{runtime.path}", flush=True)
         examination = Examination(runtime, show)

@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Sequence
 
+from colab_local import VERSION
 from colab_local.base.completion import SHELLS, completion
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import UMASK, disk_failure, is_full
@@ -52,6 +53,7 @@ class Parser(argparse.ArgumentParser):
         self.never_meant, self.modes = never_meant, modes
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **settings)
+        self.add_argument("--version", action="version", version=f"colab-local {VERSION}", help="show it")
         self.typed: list[str] = []
         self.add_argument("--completion", action=Completion, help="print what teaches a shell these options")
 

@@ -15,11 +15,12 @@ LISTEN = "0A"  # in /proc/net/tcp, proc(5)
 
 
 class Listener(NamedTuple):
-    """A listening TCP socket. address: as text; inode: the socket's number in /proc."""
+    """A listening TCP socket. address: as text; inode: the socket's number in /proc; uid: its user's number."""
 
     address: str
     port: int
     inode: int
+    uid: int = -1
 
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
@@ -46,7 +47,8 @@ def parse_listeners(table: str) -> list[Listener]:
             if fields[3] == LISTEN:
                 address = socket.inet_ntop(family, b"".join(words))
                 inode = int(fields[9]) if len(fields) > 9 else 0
-                found.append(Listener(address, int(port, 16), inode))
+                uid = int(fields[7]) if len(fields) > 7 else -1
+                found.append(Listener(address, int(port, 16), inode, uid))
     return found
 
 
@@ -81,6 +83,52 @@ def answers(address: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=3):
         return True
     return False
+
+
+def sockets_of(pid: int) -> set[int] | None:
+    """Return the numbers (inodes) of the sockets that a process holds, None where that can't be seen."""
+    found = set()
+    try:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                kind, _, number = os.readlink(link).partition(":")
+                if kind == "socket":
+                    found.add(int(number.strip("[]")))
+    except OSError:
+        return None
+    return found
+
+
+def holds_port(pid: int, port: int) -> bool:
+    """Return whether a process may be the one that listens at a port: what it wrote of itself may be of the past.
+
+    Where that can't be seen (macOS, another user's process) it may.
+    """
+    held = sockets_of(pid)
+    return held is None or not knows_listeners() or bool(held & {one.inode for one in listeners([port])})
+
+
+def rivals(port: int) -> tuple[Listener, Listener] | None:
+    """Return who listens at localhost's two addresses if these are two programs, else None.
+
+    A browser that is sent to http://localhost:PORT may take either, and whoever is there gets the token.
+    """
+    found = listeners([port])
+    first = _listener_at(found, "127.0.0.1", "0.0.0.0")  # noqa: S104
+    second = _listener_at(found, "::1", "::")
+    if first is None or second is None or first.inode == second.inode:
+        return None
+    if first.uid != second.uid:
+        return first, second
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and {first.inode, second.inode} <= (sockets_of(int(folder.name)) or set()):
+            return None
+    return first, second
+
+
+def _listener_at(found: list[Listener], *addresses: str) -> Listener | None:
+    """Return the listener at the first of the addresses that has one."""
+    return next((one for address in addresses for one in found if one.address == address), None)
 
 
 def port_is_free(port: int) -> bool:

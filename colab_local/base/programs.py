@@ -94,7 +94,7 @@ def causes(out: str, err: str) -> list[str]:
             chain[-1] += " " + (more.group(1) or more.group(2)).strip()
     telling = re.compile(r"(error|fatal|\S*(Error|Exception))\b|.*: command not found$", re.IGNORECASE)
     errors = [line.strip() for line in lines if telling.match(line.strip())]
-    bare = [line for line in errors if not re.fullmatch(r"error:?", line, re.IGNORECASE)]
+    bare = [line for line in errors if not re.fullmatch(r"error:?( exception:?)?", line, re.IGNORECASE)]
     if chain:
         return [*bare[:1], *chain] if bare and bare[0] not in chain else chain
     return bare[:1] or [line.strip() for line in lines[-1:]] or ["nothing said"]

@@ -229,7 +229,11 @@ def is_half_made(home: Path, name: str) -> bool:
     """Return whether a run of ours began to make the environment `name`, which has no receipt that counts."""
     folder = home / "receipts" / name
     marks = [folder / "begun", folder / "receipt.json", folder / "lock"]  # at first, only the last two were made
-    return any(mark.exists() for mark in marks) and not foreign([folder])
+    if any(mark.exists() for mark in marks):
+        return not foreign([folder])
+    # Before there were marks: an environment of a name that is in use here. Another name is the user's own.
+    used = {link.name for kind in ("current", "previous") for link in (home / kind).glob("*")}
+    return name.rpartition("-")[0] in used and os.path.lexists(str(home / "envs" / name / "bin" / "python"))
 
 
 def environment_root(home: Path, name: str) -> Path:
@@ -257,7 +261,7 @@ def read_receipt(home: Path, name: str) -> dict[str, Any] | None:
     written_in = receipt.get("home") or str(receipt.get("root", "")).rpartition("/envs/")[0]
     if receipt["name"] != name or name.rpartition("-")[0] != receipt["env"]:
         return None
-    if os.path.realpath(written_in) != os.path.realpath(str(home)):
+    if os.path.realpath(f"{written_in}/envs/{name}") != os.path.realpath(str(home / "envs" / name)):
         return None
     root = environment_root(home, name)
     if foreign([root]):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from colab_local.base.downloads import download_all
-from colab_local.base.errors import EXIT_USAGE, Failure
+from colab_local.base.errors import EXIT_FAILED, EXIT_USAGE, Failure
 from colab_local.base.files import (
     disk_failure,
     is_full,
@@ -59,6 +59,7 @@ class Installation:
         self.options, self.lock, self.engine, self.screen = options, lock, engine, screen
         self.maker, self.wheels = maker, wheels
         self.home = options.home
+        self.port = options.port  # in the next steps; another one where a stranger has it
         self.root = homes.environment_root(self.home, lock.name)
         self.prefix = homes.environment_prefix(self.root, lock.env, engine)
         self.receipts = self.home / "receipts" / lock.name
@@ -80,7 +81,9 @@ class Installation:
 
     def jupyter_argv(self) -> list[str]:
         """Return the command that the user is given: through current/, so that it outlives updates."""
-        return jupyter_argv(str(self.link), self.options.port, str(self.options.notebook_dir), os.geteuid() == 0)
+        return jupyter_argv(
+            str(self.link), self.port, str(self.options.notebook_dir), os.geteuid() == 0, self.options.lab
+        )
 
     # -- the plan
 
@@ -105,13 +108,13 @@ class Installation:
         steps = []
         files, tool = maker.needs(self.lock), maker.tool()
         if files:
-            packages = len(parse_explicit(self.lock.conda)) if maker.name != "pixi" else 0
+            packages = len(parse_explicit(self.lock.conda))
             what = [f"the {maker.name} installer"] if len(files) > packages else []
             what += [f"{packages} conda packages"] if packages else []
             title = "Download and check " + " and ".join(what)
             steps.append(Step("download", title, self.home / "cache", self.download))
         if tool:
-            steps.append(Step(maker.tool_step, maker.tool_title(), tool, lambda: maker.install_tool(self.lock)))
+            steps.append(Step(maker.tool_step, maker.tool_title(), tool, self.install_tool))
         return steps
 
     # -- the steps, in their order; every one finds out by itself what is left to do
@@ -121,10 +124,42 @@ class Installation:
         assert self.maker is not None
         download_all(self.maker.needs(self.lock), self.screen, self.maker.job.rules)
 
+    def install_tool(self) -> None:
+        """Install the engine's program."""
+        assert self.maker is not None
+        try:
+            self.maker.install_tool(self.lock)
+        except Failure as problem:
+            self.fall_back(problem)
+
     def create(self) -> None:
         """Make the prefix."""
         assert self.maker is not None
-        self.maker.create(self.lock, self.root)
+        try:
+            self.maker.create(self.lock, self.root)
+        except Failure as problem:
+            self.fall_back(problem)
+            self.create()
+
+    def fall_back(self, problem: Failure) -> None:
+        """Take the next engine that --engine auto would take, whole; raise the failure where there is none.
+
+        A file that is not the locked one, or that can't be had, is no fault of the engine's.
+        """
+        maker = self.maker
+        spare = maker.spare() if maker and problem.code == EXIT_FAILED else None
+        if maker is None or spare is None:
+            raise problem
+        notice = f"{maker.describe()} failed, {spare.describe()} is used instead: {problem.what}"
+        self.screen.report(f"note: {notice}")
+        self.notices.append(notice)
+        remove_tree(self.root)
+        self.maker, self.engine = spare, spare.name
+        self.prefix = homes.environment_prefix(self.root, self.lock.env, self.engine)
+        spare.check()
+        self.download()
+        if spare.tool():
+            self.install_tool()
 
     def install_packages(self) -> None:
         """Install the Python layer."""

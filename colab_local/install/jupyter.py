@@ -16,12 +16,17 @@ from colab_local.install.lockfiles import OVERLAY, Lock, read_locked
 
 DEFAULT_PORT = 8888
 LAUNCHER = "colab/jupyter-notebook"  # in an environment; from environments/jupyter/prefix
+LAB_LAUNCHER = "colab/jupyter-lab"
 TOKEN_FILE = "COLAB_LOCAL_TOKEN_FILE"  # noqa: S105 - the variable that names the file with the token
 COLAB_ORIGIN = "https://colab.research.google.com"
 
 
 def jupyter_argv(
-    prefix: str, port: int = DEFAULT_PORT, notebook_dir: str | None = None, as_root: bool = False
+    prefix: str,
+    port: int = DEFAULT_PORT,
+    notebook_dir: str | None = None,
+    as_root: bool = False,
+    lab: bool = False,
 ) -> list[str]:
     """Return the command that serves Colab's two transports on loopback.
 
@@ -30,17 +35,19 @@ def jupyter_argv(
     that drop what would mislead Python, and then notebook's own: whoever starts Jupyter starts this.
 
     prefix: the environment; port: TCP port on loopback; notebook_dir: what Colab's file pane shows, default
-    the home folder; as_root: Jupyter refuses to run as root without being told to.
+    the home folder; as_root: Jupyter refuses to run as root without being told to; lab: JupyterLab 4 instead of
+    Notebook 6, which hosted Colab runs.
     """
+    kind = "ServerApp" if lab else "NotebookApp"
     argv = [
-        f"{prefix}/{LAUNCHER}",
+        f"{prefix}/{LAB_LAUNCHER if lab else LAUNCHER}",
         "--no-browser",
         "--ip=127.0.0.1",
         f"--port={port}",
-        "--NotebookApp.port_retries=0",  # a busy port is an error, not a silent move to another one
-        "--NotebookApp.allow_origin=" + COLAB_ORIGIN,
-        "--NotebookApp.allow_credentials=True",  # what Colab's direct transport needs besides the origin
-        "--notebook-dir=" + str(notebook_dir or Path.home()),
+        f"--{kind}.port_retries=0",  # a busy port is an error, not a silent move to another one
+        f"--{kind}.allow_origin={COLAB_ORIGIN}",
+        f"--{kind}.allow_credentials=True",  # what Colab's direct transport needs besides the origin
+        f"{'--ServerApp.root_dir' if lab else '--notebook-dir'}={notebook_dir or Path.home()}",
     ]
     return [*argv, "--allow-root"] if as_root else argv
 

@@ -15,14 +15,16 @@ import atexit
 import contextlib
 import hashlib
 import os
-import re
 import shutil
+import stat
+import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import IO, Any, Callable, Iterator, NamedTuple
 
 from colab_local.base import documents
-from colab_local.base.errors import EXIT_INTEGRITY, EXIT_USAGE, Failure
+from colab_local.base.errors import EXIT_INTEGRITY, EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import CHUNK, check_disk
 from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
@@ -33,6 +35,16 @@ from colab_local.install.lockfiles import INDEX_SHAPE, parse_explicit
 SCHEMA = 1
 ROOT = "colab-local/"  # the one folder in the tar
 MANIFEST = "bundle.json"
+SIGNATURE = "bundle.json.sig"  # of the manifest, by ssh-keygen -Y sign; a bundle may have none
+NAMESPACE = "colab-local-bundle"  # of signatures: one that was made for another purpose does not count
+MANIFEST_SHAPE = {
+    "schema": int,
+    "environment": "[a-z0-9][a-z0-9_-]*",
+    "platform": "[a-z0-9]+-[a-z0-9_]+",
+    "engine": "[a-z]+",
+    "python": r"3\.\d+",
+    "sha256": {"*": "[0-9a-f]{64}"},
+}
 HINT = "make or copy the bundle again: python3 scripts/bundle.py --help"
 INSTALLED = ("lockfiles/", "files/", "wheels/")  # what an installation reads besides the checkout
 
@@ -159,12 +171,21 @@ def members(path: Path) -> Iterator[dict[str, Member]]:
         Failure: it can't be read, or holds what no bundle holds.
     """
     if path.is_dir():
-        names = [file for file in sorted(path.rglob("*")) if not file.is_dir() and "__pycache__" not in file.parts]
+        names = [
+            file
+            for file in sorted(path.rglob("*"))
+            if "__pycache__" not in file.parts and (file.is_symlink() or not file.is_dir())
+        ]
+        for file in names:
+            if not stat.S_ISREG(file.lstat().st_mode):  # a link leads out of it, a pipe waits for ever
+                raise damaged(f"holds what no bundle holds: {file.relative_to(path)}")
         yield {
             file.relative_to(path).as_posix(): Member(file.stat().st_size, lambda file=file: file.open("rb"))  # type: ignore[misc]
             for file in names
         }
         return
+    if not path.is_file():
+        raise damaged(f"{path} is no ordinary file")
     try:
         with tarfile.open(str(path), "r:") as archive:
             found: dict[str, Member] = {}
@@ -206,15 +227,18 @@ def read_manifest(files: dict[str, Member], path: Path) -> dict[str, Any]:
         raise damaged(f"{path} is none, or damaged: it has no {MANIFEST}")
     try:
         with files[MANIFEST].open() as stream:
-            manifest = documents.parse(stream.read(documents.LARGEST + 1), MANIFEST)
+            manifest = documents.parse(stream.read(documents.LARGEST + 1), MANIFEST, {"schema": int})
         if manifest["schema"] != SCHEMA:
             raise damaged(f"has schema {manifest['schema']} (need {SCHEMA})")
-        for name, sha256 in manifest["sha256"].items():
-            if not re.match(r"[0-9a-f]{64}$", sha256) or name.startswith("/") or ".." in name.split("/"):
-                raise ValueError(name)
-        for name in ("environment", "platform", "engine", "python"):
-            str(manifest[name])
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        wrong = documents.misfit(manifest, MANIFEST_SHAPE, MANIFEST)
+        odd = (
+            [name for name in manifest["sha256"] if name.startswith("/") or ".." in name.split("/")]
+            if not wrong
+            else []
+        )
+        if wrong or odd:
+            raise ValueError(f"{wrong} is missing or malformed" if wrong else odd[0])
+    except ValueError as problem:
         raise damaged(f"{path} has a damaged {MANIFEST} ({problem})") from problem
     return dict(manifest)
 
@@ -230,7 +254,7 @@ def check(path: Path, files: dict[str, Member], screen: Screen) -> dict[str, Any
     missing = sorted(set(need) - set(files))
     if missing:
         raise damaged(f"{path} is incomplete: it lacks {missing[0]} ({len(missing)} of {len(need)} files)")
-    extra = sorted(set(files) - set(need) - {MANIFEST})
+    extra = sorted(set(files) - set(need) - {MANIFEST, SIGNATURE})
     if extra:
         raise damaged(f"{path} holds what its manifest does not name: {extra[0]}")
     progress = Progress(screen, "Checking the bundle", sum(files[name].size for name in need))
@@ -247,7 +271,7 @@ def check(path: Path, files: dict[str, Member], screen: Screen) -> dict[str, Any
         if member not in files:
             raise damaged(f"is incomplete: it lacks {member}")
         with files[member].open() as stream:
-            return stream.read().decode("utf-8")
+            return stream.read(documents.LARGEST).decode("utf-8")
 
     try:
         wrong = against_lock(manifest, documents.parse(read("index.json"), "index.json", INDEX_SHAPE), read)
@@ -258,10 +282,58 @@ def check(path: Path, files: dict[str, Member], screen: Screen) -> dict[str, Any
     return manifest
 
 
-def open_bundle(path: Path, home: Path, env: str, platform: str, screen: Screen) -> Offline:
+def demand_lock(manifest: dict[str, Any], lock: str, env: str) -> None:
+    """Raise Failure unless a bundle is of a certain lock. lock: the sha256 of its lockfiles/index.json."""
+    found = manifest["sha256"].get("lockfiles/index.json", "")
+    if found != lock:
+        raise Failure(
+            f"the bundle is of another lock than this checkout's (found lockfiles/index.json {found[:12]}, need "
+            f"{lock[:12]})",
+            f"python3 scripts/bundle.py --env {env}   or, to take its lock: --bundle-lock {found}",
+            EXIT_USAGE,
+        )
+
+
+def demand_signature(files: dict[str, Member], signers: Path) -> str:
+    """Return who signed a bundle's manifest; raise Failure unless it is somebody in an allowed signers file.
+
+    signers: as ssh-keygen(1) describes it under ALLOWED SIGNERS. The manifest names every file by its hash, so a
+    signature of it is one of the whole bundle.
+    """
+    if not signers.is_file():
+        raise Failure(f"there is no allowed signers file {signers}", "man ssh-keygen   describes it", EXIT_USAGE)
+    if SIGNATURE not in files:
+        raise damaged("is not signed")
+    with files[MANIFEST].open() as stream:
+        manifest = stream.read(documents.LARGEST)
+    with tempfile.TemporaryDirectory() as folder:
+        signature = Path(folder) / SIGNATURE
+        with files[SIGNATURE].open() as stream:
+            signature.write_bytes(stream.read(1 << 16))
+        common = ["-f", str(signers), "-s", str(signature)]
+        for name in ssh_keygen("find-principals", *common).split("\n", 1)[0].split(","):
+            if name and ssh_keygen("verify", "-n", NAMESPACE, "-I", name, *common, stdin=manifest):
+                return name
+    raise damaged(f"has a signature of nobody in {signers}, or of another manifest")
+
+
+def ssh_keygen(what: str, *options: str, stdin: bytes = b"") -> str:
+    """Run `ssh-keygen -Y` and return what it printed, "" if it refuses; raise Failure where there is none."""
+    try:
+        done = subprocess.run(["ssh-keygen", "-Y", what, *options], input=stdin, capture_output=True, timeout=60)
+    except FileNotFoundError:
+        raise Failure("no program ssh-keygen is here", "sudo apt install openssh-client", EXIT_MACHINE) from None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+
+
+def open_bundle(
+    path: Path, home: Path, env: str, platform: str, screen: Screen, lock: str = "", signers: str = ""
+) -> Offline:
     """Check a bundle and make it ready for an installation.
 
-    path: the tar, or the folder unpacked from it; home: where environments land; env, platform: what is wanted.
+    path: the tar, or the folder unpacked from it; home: where environments land; env, platform: what is wanted;
+    lock: the sha256 of the lockfiles/index.json that it must have, "" for any; signers: an allowed signers file of
+    ssh-keygen, one of whom must have signed it, "" for anybody.
 
     Raises:
         Failure: it can't be read, is for something else, damaged, incomplete, or does not fit on the
@@ -279,7 +351,12 @@ def open_bundle(path: Path, home: Path, env: str, platform: str, screen: Screen)
                 f"python3 scripts/bundle.py --env {env} --platform {platform}",
                 EXIT_USAGE,
             )
+        if signers:
+            signer = demand_signature(files, Path(signers).expanduser())
+            screen.report(f"The bundle is signed by {signer}.")
         manifest = check(path, files, screen)
+        if lock:
+            demand_lock(manifest, lock, env)
         folder = path if path.is_dir() else unpack(files, manifest["sha256"], home, screen)
     hosts = sorted({name.split("/")[1] for name in manifest["sha256"] if name.startswith("files/")})
     rules = [(f"https://{host}/", f"{(folder / 'files' / host).as_uri()}/") for host in hosts]

@@ -13,8 +13,10 @@ class Options(NamedTuple):
 
     env: its name in lockfiles/index.json; home: where everything lands; lockfiles: their folder; engine: one of
     ENGINES; python: the host engine's interpreter, "" for the machine's; mirrors: FROM=TO rules; offline: a bundle,
-    "" for none; port: Jupyter's, on loopback; notebook_dir: what Colab's file pane shows; gpu_check: look for a GPU;
-    launch: Jupyter is started at the end.
+    "" for none; bundle_lock: the sha256 of the lockfiles/index.json that it must have, "" for the checkout's;
+    bundle_signers: who may have signed it, an allowed signers file, "" for anybody; port: Jupyter's, on loopback;
+    notebook_dir: what Colab's file pane shows; gpu_check: look for a GPU; launch: Jupyter is started at the end;
+    lab: JupyterLab is, and not Notebook 6.
     """
 
     env: str
@@ -28,3 +30,6 @@ class Options(NamedTuple):
     notebook_dir: Path
     gpu_check: bool
     launch: bool
+    lab: bool = False
+    bundle_lock: str = ""
+    bundle_signers: str = ""

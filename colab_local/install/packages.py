@@ -42,7 +42,9 @@ def pip_settings() -> list[str]:
 
 def uv_environment() -> dict[str, str]:
     """Return uv's environment: the user's own, and pip's index where only pip has been told of one."""
-    env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never")
+    # Copied, not linked: a file that is changed in one environment is not changed in uv's cache and in the next one.
+    # Where the file system can share blocks between copies (APFS, Btrfs, XFS), a copy costs no room.
+    env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never", UV_LINK_MODE="copy")
     told = any(name in env for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"))
     if not told and not (config_folder() / "uv" / "uv.toml").exists() and not Path("/etc/uv/uv.toml").exists():
         url = pip_index_url(dict(os.environ), pip_settings())

@@ -10,11 +10,13 @@ wrong. Whatever they import is byte-compiled on the way, which makes the first c
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ WARM = {
     "matplotlib": "matplotlib.pyplot",
     "ipywidgets": "ipywidgets",
     "ipykernel": "ipykernel.kernelapp",
+    "tqdm": "tqdm.notebook",
+    "tensorboard": "tensorboard.main",  # it imports pkg_resources, which setuptools had up to 81
 }
 
 
@@ -61,7 +65,10 @@ def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
     parts = len(modules) + (3 if has_tensorflow else 0)
     for number, module in enumerate(modules, 1):
         tell(number, parts, f"import {module}")
-        importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations are their authors' business, not the user's
+            importlib.import_module(module)
+    show(names)
     if not has_tensorflow:
         return {"tensorflow": None, "gpus": [], "notices": []}
     tell(parts - 2, parts, "import tensorflow")
@@ -87,6 +94,26 @@ def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
     return {"tensorflow": tf.__version__, "gpus": gpus, "notices": notices}
 
 
+def show(names: set[str]) -> None:
+    """Make what a notebook shows first: a picture of a plot, a table, a slider."""
+    if "matplotlib" in names:
+        from matplotlib.figure import Figure
+
+        picture = io.BytesIO()
+        Figure().savefig(picture, format="png")
+        if not picture.getvalue().startswith(b"\x89PNG"):
+            raise SystemExit("matplotlib draws no picture")
+    if "pandas" in names:
+        import pandas
+
+        if "<table" not in str(pandas.DataFrame({"a": [1]}).to_html()):
+            raise SystemExit("pandas makes no table")
+    if "ipywidgets" in names:
+        import ipywidgets
+
+        ipywidgets.IntSlider(value=1)
+
+
 def serve() -> dict[str, Any]:
     """Set Jupyter up as the printed command does, on any free port of loopback, and look for both extensions."""
     from colab_local_jupyter.__main__ import main as make_ready
@@ -105,6 +132,9 @@ def serve() -> dict[str, Any]:
     for name in ("jupyter_http_over_ws", "colab_local_jupyter"):
         if name not in loaded:
             raise SystemExit(f"the server extension {name} did not load")
+    os.environ["COLAB_LOCAL_GOOGLE_COLAB"] = "on"  # it must work, even if this user has switched it off
+    for module in ("colab_local_jupyter.kernel", "google.colab"):  # what each kernel loads, and what cells import
+        importlib.import_module(module)
     return {"extensions": sorted(loaded)}
 
 

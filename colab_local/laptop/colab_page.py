@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import socket
 import struct
 import time
@@ -107,14 +108,36 @@ class Runtime(NamedTuple):
         return self.path.rstrip("/") + path
 
 
+# What surrounds an address when it is copied: quotes of all kinds, <...>, blanks that are not seen.
+_AROUND = " \t\r\n\u00a0\u200b\u200e\u2060\ufeff\"'`<>()[]{}\u00ab\u00bb\u2018\u2019\u201c\u201d,;"
+
+
+def cleaned_url(pasted: str) -> str:
+    """Return the address in what somebody pasted.
+
+    >>> cleaned_url(" or <http://localhost:8888/?token=abc>\u00a0")
+    'http://localhost:8888/?token=abc'
+    """
+    found = re.search(r"(?i)https?://[^\s<>\"'`\u00a0\u200b\u00ab\u00bb\u2018\u2019\u201c\u201d]+", pasted)
+    text = found.group() if found else pasted.strip(_AROUND)
+    return text.strip(_AROUND.replace("[", "").replace("]", "")).rstrip(".")
+
+
 def parse_url(url: str, timeout: float = 60.0) -> Runtime:
-    """Return the runtime that `url` names; raises ValueError saying what is wrong with it.
+    """Return the runtime that `url` names, as it was pasted; raises ValueError saying what is wrong with it.
 
     What Jupyter prints may end in /tree or /lab; Colab needs the address before that.
     """
+    url = cleaned_url(url)
     parts = urlsplit(url if "//" in url else "http://" + url)
-    if parts.scheme != "http":
-        raise ValueError(f"the address must begin with http:// (found {parts.scheme}://)")
+    scheme = parts.scheme.lower()
+    if scheme == "https":
+        raise ValueError(
+            "the address must begin with http:// (found https://): Colab takes no https on localhost; where Jupyter "
+            "serves https, its settings have a certfile, and the command that bootstrap.py prints does not read it"
+        )
+    if scheme != "http":
+        raise ValueError(f"the address must begin with http:// (found {scheme}://)")
     if not parts.hostname:
         raise ValueError("the address has no host")
     token = parse_qs(parts.query).get("token", [""])[0]

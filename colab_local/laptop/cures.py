@@ -34,6 +34,11 @@ CURES: dict[str, Cure] = {
         "Jupyter listens on another address of the machine, not on localhost",
         "Start it with `--ip=127.0.0.1`, as `python3 bootstrap.py` prints it",
     ),
+    "two-programs": Cure(
+        "Colab can't connect, or shows another program's answer",
+        "Two programs listen on the port, one at each of localhost's two addresses (127.0.0.1 and ::1)",
+        "Start Jupyter on another port: `python3 bootstrap.py --port 8889` prints the command",
+    ),
     "tunnel-dead-end": Cure(
         "The connection opens and is closed at once",
         "ssh forwards the port, but nothing listens at its far end",
@@ -125,6 +130,12 @@ CURES: dict[str, Cure] = {
         "Colab connects, and cells don't run",
         "The server can't start the environment's kernel, or the kernel doesn't answer",
         "`python3 bootstrap.py --verify` checks the environment",
+    ),
+    "tensorflow-fails": Cure(
+        "Colab connects, and `import tensorflow` fails in every cell",
+        "Something of the user's own is imported instead, or the environment was altered",
+        "`python3 scripts/doctor.py --home` names files and variables; `python3 bootstrap.py --verify` checks the "
+        "environment",
     ),
     "server-error": Cure(
         _CONNECTING,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
 from colab_local.base.errors import EXIT_USAGE, Failure
-from colab_local.base.network import listeners
+from colab_local.base.network import free_port, holds_port, listeners, rivals
 from colab_local.base.programs import child_environment
 from colab_local.install.home import default_home, is_current, read_receipts
 from colab_local.install.jupyter import DEFAULT_PORT, jupyter_argv
@@ -37,7 +37,14 @@ from colab_local.laptop.colab_page import (
 )
 from colab_local.laptop.cures import Fault
 
-CELL, CELL_PRINTS = "print(6 * 7)", "42\n"
+CELL, CELL_PRINTS = "print(6 * 7)", "42"
+# The second part of the cell: what a first cell of everybody's does, where the environment has it.
+TENSORFLOW = """
+import importlib.util
+if importlib.util.find_spec("tensorflow"):
+    import tensorflow
+    print("tensorflow", tensorflow.__version__, tensorflow.__file__)
+"""
 
 
 class Step(NamedTuple):
@@ -270,6 +277,11 @@ class Examination:
         if host != "localhost":
             hint = f"paste http://localhost:{self.runtime.port}/?token=..." if host in _LOCALHOST else ""
             raise Fault("not-localhost", f"Colab accepts only http://localhost (found http://{host})", hint)
+        two = rivals(self.runtime.port) if self.runtime.dial is None else None
+        if two:  # nothing is sent to either: the token would reach a stranger
+            what = f"two programs listen on port {self.runtime.port} of localhost, {two[0]} and {two[1]}"
+            port = free_port(self.runtime.port + 1)
+            raise Fault("two-programs", what, f"start Jupyter on another port: python3 bootstrap.py --port {port}")
         try:
             self.runtime.connect().close()
         except OSError as error:
@@ -445,7 +457,10 @@ class Examination:
         try:
             transport = open_transport(self.runtime, transport_name)
             with Notebook(transport) as notebook:
-                printed = notebook.run(CELL, 2 * self.runtime.timeout)
+                printed = notebook.run(CELL, 2 * self.runtime.timeout).strip()
+                if printed != CELL_PRINTS:
+                    raise Fault("kernel-fails", f"the cell {CELL} printed {printed!r}")
+                imported = notebook.run(TENSORFLOW, 6 * self.runtime.timeout).strip()
         except Failed as failed:
             raise Fault("kernel-fails", f"the server can't {failed}") from failed
         except socket.timeout as error:
@@ -456,9 +471,20 @@ class Examination:
         finally:
             if isinstance(transport, OverWebSocket):
                 transport.close()
-        if printed != CELL_PRINTS:
-            raise Fault("kernel-fails", f"the cell {CELL} printed {printed!r}")
-        return f"{CELL} printed {printed.strip()}"
+        told = imported.splitlines()[-1] if imported else ""
+        found = re.match(r"tensorflow (\S+) (/.+)", told)
+        if told and not found:
+            raise Fault("tensorflow-fails", f"`import tensorflow` fails in a cell: {told[:300]}")
+        self.check_tensorflow(found.group(2) if found else "")
+        return f"{CELL} printed {printed}" + (f"; TensorFlow {found.group(1)} from {found.group(2)}" if found else "")
+
+    def check_tensorflow(self, file: str) -> None:
+        """Raise Fault if a cell imports TensorFlow from outside the environment that the server runs in."""
+        if not self.python or not file:
+            return
+        prefix = Path(self.python).parent.parent.resolve()
+        if prefix not in Path(file).resolve().parents:
+            raise Fault("tensorflow-fails", f"a cell imports TensorFlow from {file}, not from {prefix}")
 
     def compare_environment(self) -> None:
         """Warn when the server runs from another environment than the one in use on this machine."""
@@ -519,7 +545,8 @@ def only_server(timeout: float) -> Runtime:
         if not current_environments():  # a laptop, perhaps, with a tunnel to the Jupyter of another machine
             hint += f"   or, behind a tunnel: python3 scripts/doctor.py http://localhost:{DEFAULT_PORT}"
         raise broken_environment() or Fault("nothing-listens", "no Jupyter of yours runs on this machine", hint)
-    servers = [server for server in servers if is_reachable(server)] or servers[:1]
+    held = [server for server in servers if holds_port(server.pid, server.port)]
+    servers = [server for server in held or servers if is_reachable(server)] or servers[:1]
     if len(servers) > 1:
         each = ", ".join(f"http://localhost:{server.port}" for server in servers)
         raise usage(f"several Jupyter servers run here ({each}); name one of them")
@@ -540,7 +567,7 @@ def find_token(runtime: Runtime, file: str | None) -> str:
         except (OSError, ValueError) as error:
             raise usage(f"can't read the token file {file}: {error}") from error
     for server in described_servers():
-        if server.port == runtime.port and server.token:
+        if server.port == runtime.port and server.token and holds_port(server.pid, server.port):
             return server.token
     if sys.stdin.isatty() and sys.stderr.isatty():
         typed = getpass.getpass("Token of the server, or its whole address (not shown; empty for none): ").strip()

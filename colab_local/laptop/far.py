@@ -23,6 +23,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec):
         return None
     def exec_module(self, module):
+        module.__file__ = module.__name__.replace(".", "/") + ".py"  # of no file there
         exec(compile(SOURCES[module.__name__][1], "<" + module.__name__ + ">", "exec"), module.__dict__)
 sys.meta_path.insert(0, Finder())
 from {module} import main

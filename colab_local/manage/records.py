@@ -82,12 +82,14 @@ def read_conda(prefix: Path) -> list[Package]:
     """Return the conda packages that conda-meta lists; none where there is no conda layer.
 
     The records' fields are those of conda's PrefixRecord: paths_data.paths[].{_path, path_type, sha256,
-    sha256_in_prefix, file_mode, prefix_placeholder}.
+    sha256_in_prefix, file_mode, prefix_placeholder}. Each engine has its own way with them, see conda_entry().
     """
     packages = []
+    site = site_packages(prefix) or ""
     for path in sorted(prefix.glob("conda-meta/*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        entries = [conda_entry(entry) for entry in record.get("paths_data", {}).get("paths", [])]
+        of_package = site if record.get("noarch") == "python" else ""
+        entries = [conda_entry(entry, of_package) for entry in record.get("paths_data", {}).get("paths", [])]
         packages.append(
             Package(
                 "conda",
@@ -95,22 +97,35 @@ def read_conda(prefix: Path) -> list[Package]:
                 record["version"],
                 record["build"],
                 record.get("sha256") or "",
-                [entry for entry in entries if entry.kind],
+                list({entry.path: entry for entry in entries if entry.kind}.values()),  # conda names some twice
             )
         )
     return packages
 
 
-def conda_entry(entry: dict[str, Any]) -> Entry:
-    """Return one entry of a conda-meta record; its kind is "" for what is no file of the package."""
+def conda_entry(entry: dict[str, Any], site: str = "") -> Entry:
+    """Return one entry of a conda-meta record; its kind is "" for what is no file of the package.
+
+    site: the environment's folder of Python packages where the package is a noarch Python one, else "". Of these,
+    conda leaves the package's own path in the record (`site-packages/...`, `python-scripts/...`), where rattler and
+    mamba write the final one (conda/common/path/python.py, get_python_noarch_target_path). mamba keeps no
+    placeholder of what it patched, only the hash of the result (libmamba/src/core/link.cpp).
+    """
     kinds = {"softlink": "link", "unix_python_entry_point": "launcher", "directory": "", "pyc_file": ""}
-    kind = kinds.get(entry.get("path_type", ""), "patched" if entry.get("prefix_placeholder") else "file")
+    sha256, in_prefix = entry.get("sha256") or "", entry.get("sha256_in_prefix") or ""
+    placeholder = entry.get("prefix_placeholder") or ""
+    patched = placeholder or (sha256 and in_prefix not in ("", sha256))
+    path = entry["_path"]
+    if site and path.startswith("site-packages/"):
+        path = path.replace("site-packages", site, 1)
+    elif site and path.startswith("python-scripts/"):
+        path = path.replace("python-scripts", "bin", 1)
     return Entry(
-        entry["_path"],
-        kind,
-        entry.get("sha256") or "",
-        entry.get("sha256_in_prefix") or "",
-        entry.get("prefix_placeholder") or "",
+        path,
+        kinds.get(entry.get("path_type", ""), "patched" if patched else "file"),
+        sha256,
+        in_prefix,
+        placeholder,
         entry.get("file_mode") or "",
     )
 

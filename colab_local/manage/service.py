@@ -385,7 +385,7 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     if current_receipt(home, options.env) is None:
         raise Failure(f"there is no environment {options.env} in {home}", "python3 bootstrap.py --env " + options.env)
     argv = jupyter_argv(
-        str(home / "current" / options.env), options.port, str(options.notebook_dir), os.geteuid() == 0
+        str(home / "current" / options.env), options.port, str(options.notebook_dir), os.geteuid() == 0, options.lab
     )
     token = token_file(home)
     (home / "logs").mkdir(exist_ok=True)

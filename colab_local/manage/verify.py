@@ -92,7 +92,7 @@ class Findings(NamedTuple):
     notes: list[str]
     files: int
     size: int
-    shared: list[str]  # packages whose damaged files share their bytes with uv's cache through hard links
+    shared: list[str]  # packages with changed files: uv's cache may hold the same damage
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ class Check:
     def changed(self, package: Package, entry: Entry, found: str) -> str:
         """Note that a file's content is not the recorded one."""
         self.say("changed", package.title, entry.path, found, entry.in_prefix or entry.sha256)
-        if package.layer == "python" and (self.prefix / entry.path).lstat().st_nlink > 1:
+        if package.layer == "python":
             self.shared.add(package.name)
         return f"changed {found}"
 
@@ -484,6 +484,8 @@ class Check:
             digests.append(digest.hexdigest())
         self.check_extra()
         for path in self.tree.open:
+            if path in self.tree.files and ENGINES_OWN.search(path):
+                continue  # uv makes its .lock for all to write: nothing is read from it
             self.say("open", self.owners.get(path, ""), path, "another user can write to it")
         if self.receipt["layer"] == "conda":
             self.check_conda()
@@ -577,7 +579,7 @@ def check(receipt: dict[str, Any], screen: Screen) -> Findings:
 def repair(receipt: dict[str, Any], shared: list[str]) -> str:
     """Return the line that makes an environment anew.
 
-    shared: packages whose damage is in uv's cache too, because uv links its cache's files into environments.
+    shared: packages whose damage may be in uv's cache too: uv takes what it has unpacked once without looking.
     """
     uv = shlex.quote(str(Path(receipt["prefix"]) / "bin" / "uv"))
     steps = [f"{uv} cache clean {' '.join(shared)}"] if shared else []

@@ -18,29 +18,133 @@ read it. Needs PyYAML.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
-import yaml
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-# AWS takes 16 KB, the least of the big clouds (EC2 user guide, "Instance user data").
-LARGEST = 16 * 1024
+from colab_local.base.command_line import Parser, run_program
+from colab_local.base.errors import EXIT_OK, EXIT_USAGE
+from colab_local.base.errors import Failure as AnyFailure
+from colab_local.base.terminal import Screen
+from colab_local.install.lockfiles import REPOSITORY
+
+MISSING = ""  # a library that is not here: --help does without
+try:
+    import yaml
+except ImportError as problem:
+    MISSING = str(problem.name)
+
+# How many bytes of user data each cloud takes, as its documentation says. "any": the least of them.
+LIMITS = {
+    "any": 16 * 1024,
+    "aws": 16 * 1024,  # EC2 user guide, "Run commands at launch": 16 KB before it is base64-encoded
+    "azure": 65_535,  # "Custom data": 65535 bytes
+    "digitalocean": 64 * 1024,  # "How to provide user data": 64 KiB
+    "gcp": 256 * 1024,  # "About VM metadata": 256 KB a value
+    "hetzner": 32 * 1024,  # API, "Create a server": 32 KiB
+    "openstack": 65_535 * 3 // 4,  # Nova API: 65535 bytes after base64
+    "oracle": 32_000,  # "LaunchInstanceDetails": 32000 bytes for all metadata
+}
 BUNDLE = "colab-local.tar"
 INSTALLER = "/usr/local/lib/colab-local/install"
-SUPPLIED = ("--offline", "--env", "--cpu", "--gpu", "--service", "--json", "--launch")  # said by our own options
+# Said by our own options, or nothing that installs at the first boot.
+SUPPLIED = ("--offline", "--env", "--cpu", "--gpu", "--service", "--json", "--launch")
+NOT_HERE = (
+    "--verify",
+    "--repair",
+    "--list",
+    "--rollback",
+    "--prune",
+    "--uninstall",
+    "--dry-run",
+    "--version",
+    "--help",
+    "-h",
+)
+NEW_ENOUGH = "import sys; sys.exit(sys.version_info < (3, 8))"
+NEWER = "python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+
+# What gives a secret away: its name, or how it looks.
+SECRET_NAME = re.compile(
+    r"(?i)token|secret|passw|passphrase|pwd|credential|api_?key|private|auth|signature|session|cookie|_key$|^key$|^sig$"
+    r"|^x-(amz|goog|ms)-|^jwt$|^code$|^pw$"
+)
+SECRET_VALUE = re.compile(
+    r"gh[opsur]_\w{16}|github_pat_|glpat-|hf_\w{16}|sk-\w{16}|xox[abp]-|AKIA[0-9A-Z]{12}|ASIA[0-9A-Z]{12}|AIza\w{16}"
+    r"|pypi-\w{16}|eyJ[\w-]{10,}\.|-----BEGIN|(?i:bearer |basic )\S{8}"
+)
+RANDOM = re.compile(r"[A-Za-z0-9+_=-]{20,}")  # a run of letters that may be random ones
+
+# Runs on the machine, with its Python: brings the bundle, resumed and tried again, checks it, takes the program out.
+FETCHER = """\
+import hashlib, os, sys, tarfile, time, urllib.error, urllib.request
+url, sha256, name = {url!r}, {sha256!r}, {name!r}
+def digest():
+    found = hashlib.sha256()
+    with open(name, "rb") as stream:
+        for chunk in iter(lambda: stream.read(1 << 20), b""):
+            found.update(chunk)
+    return found.hexdigest()
+def fetch(have):
+    headers = {{"User-Agent": "colab-local"}}
+    if have:
+        headers["Range"] = "bytes=%d-" % have
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
+        goes_on = answer.status == 206
+        with open(name, "ab" if goes_on else "wb") as stream:
+            for chunk in iter(lambda: answer.read(1 << 20), b""):
+                stream.write(chunk)
+        need = int(answer.headers.get("Content-Length") or 0) + (have if goes_on else 0)
+        return os.path.getsize(name) >= need
+is_whole = os.path.isfile(name) and digest() == sha256
+for attempt in range(8):
+    if is_whole:
+        break
+    have = os.path.getsize(name) if os.path.isfile(name) else 0
+    try:
+        if fetch(have):
+            is_whole = digest() == sha256
+            if is_whole or not have:
+                break
+            os.remove(name)  # the beginning was of another file: once more, all of it
+    except urllib.error.HTTPError as problem:
+        if problem.code == 416:
+            os.remove(name)
+        elif problem.code < 500 and problem.code not in (408, 425, 429):
+            sys.exit("error: can't fetch the bundle (HTTP %d)" % problem.code)
+    except (OSError, ValueError) as problem:
+        print("can't fetch the bundle: %s; trying again" % problem, file=sys.stderr)
+    time.sleep(min(2 ** attempt, 60))
+if not is_whole:
+    if os.path.isfile(name) and attempt < 7:
+        os.remove(name)
+    print("error: the URL of the bundle brings another file (need sha256 %s)" % sha256, file=sys.stderr)
+    sys.exit(4)
+# The packages stay in the tar: bootstrap.py reads them there, and checks them.
+with tarfile.open(name) as bundle:
+    for member in bundle:
+        path = member.name.split("/")
+        if member.isfile() and path[0] == "colab-local" and ".." not in path and path[1] not in ("files", "wheels"):
+            bundle.extract(member)
+"""
 
 
-class Failure(Exception):
+class Failure(AnyFailure):
     """What is wrong with the request, and what to type instead."""
 
-    def __init__(self, what: str, hint: str = "python scripts/fleet/cloud_init.py --help") -> None:
-        super().__init__(what)
-        self.what, self.hint = what, hint
+    def __init__(self, what: str, hint: str = "python3 scripts/fleet/cloud_init.py --help") -> None:
+        super().__init__(what, hint, EXIT_USAGE)
 
 
 @dataclass(frozen=True)
@@ -49,7 +153,8 @@ class Request:
 
     source: lines of shell that bring the program to ~/colab-local; packages: system packages; user: who owns
     the installation, made if it is not there; keys: that user's public ssh keys; variables: environment of the
-    installation (proxies ...); options: arguments of bootstrap.py; service: keep Jupyter running.
+    installation (proxies ...); options: arguments of bootstrap.py; service: keep Jupyter running; cloud: one of
+    LIMITS.
     """
 
     source: Sequence[str]
@@ -59,6 +164,7 @@ class Request:
     keys: Sequence[str] = ()
     variables: dict[str, str] = field(default_factory=dict)
     service: bool = False
+    cloud: str = "any"
 
 
 def from_git(url: str, commit: str) -> list[str]:
@@ -71,21 +177,13 @@ def from_git(url: str, commit: str) -> list[str]:
 
 
 def from_bundle(url: str, sha256: str) -> list[str]:
-    """Return the shell lines that bring a bundle (its SHA-256 in hex), check it and take the program out of it."""
-    return [
-        f"is_whole() {{ [ -f {BUNDLE} ] && echo '{sha256}  {BUNDLE}' | sha256sum --check --status; }}",
-        "# The URL goes to curl on standard input: a signed one is not for the list of processes.",
-        f"fetch() {{ printf 'url = \"%s\"\\n' {shlex.quote(url)} | curl --config - --fail --location --silent \\",
-        f'    --show-error --retry 8 --retry-connrefused --output {BUNDLE} "$@"; }}',
-        "is_whole || fetch --continue-at - || fetch",
-        "is_whole || {",
-        f"    echo 'error: the URL of the bundle brings another file (need sha256 {sha256})' >&2",
-        f"    rm -f {BUNDLE}",
-        "    exit 4",
-        "}",
-        "# The packages stay in the tar: bootstrap.py reads them there.",
-        f"tar -xf {BUNDLE} --exclude=colab-local/files --exclude=colab-local/wheels",
-    ]
+    """Return the shell lines that bring a bundle (its SHA-256 in hex), check it and take the program out of it.
+
+    With the machine's Python, which bootstrap.py needs anyway: a package "curl" can't be installed beside
+    "curl-minimal", which Amazon Linux and RHEL have.
+    """
+    program = FETCHER.format(url=url, sha256=sha256, name=BUNDLE)
+    return ["python3 - <<'PYTHON'", *program.splitlines(), "PYTHON"]
 
 
 def script(request: Request) -> str:
@@ -95,6 +193,17 @@ def script(request: Request) -> str:
         "# Made by scripts/fleet/cloud_init.py. Run it again as often as you like: it does what is left to do.",
         "set -eu",
         'cd "$HOME"',
+        f"is_new() {{ \"$1\" -c '{NEW_ENOUGH}' 2>/dev/null; }}",
+        "if ! is_new python3; then  # RHEL 8 calls 3.6 so; a newer one has its version in its name",
+        f"    for newer in {NEWER}; do",
+        '        if is_new "$newer"; then',
+        "            mkdir -p .cache/colab-local-python",
+        '            ln -sf "$(command -v "$newer")" .cache/colab-local-python/python3',
+        '            PATH="$HOME/.cache/colab-local-python:$PATH"',
+        "            break",
+        "        fi",
+        "    done",
+        "fi",
     ]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(request.variables.items())]
     lines += request.source
@@ -116,7 +225,8 @@ def user_data(request: Request) -> str:
     if request.service:
         commands.append(["loginctl", "enable-linger", request.user])
     commands.append(["runuser", "--login", request.user, "--command", INSTALLER])
-    document = {
+    document: dict[str, object] = {
+        **package_proxies(request.variables),
         "package_update": True,
         "packages": list(request.packages),
         "users": ["default", user],
@@ -124,35 +234,58 @@ def user_data(request: Request) -> str:
         "runcmd": commands,
         "final_message": "colab-local: the first boot took $UPTIME s; cloud-init status says whether it went well",
     }
-    text = "#cloud-config\n# Made by scripts/fleet/cloud_init.py\n" + yaml.dump(
-        document, Dumper=Readable, sort_keys=False, width=1000
-    )
-    if len(text.encode()) > LARGEST:
-        raise Failure(f"the user-data is too large (found {len(text.encode())} bytes, need at most {LARGEST})")
+    text = "#cloud-config\n# Made by scripts/fleet/cloud_init.py\n" + dumped(document)
+    size, limit = len(text.encode()), LIMITS[request.cloud]
+    if size > limit:
+        where = "some clouds take" if request.cloud == "any" else f"{request.cloud} takes"
+        raise Failure(
+            f"the user-data is too large: {where} {limit} bytes at most (found {size}, need {limit} or fewer)"
+        )
     return text
 
 
-class Readable(yaml.SafeDumper):
-    """Writes texts of several lines as blocks."""
+def package_proxies(variables: dict[str, str]) -> dict[str, object]:
+    """Return what tells apt and dnf of the proxies among `variables`; they run before anything of ours.
+
+    cloud-init knows how to tell apt; dnf and yum read it from their configuration alone, which bootcmd can write
+    before packages are installed.
+    """
+    found = {name.lower().partition("_")[0]: variables[name] for name in PROXIES if variables.get(name)}
+    if not found:
+        return {}
+    proxy = found.get("https", found.get("http", ""))
+    apt = {f"{scheme}_proxy": url for scheme, url in sorted(found.items())}
+    line = shlex.quote(f"proxy={proxy}")
+    tell = f'[ -f "$file" ] && ! grep -q "^proxy=" "$file" && echo {line} >>"$file"'
+    return {
+        "apt": apt,
+        "bootcmd": [["sh", "-c", f"for file in /etc/dnf/dnf.conf /etc/yum.conf; do {tell}; done; true"]],
+    }
 
 
-def _text(dumper: Readable, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+def dumped(document: dict[str, object]) -> str:
+    """Return a document as YAML, texts of several lines as blocks."""
 
+    class Readable(yaml.SafeDumper):
+        pass
 
-Readable.add_representer(str, _text)
+    def block(dumper: Any, text: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+    Readable.add_representer(str, block)
+    made: str = yaml.dump(document, Dumper=Readable, sort_keys=False, width=1000)
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------------
 # The command line
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser; its --help is the manual."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cloud_init.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python scripts/fleet/cloud_init.py --git https://example.org/colab-local.git --commit $(git rev-parse HEAD)
   python scripts/fleet/cloud_init.py --bundle-url https://mirror.example.org/colab-local-gpu-linux-64.tar \\
@@ -182,27 +315,80 @@ What comes after -- goes to bootstrap.py. Check the result: cloud-init schema --
         metavar="NAME=VALUE",
         help="an environment variable, such as https_proxy",
     )
+    machine.add_argument(
+        "--cloud", choices=sorted(LIMITS), default="any", help="whose limit of size counts (default: %(default)s)"
+    )
     machine.add_argument("--service", action="store_true", help="keep Jupyter running, from boot on")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help="options for bootstrap.py")
     return parser
 
 
-def holds_secret(text: str) -> bool:
-    """Return whether a URL, or a proxy without http://, names a password, or a user, who for https is a token."""
-    scheme, _, rest = text.partition("://") if "://" in text else ("", "", text)
-    user, at, _ = rest.partition("/")[0].rpartition("@")
-    return bool(at) and (":" in user or scheme in ("http", "https"))
+def holds_secret(text: str) -> str:
+    """Return what makes a text look as if it held a secret, "" if nothing does.
+
+    Everyone on the machine can read user data. So this refuses too much rather than too little: a login in a URL (for
+    https a user alone is a token), a parameter of a signed URL, a known kind of token, a long run of random letters.
+    """
+    for part in re.split(r"[\s,=]+(?=\w+://)|\s", text):
+        scheme, _, rest = part.partition("://") if "://" in part else ("", "", part)
+        user, at, _ = rest.partition("/")[0].rpartition("@")
+        if at and (":" in user or scheme in ("http", "https")):
+            return "a password"
+        names = [name for name, _ in parse_qsl(rest.partition("?")[2], keep_blank_values=True)]
+        if any(SECRET_NAME.search(name) for name in names):
+            return "a signed URL"
+    if SECRET_VALUE.search(text):
+        return "a token"
+    for word in [] if "://" in text or text.startswith(("/", "~", "ssh-", "ecdsa-", "sk-")) else RANDOM.findall(text):
+        if all(re.search(kind, word) for kind in ("[a-z]", "[A-Z]", "[0-9]")):
+            return "what looks like a token"
+    return ""
 
 
-def check_url(url: str, schemes: Sequence[str]) -> str:
-    """Return the URL; raise Failure if it is none, or holds a password."""
-    parts = urlsplit(url)
-    if holds_secret(url):
-        raise Failure("a password in a URL can be read by every user of the machine (found one in user-data)")
+def refuse_secret(text: str, where: str) -> str:
+    """Return the text; raise Failure if it looks as if it held a secret. where: what it was given as."""
+    found = holds_secret(text)
+    if found:
+        where = f"a URL ({where})" if found == "a password" and where.startswith("--") else where
+        raise Failure(
+            f"{found} in {where} can be read by every user of the machine",
+            "leave it out; the machine can fetch it from the cloud's own vault",
+        )
+    return text
+
+
+def check_url(url: str, schemes: Sequence[str], where: str) -> str:
+    """Return the URL; raise Failure if it is none, or holds a secret. where: what it was given as."""
+    parts = urlsplit(refuse_secret(url, where))
     if parts.scheme not in schemes or not parts.netloc or re.search(r"[\s\"\\]", url):
         raise Failure(f"not a URL of {', '.join(schemes)} (found {url!r})")
     return url
+
+
+def check_options(options: Sequence[str]) -> None:
+    """Have bootstrap.py of this checkout read the options as the machine's will; raise Failure with what it says.
+
+    A dry run: it complains of the command line with the exit code for that. What else it says is about this machine,
+    not about the one that is to be made.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("COLAB_LOCAL")}
+        done = subprocess.run(
+            [sys.executable, str(REPOSITORY / "bootstrap.py"), *options, "--dry-run"],
+            env={**kept, "HOME": home},
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    if done.returncode == EXIT_USAGE:
+        said = [
+            line.partition(": ")[2] for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))
+        ]
+        raise Failure(f"bootstrap.py does not take this: {said[0] if said else ' '.join(options)}", *said[1:2])
 
 
 def check_hex(text: str | None, length: int, option: str) -> str:
@@ -232,48 +418,59 @@ def make_request(args: argparse.Namespace) -> Request:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", args.env):
         raise Failure(f"--env takes the name of an environment (found {args.env!r})")
     for option in args.options:
+        refuse_secret(option, "an option for bootstrap.py")
+        refuse_secret(option.partition("=")[2], "an option for bootstrap.py")
         if option.partition("=")[0] in SUPPLIED:
             raise Failure(f"{option} is said by an option of its own, before the --")
+        if option.partition("=")[0] in NOT_HERE:
+            raise Failure(f"{option} is not for a machine's first boot")
     variables = dict(text.partition("=")[::2] for text in args.set)
     for name in variables:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or f"{name}=" not in " ".join(args.set):
             raise Failure(f"--set takes NAME=VALUE (found {name!r})")
-        if holds_secret(variables[name]):
-            raise Failure(f"a password in {name} can be read by every user of the machine")
+        if SECRET_NAME.search(name):
+            raise Failure(
+                f"{name} is the name of a secret, which every user of the machine could read",
+                "leave it out; the machine can fetch it from the cloud's own vault",
+            )
+        refuse_secret(variables[name], name)
+    for name in args.package:
+        refuse_secret(name, "--package")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_:~=-]*", name):
+            raise Failure(f"--package takes the name of a package (found {name!r})")
     packages = ["ca-certificates", "python3"]
     options = ["--env", args.env, *args.options]
+    check_options([*options, *(["--service"] if args.service else [])])
     if args.git:
         source = from_git(
-            check_url(args.git, ("https", "http", "ssh", "git")), check_hex(args.commit, 40, "--commit")
+            check_url(args.git, ("https", "http", "ssh", "git"), "--git"), check_hex(args.commit, 40, "--commit")
         )
         packages.append("git")
     else:
-        url = check_url(args.bundle_url, ("https", "http"))
+        url = check_url(args.bundle_url, ("https", "http"), "--bundle-url")
         source = from_bundle(url, check_hex(args.bundle_sha256, 64, "--bundle-sha256"))
-        packages += ["curl", "tar"]
         options = ["--offline", BUNDLE, *options]
     if args.service:
         options.append("--service")
     keys = [public_key(path) for path in args.ssh_key]
-    return Request(source, packages + args.package, args.user, options, keys, variables, args.service)
+    return Request(source, packages + args.package, args.user, options, keys, variables, args.service, args.cloud)
+
+
+def generate(args: argparse.Namespace, screen: Screen) -> int:
+    """Write the user data; return the exit code."""
+    if MISSING:
+        raise Failure(f"cloud_init.py needs {MISSING}, which this Python does not have", "pip install pyyaml")
+    text = user_data(make_request(args))
+    if args.output:
+        args.output.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    return EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    args = make_parser().parse_args(argv)
-    try:
-        text = user_data(make_request(args))
-        if args.output:
-            args.output.write_text(text, encoding="utf-8")
-        else:
-            sys.stdout.write(text)
-    except Failure as problem:
-        print(f"error: {problem.what}\nhint: {problem.hint}", file=sys.stderr)
-        return 2
-    except OSError as problem:
-        print(f"error: can't write {args.output} ({problem.strerror})", file=sys.stderr)
-        return 1
-    return 0
+    return run_program(make_parser(), generate, argv)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python3 scripts/fleet/pack.py CHECKOUT FOLDER
 
 Writes FOLDER/program-<digest>.tar.gz and prints {"path": ..., "digest": ...}. The same files give the same bytes
-and the same name, whoever packs them and when: that is how a host tells that it has them already. bootstrap.py is
+and the same name, whoever packs them and when: that is how a host tells that it has them already. What belongs to the
+program is a fixed list (colab_local/install/program.py): other files in the checkout never get in. bootstrap.py is
 the last member, so that a host on which it lies has unpacked all the others.
 
 The playbooks call this by themselves. Python >= 3.8, standard library only.
@@ -22,40 +23,30 @@ import sys
 import tarfile
 from pathlib import Path
 
-PARTS = ("environments", "lockfiles", "scripts", "bootstrap.py")  # in this order: see above
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from colab_local.install import program
+
+LAST = "bootstrap.py"
 
 
-def members(checkout: Path) -> list[Path]:
-    """Return the files of `checkout` that go into the pack, relative to it; no caches, no hidden files.
-
-    Nor this folder: what only the controller reads would give every host a new pack for nothing.
-    """
-    found: list[Path] = []
-    for part in PARTS:
-        top = checkout / part
-        files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
-        if not files:
-            raise FileNotFoundError(2, "not a checkout of colab-local", str(top))
-        relative = [path.relative_to(checkout) for path in files]
-        found += [path for path in relative if is_wanted(path)]
-    return found
-
-
-def is_wanted(path: Path) -> bool:
-    """Return whether a file of the checkout, named relative to it, is for the hosts."""
-    hidden = any(name.startswith(".") for name in path.parts)
-    return not hidden and path.suffix != ".pyc" and path.parts[:2] != ("scripts", "fleet")
+def members(checkout: Path) -> list[str]:
+    """Return the files of `checkout` that go into the pack, relative to it, bootstrap.py last."""
+    index = program.read_index(checkout)
+    names = program.program_names(checkout, index, (LAST,))
+    names += [f"lockfiles/{name}" for name in program.lock_names(index)]
+    return sorted(names, key=lambda name: (name == LAST, name))
 
 
 def pack(checkout: Path) -> bytes:
     """Return the tar of a checkout: owner, times and order are fixed, modes are 644 or 755."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in members(checkout):
-            content = (checkout / path).read_bytes()
-            entry = tarfile.TarInfo(path.as_posix())
+        for name in members(checkout):
+            content = (checkout / name).read_bytes()
+            entry = tarfile.TarInfo(name)
             entry.size = len(content)
-            entry.mode = 0o755 if os.access(checkout / path, os.X_OK) else 0o644
+            entry.mode = 0o755 if name == LAST else 0o644
             archive.addfile(entry, io.BytesIO(content))
     return stream.getvalue()
 
@@ -84,8 +75,11 @@ def main() -> int:
     args = parser.parse_args()
     try:
         print(json.dumps(write(args.checkout.resolve(), args.folder.expanduser())))
-    except OSError as problem:
-        print(f"error: {problem.strerror} ({problem.filename})", file=sys.stderr)
+    except (OSError, ValueError, KeyError, SyntaxError) as problem:
+        what = (
+            f"{problem.strerror} ({problem.filename})" if isinstance(problem, OSError) else f"damaged ({problem!r})"
+        )
+        print(f"error: {args.checkout}: {what}", file=sys.stderr)
         print(f"hint: python3 {sys.argv[0]} --help", file=sys.stderr)
         return 1
     return 0

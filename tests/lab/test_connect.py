@@ -21,19 +21,21 @@ from pathlib import Path
 import pytest
 
 from colab_local.base import network
-from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE, Failure
+from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE
+from colab_local.install.home import environment_root
+from colab_local.install.jupyter import LAUNCHER
 from colab_local.laptop import agent as connect_agent
-from colab_local.laptop import session
 from colab_local.laptop import ssh as ssh_module
 from colab_local.laptop.far import program_text
 from colab_local.laptop.transport_benchmark import median_cell
-from scripts import connect as connect_py
-from tests.conftest import SCREEN, Installed
+from tests.conftest import Installed
 from tests.support import pythons
 from tests.support.colab_client import TRANSPORTS, Colab, Server, connect, open_transport
 from tests.support.connecting import DEFAULT_HOME, QUICK, SCRIPT, install, run, running
+from tests.support.connecting import lab as lab
 from tests.support.hosts import Lab, Machine, needs_root, wait_for
 from tests.support.pythons import old_pythons
+from tests.support.receipts import NAME, write_receipt
 
 
 def command_lines(machine: Machine) -> str:
@@ -235,18 +237,6 @@ def test_a_jump_host_and_a_port_that_is_taken_on_the_host(lab: Lab) -> None:
         other.wait()
 
 
-@pytest.mark.parametrize(
-    ("platform", "remote", "said"),
-    [
-        ("linux", 5901, "vncviewer localhost::55901"),
-        ("darwin", 5901, "open vnc://localhost:55901"),
-        ("darwin", 3389, "an RDP program, at localhost:53389"),
-    ],
-)
-def test_a_desktop_is_opened_by_what_the_laptop_has(platform: str, remote: int, said: str) -> None:
-    assert session.viewer(platform, remote, 50000 + remote) == said
-
-
 @needs_root
 def test_desktop_forwards_vnc_to_a_real_server(lab: Lab, installed: Installed) -> None:
     gpubox = lab.machines["gpubox"]
@@ -440,11 +430,15 @@ def test_forbidden_tunnels_and_broken_jupyters_are_named(lab: Lab, installed: In
     assert "AllowTcpForwarding yes" in done.stderr
     assert run(lab, "--stop", "strict").returncode == 0
 
-    receipt = connect_agent.choose(home.resolve(), "cpu")
-    (home / "receipts").unlink()
-    (home / "receipts/cpu-broken").mkdir(parents=True)
-    receipt["jupyter_argv"] = ["sh", "-c", "echo the very reason; exit 3"]
-    (home / "receipts/cpu-broken/receipt.json").write_text(json.dumps(receipt))
+    for name in ("receipts", "current", "envs"):
+        (home / name).unlink()
+    jupyter = environment_root(home, NAME) / LAUNCHER
+    jupyter.parent.mkdir(parents=True)
+    jupyter.write_text("#!/bin/sh\necho the very reason\nexit 3\n")
+    jupyter.chmod(0o755)
+    write_receipt(home)
+    (home / "current").mkdir()
+    (home / "current" / "cpu").symlink_to(environment_root(home, NAME))
     done = run(lab, "strict")
     assert done.returncode == 1
     assert "error: Jupyter ended at once on strict\n  the very reason\n" in done.stderr
@@ -532,44 +526,3 @@ def test_a_port_in_use_in_ipv6_alone_is_not_free() -> None:
         port = taken.getsockname()[1]
         assert not network.port_is_free(port)
         assert network.free_port(port) != port
-
-
-def test_users_options_come_before_ours() -> None:
-    args = connect_py.make_parser().parse_args(
-        ["-F", "c", "-i", "k1", "-i", "k2", "-p", "22", "-J", "j", "-l", "u", "-o", "ConnectTimeout=1", "h"]
-    )
-    options = connect_py.ssh_options(args)
-    assert shlex.join(options) == "-F c -i k1 -i k2 -p 22 -J j -l u -o ConnectTimeout=1"
-    ssh = ssh_module.Ssh("h", tuple(options))
-    line = shlex.join(ssh_module.master_argv(ssh, "/s"))
-    assert line.index("ConnectTimeout=1") < line.index("ConnectTimeout=20")
-    assert "ExitOnForwardFailure=yes" in line
-    assert re.search(r"ServerAliveInterval=\d+", line)
-    assert shlex.join(connect_py.ssh_options(args, for_node=True)) == "-F c -i k1 -i k2 -o ConnectTimeout=1"
-
-
-def test_what_the_host_answers_is_no_shell_code_here(tmp_path: Path) -> None:
-    """A login node names the compute node, for ProxyCommand; a host its Jupyter's path, for a command to paste."""
-    args = connect_py.make_parser().parse_args(["--slurm", "me@login"])
-    kept = session.Session(connect_py.read_wish(args), str(tmp_path), lambda event: None, SCREEN)
-    login = ssh_module.Connection(kept.ssh, str(tmp_path), SCREEN)
-    assert kept.node(login, "node-7.example.org").destination == "me@node-7.example.org"
-    for name in ("x';touch pwned;'", "$(touch pwned)", "-oProxyCommand=touch", "a b", ""):
-        with pytest.raises(Failure, match="no host's name"):
-            kept.node(login, name)
-    url = session.colab_url(8888, {"base_url": "@evil.example/;touch pwned\n'", "token": "t"})
-    assert url == "http://localhost:8888%40evil.example/%3Btouch%20pwned%0A%27?token=t"
-    assert session.colab_url(8888, {"base_url": "/a%20b/", "token": "t"}) == "http://localhost:8888/a%20b/?token=t"
-
-
-def test_an_answer_that_is_none_ends_the_connection_and_hangs_nobody(tmp_path: Path) -> None:
-    ssh = tmp_path / "ssh"
-    ssh.write_text(f"#!/bin/sh\necho '{connect_agent.MARK}{{broken'\necho 'host: gone wrong' >&2\n")
-    ssh.chmod(0o755)
-    with pytest.raises(Failure, match="gone wrong"):
-        ssh_module.Connection(ssh_module.Ssh("host", (), str(ssh)), str(tmp_path), SCREEN).__enter__()
-
-
-def test_pauses_double_up_to_half_a_minute() -> None:
-    waits = session.pauses()
-    assert [next(waits) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +28,8 @@ from tests.support.hosts import needs_root
 GOOD = {f"node{number}" for number in range(1, 7)}
 FEW = {"node1", "node2", "node3"}  # enough where the number doesn't matter: an installation costs some seconds
 BROKEN, UNREACHABLE = "node7", "node8"
-PLAYBOOKS = ("deploy.yml", "verify.yml", "rollback.yml", "uninstall.yml")
+PLAYBOOKS = ("preflight", "deploy", "verify", "status", "rollback", "prune", "uninstall")
+COLLECTION = FLEET / "collections" / "ansible_collections" / "colab_local" / "fleet"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def test_playbooks_are_sound(tmp_path: Path) -> None:
         )
 
     for playbook in PLAYBOOKS:
-        done = run("ansible-playbook", "-i", "inventory.example", playbook, "--syntax-check")
+        done = run("ansible-playbook", "-i", "inventory.example", f"{playbook}.yml", "--syntax-check")
         assert done.returncode == 0, done.stderr
     listed = run("ansible-inventory", "-i", "inventory.example", "--list")
     variables = json.loads(listed.stdout)["_meta"]["hostvars"]
@@ -123,6 +125,65 @@ def test_playbooks_are_sound(tmp_path: Path) -> None:
     assert variables["gpu5.example.org"]["colab_local_env"] == "gpu"
     lint = run("ansible-lint", "--offline", "--profile", "production", ".")
     assert lint.returncode == 0, lint.stdout + lint.stderr
+
+
+def test_what_is_said_of_the_settings_is_true() -> None:
+    """Argument specification, defaults and the role's README name the same settings with the same defaults."""
+    role = COLLECTION / "roles" / "colab_local"
+    defaults = yaml.safe_load((role / "defaults" / "main.yml").read_text())
+    specs = yaml.safe_load((role / "meta" / "argument_specs.yml").read_text())["argument_specs"]
+    readme = (role / "README.md").read_text()
+    for spec in specs.values():
+        assert {name: entry["default"] for name, entry in spec["options"].items()} == defaults
+    for name, value in defaults.items():
+        assert f"| `{name}` | `{json.dumps(value)}` | {specs['main']['options'][name]['description']} |" in readme
+    entrances = {path.stem for path in (role / "tasks").glob("*.yml")}
+    assert set(specs) <= entrances
+
+
+def test_collection_is_built_and_works_in_another_project(tmp_path: Path) -> None:
+    """Built by ansible-galaxy, installed elsewhere: its playbooks and its role are found by their full names."""
+    tools = Path(sys.executable).parent
+    env = {"PATH": f"{tools}:/usr/bin:/bin", "HOME": str(tmp_path), "LC_ALL": "C.UTF-8", "NO_COLOR": "1"}
+    env["ANSIBLE_COLLECTIONS_PATH"] = str(tmp_path / "collections")
+    copy = tmp_path / "source"
+    shutil.copytree(COLLECTION, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+
+    def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [tools / str(argv[0]), *argv[1:]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+        )
+
+    built = run("ansible-galaxy", "collection", "build", copy, "--output-path", tmp_path)
+    assert built.returncode == 0, built.stderr
+    archive = next(tmp_path.glob("colab_local-fleet-*.tar.gz"))
+    made = run("ansible-galaxy", "collection", "install", archive, "-p", tmp_path / "collections")
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "site.yml").write_text(
+        "- hosts: colab_local\n  gather_facts: false\n  tasks:\n"
+        "    - ansible.builtin.import_role: {name: colab_local.fleet.colab_local, tasks_from: preflight}\n"
+    )
+    (tmp_path / "hosts.yml").write_text(
+        json.dumps({"colab_local": {"hosts": {"here": {"ansible_connection": "local"}}}})
+    )
+    python = f"ansible_python_interpreter={sys.executable}"
+    for what in ("colab_local.fleet.preflight", tmp_path / "site.yml"):
+        done = run("ansible-playbook", "-i", tmp_path / "hosts.yml", what, "-e", python)
+        assert "here: error: no checkout of colab-local is known here; hint: set colab_local_checkout" in " ".join(
+            done.stdout.split()
+        ), done.stdout + done.stderr
+        options: tuple[str, ...] = (
+            "-e",
+            python,
+            "-e",
+            f"colab_local_checkout={REPO}",
+            "-e",
+            "colab_local_engine=host",
+        )
+        options += ("-e", f"colab_local_python={supported_python()}", "-e", f"colab_local_work={tmp_path}/work")
+        options += ("-e", f"colab_local_home={tmp_path}/home")
+        done = run("ansible-playbook", "-i", tmp_path / "hosts.yml", what, *options)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_root
@@ -155,7 +216,7 @@ def test_roll_out_finishes_where_it_can_and_names_the_others(fleet: Fleet, versi
 @needs_root
 def test_second_run_changes_nothing_and_sends_nothing(fleet: Fleet, versions: Versions) -> None:
     bring(fleet, versions.old, GOOD)
-    bundles = [fleet.work(node) / "bundle.tar" for node in fleet.nodes[:6]]
+    bundles = [next(fleet.work(node).glob("bundle-*.tar")) for node in fleet.nodes[:6]]
     before = [path.stat().st_mtime_ns for path in bundles]
     run = good(fleet, "deploy.yml")
     assert run.hosts("ok") == GOOD
@@ -171,12 +232,14 @@ def test_bundle_of_another_lock_is_refused_and_a_bundle_that_is_there_not_copied
     """node1 lacks the new version, but is given the old one's bundle, which it has: no byte is paid for twice."""
     bring(fleet, versions.old)
     fleet.roll_out(versions.new)
-    bundle = fleet.work(1) / "bundle.tar"
+    (bundle,) = fleet.work(1).glob("bundle-*.tar")
     before = bundle.stat().st_mtime_ns
     run = fleet.play("deploy.yml", "--limit", "node1", check=False, colab_local_bundle=str(versions.old.bundle))
     assert run.hosts("failed") == {"node1"}
     assert "the bundle was made for something else" in run.flat
-    assert re.search(r"found cpu, engine host, lockfiles (\w{12}), need cpu, engine host, lockfiles (?!\1)", run.flat)
+    found = r"found cpu, engine host, lockfiles (\w{12}), need cpu, engine host, lockfiles (?!\1)"
+    assert re.search(found, run.flat)
+    assert "set colab_local_bundle_lock to" in run.flat
     assert bundle.stat().st_mtime_ns == before
     assert "node1" in running(fleet, versions.old)
 
@@ -220,26 +283,107 @@ def test_serial_roll_out_stops_before_the_next_batch(fleet: Fleet, versions: Ver
 
 
 @needs_root
-def test_host_with_another_lock_is_named_and_the_difference_explained(fleet: Fleet, versions: Versions) -> None:
-    """node1 is whole, but of another lock: nothing is wrong with it but that it differs from the others."""
+def test_hosts_are_judged_by_this_checkout_and_not_by_their_number(fleet: Fleet, versions: Versions) -> None:
+    """node1 alone has the lock of the checkout that is on the controller: the two others are wrong, not it."""
     bring(fleet, versions.old, {"node2", "node3"})
     bring(fleet, versions.new, {"node1"})
     run = few(fleet, "verify.yml", check=False)
     assert run.status != 0
-    assert run.hosts("failed") == {"node1"}, run.output
-    assert "node1 differs: colab-local cpu" in run.flat
-    assert "on 2: node2, node3" in run.flat
-    _, _, hint = run.flat.partition("hint: python3 scripts/compare.py ")
-    records = hint.split()[:2]
+    assert run.hosts("failed") == {"node2", "node3"}, run.output
+    assert "another lock than this checkout's (pypi.txt: found" in run.flat
+    assert "run deploy.yml from this checkout" in run.flat
+    _, _, hint = run.flat.partition("what differs: python3 scripts/compare.py ")
+    records = [word.strip("'") for word in hint.split()[:2]]
     compare = subprocess.run(
         [sys.executable, REPO / "scripts" / "compare.py", *records], capture_output=True, text=True, timeout=60
     )
     assert compare.returncode == 7, compare.stderr
     assert "tqdm" in compare.stdout
-    # Where a fingerprint is expected, it decides, not the majority.
-    expected = json.loads(Path(records[1]).read_text())["fingerprint"]
+    # From the other checkout it is the other way round; and so says the fingerprint that is expected.
+    fleet.roll_out(versions.old)
+    assert few(fleet, "verify.yml", check=False).hosts("failed") == {"node1"}
+    expected = json.loads(Path(records[0]).read_text())["fingerprint"]
     run = few(fleet, "verify.yml", "-e", json.dumps({"colab_local_expected": expected}), check=False)
     assert run.hosts("failed") == {"node2", "node3"}, run.output
+
+
+@needs_root
+def test_status_says_what_each_host_runs(fleet: Fleet, versions: Versions) -> None:
+    bring(fleet, versions.old, {"node2"})
+    bring(fleet, versions.new, {"node1"})
+    shutil.rmtree(fleet.home(3), ignore_errors=True)
+    run = few(fleet, "status.yml")
+    assert re.search(
+        r"node1: cpu, lock \w{12} \(this checkout''?s lock\), made \S{10}, 0.\d GB; \d+ GB free", run.flat
+    )
+    assert re.search(r"node2: cpu, lock \w{12} \(another lock\)", run.flat)
+    assert re.search(r"node3: no environment, \d+ GB free", run.flat)
+    assert not run.hosts("changed")
+
+
+@needs_root
+def test_prune_leaves_what_is_used(fleet: Fleet, versions: Versions) -> None:
+    """The environment before goes; programs and bundles of other checkouts stay a week."""
+    bring(fleet, versions.old, {"node1"})
+    bring(fleet, versions.new, {"node1"})
+    old_program = fleet.work(1) / "program-0123456789ab"
+    old_program.mkdir()
+    recent = {path.name for path in fleet.work(1).glob("program-*")}
+    os.utime(old_program, (0, 0))
+    assert fleet.play("prune.yml", "--check", "--limit", "node1").hosts("changed") == {"node1"}
+    assert old_program.is_dir()
+    fleet.play("prune.yml", "--limit", "node1")
+    assert {path.name for path in fleet.work(1).glob("program-*")} == recent - {old_program.name}
+    assert "node1" in running(fleet, versions.new)
+    assert len(list((fleet.home(1) / "envs").iterdir())) == 1
+    assert not fleet.play("prune.yml", "--limit", "node1").hosts("changed")
+
+
+@needs_root
+def test_two_checkouts_leave_each_other_alone(fleet: Fleet, versions: Versions) -> None:
+    """A run from the one does not remove the program that a run from the other is using."""
+    for checkout in (versions.old, versions.new, versions.old):
+        fleet.roll_out(checkout)
+        (checkout.folder / "scripts" / "slurm" / "colab-local.sbatch").open("a").write(f"# {checkout.folder.name}\n")
+        fleet.play("preflight.yml", "--limit", "node1")
+    assert len([path for path in fleet.work(1).glob("program-*") if path.is_dir()]) >= 3
+
+
+@needs_root
+def test_what_can_be_judged_here_is_judged_before_anything_is_sent(fleet: Fleet, versions: Versions) -> None:
+    """A bundle for another Python, no bundle, an old Python: named before a bundle is copied, for every host."""
+    fleet.roll_out(versions.new)
+    for number in (1, 2):
+        shutil.rmtree(fleet.home(number), ignore_errors=True)
+        shutil.rmtree(fleet.work(number), ignore_errors=True)
+    wrongs: dict[str, dict[str, object]] = {
+        "the bundle /nowhere.tar can't be used": {"colab_local_bundle": "/nowhere.tar"},
+        "this checkout has no environment moon": {"colab_local_env": "moon"},
+        "/nowhere/python does not run there": {"colab_local_python": "/nowhere/python"},
+        "must not hold a password": {"colab_local_mirrors": ["https://a.example/=https://me:pw@b.example/"]},
+    }
+    for said, variables in wrongs.items():
+        run = fleet.play("preflight.yml", "--limit", "node1,node2", check=False, **variables)
+        assert run.hosts("failed") == {"node1", "node2"}, run.output
+        for host in ("node1", "node2"):  # every host failed: the summary still names each
+            assert re.search(rf"{host} has none: [^\n]*{re.escape(said)}", run.output), run.output
+    run = fleet.play("preflight.yml", "--limit", "node1,node2")
+    assert re.search(r"2 hosts fetch 0.\d GB through this machine''?s line: [\d.]+ min at 100 MB/s", run.flat)
+    assert not any(list(fleet.work(number).glob("bundle-*")) for number in (1, 2))
+
+
+@needs_root
+def test_become_is_not_for_the_controller(fleet: Fleet, versions: Versions) -> None:
+    """With become for everybody and no way to become anybody here, the controller's own tasks still work."""
+    fleet.roll_out(versions.new)
+    run = fleet.play("preflight.yml", "--limit", "node1", "--become", ansible_become_method="nonsense", check=False)
+    assert "node1" in run.hosts("failed")  # the host itself is to become, and has no such method
+    tasks = (COLLECTION / "roles" / "colab_local" / "tasks").glob("*.yml")
+    assert not any(word in path.read_text() for path in tasks for word in ("delegate_to", "local_action"))
+    ran = [line for line in run.output.splitlines() if line.startswith("TASK")]
+    assert any("Read what the bundle was made for" in line for line in ran), (
+        "settings are judged before the host is asked"
+    )
 
 
 @needs_root
@@ -299,7 +443,7 @@ def test_bundle_by_url_is_fetched_once_and_checked(fleet: Fleet, versions: Versi
     assert not deploy(sha256, keep=False).hosts("failed")
     assert "node5" in running(fleet, versions.old)
     assert downloads() == 2
-    assert not (fleet.work(5) / "bundle.tar").exists()
+    assert not list(fleet.work(5).glob("bundle-*.tar"))
 
 
 @needs_root

@@ -170,3 +170,93 @@ def test_private_key_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is not a public ssh key" in done.stderr
     assert "c2VjcmV0" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (*GIT, "--set", "AWS_SECRET_ACCESS_KEY=x"),
+        (*GIT, "--set", "HF_TOKEN=x"),
+        (*GIT, "--set", "UV_INDEX_URL=https://me:pw@index.example.org/simple"),
+        (*GIT, "--set", "NOTE=ghp_0123456789abcdefghij0123456789abcdef"),
+        (*GIT, "--set", "NOTE=wJalrXUtnFEMI7MDENGbPxRfiCYEXAMPLE1"),
+        (*GIT, "--", "--mirror", "https://a.example/=https://me:pw@b.example/"),
+        (*GIT, "--", "--mirror=https://a.example/=https://b.example/?private_token=x"),
+        ("--git", "https://git.example.org/x.git?private_token=x", *GIT[2:]),
+        ("--git", "https://git.example.org/glpat-0123456789/x.git", *GIT[2:]),
+        ("--bundle-url", "https://m.example.org/b.tar?X-Amz-Signature=x&X-Amz-Date=y", *BUNDLE[2:]),
+        ("--bundle-url", "https://m.example.org/b.tar?sv=2024&sig=x", *BUNDLE[2:]),
+        (*GIT, "--package", "https://me:pw@example.org/x.deb"),
+    ],
+)
+def test_no_secret_passes_in_any_form(options: tuple[str, ...]) -> None:
+    done = generate(*options)
+    assert done.returncode == 2, done.stdout
+    assert not done.stdout
+    assert done.stderr.startswith("error: ")
+    assert "pw@" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--env", "nosuch"), "unknown environment 'nosuch'"),
+        (("--", "--nosuch-option"), "--nosuch-option"),
+        (("--", "--engine", "moon"), "moon"),
+        (("--", "--port", "x"), "port"),
+        (("--", "--uninstall"), "not for a machine's first boot"),
+        (("--", "--eng", "pixi"), "--eng"),
+    ],
+)
+def test_options_are_read_by_bootstraps_own_parser(options: tuple[str, ...], message: str) -> None:
+    done = generate(*GIT, *options)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr.splitlines()[0]
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("engine", ["miniforge", "anaconda", "conda", "pixi", "host"])
+def test_options_that_fit_the_other_machine_alone_pass(engine: str) -> None:
+    """What this machine lacks (a conda, a GPU) is no fault of the command line."""
+    assert f"--engine {engine}" in installer(*GIT, "--env", "gpu", "--", "--engine", engine)
+
+
+@needs_cloud_init
+def test_proxies_reach_the_package_managers(tmp_path: Path) -> None:
+    options = (*BUNDLE, "--set", "https_proxy=http://proxy.example.org:3128", "--set", "no_proxy=.example.org")
+    document = user_data(*options)
+    assert document["apt"] == {"https_proxy": "http://proxy.example.org:3128"}
+    assert "curl" not in document["packages"]
+    (command,) = document["bootcmd"]
+    config = tmp_path / "dnf.conf"
+    config.write_text("[main]\ngpgcheck=1\n")
+    for _ in range(2):
+        subprocess.run([*command[:2], command[2].replace("/etc/dnf/dnf.conf", str(config))], check=True)
+    assert config.read_text() == "[main]\ngpgcheck=1\nproxy=http://proxy.example.org:3128\n"
+    file = tmp_path / "user-data.yml"
+    assert generate("--output", str(file), *options).returncode == 0
+    assert schema(file).returncode == 0
+
+
+def test_each_cloud_has_its_limit() -> None:
+    large = (*GIT, "--set", "X=" + "x" * 20_000)
+    for cloud, fits in {"any": False, "aws": False, "hetzner": True, "openstack": True, "gcp": True}.items():
+        assert (generate(*large, "--cloud", cloud).returncode == 0) == fits, cloud
+
+
+def test_a_machine_whose_python3_is_old_takes_a_newer_one(tmp_path: Path) -> None:
+    """RHEL 8: python3 is 3.6, python3.11 lies beside it."""
+    tools, home = tmp_path / "bin", tmp_path / "home"
+    tools.mkdir()
+    (home / "colab-local" / ".git").mkdir(parents=True)
+    (home / "colab-local" / "bootstrap.py").write_text("import sys; print('ran with', sys.executable)\n")
+    for name, text in {"python3": "exit 1", "git": "exit 0", "python3.11": f'exec {sys.executable} "$@"'}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    env = {"HOME": str(home), "PATH": f"{tools}:/usr/sbin:/sbin:/bin"}
+    for tool in ("sh", "mkdir", "ln"):
+        (tools / tool).symlink_to(shutil.which(tool) or f"/bin/{tool}")
+    done = subprocess.run(
+        ["sh", "-c", installer(*GIT)], env={**env, "PATH": str(tools)}, capture_output=True, text=True
+    )
+    assert "ran with" in done.stdout, done.stderr

@@ -20,8 +20,10 @@ from colab_local.install.options import Options
 from colab_local.manage import service
 from tests.conftest import REPO, SCREEN, Installed, free_port
 from tests.support.booted import UID, USER, Booted
+from tests.support.booted import machine as machine
 from tests.support.colab_client import connect
 from tests.support.hosts import in_network_of, needs_root, wait_for
+from tests.support.receipts import write_receipt
 
 
 @needs_root
@@ -118,21 +120,6 @@ def test_systemd_reads_the_command_as_it_was_meant(machine: Booted) -> None:
     assert json.loads(machine.run(["cat", "/run/seen"]).stdout) == [odd, str(token_file)]
 
 
-RECEIPT = {
-    "schema": 2,
-    "name": "cpu-0123456789ab",
-    "env": "cpu",
-    "platform": "linux-64",
-    "engine": "host",
-    "layer": "host-3.11",
-    "python": "3.11.7",
-    "lock": {"digest": "0" * 64, "files": {}, "jupyter": {}},
-    "port": 8888,
-    "notebook_dir": "/",
-    "created": "2026",
-}
-
-
 def prepared_home(tmp_path: Path) -> Path:
     """Return a home folder that bootstrap.py might have made, with one (empty) environment."""
     home = tmp_path / "home of süß"
@@ -140,9 +127,7 @@ def prepared_home(tmp_path: Path) -> Path:
     prefix.mkdir(parents=True)
     (home / "current").mkdir()
     (home / "current" / "cpu").symlink_to(prefix)
-    receipt = home / "receipts" / "cpu-0123456789ab" / "receipt.json"
-    receipt.parent.mkdir(parents=True)
-    receipt.write_text(json.dumps(RECEIPT | {"home": str(home)}))
+    write_receipt(home)
     return home
 
 

@@ -26,6 +26,7 @@ import pytest
 import requests
 
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_NETWORK, EXIT_USAGE, Failure
+from colab_local.base.terminal import Screen
 from colab_local.install import offline
 from colab_local.install.home import current_receipt, default_home
 from colab_local.install.lockfiles import conda_platform
@@ -82,12 +83,12 @@ WHEELS = {
     for name, tags in {
         "pure": ["py3-none-any"],
         "native": [
-            "cp313-cp313-manylinux_2_17_x86_64",
-            "cp312-cp312-manylinux_2_17_x86_64",
-            "cp313-cp313-manylinux_2_17_aarch64",
+            *(f"cp3{m}-cp3{m}-manylinux_2_17_{cpu}" for m in (11, 12, 13) for cpu in ("x86_64", "aarch64")),
             "cp312-cp312-macosx_11_0_arm64",
         ],
-        "linuxonly": ["cp313-cp313-manylinux_2_17_x86_64", "cp313-cp313-manylinux_2_17_aarch64"],
+        "linuxonly": [
+            *(f"cp3{m}-cp3{m}-manylinux_2_17_{cpu}" for m in (11, 12, 13) for cpu in ("x86_64", "aarch64"))
+        ],
     }.items()
     for tag in tags
 }
@@ -218,7 +219,9 @@ def test_one_file_with_everything(maker: Maker, world: World, tmp_path: Path) ->
         "lockfiles/index.json",
         "lockfiles/cpu/pypi.txt",
     } <= names
-    assert {"wheels/pure-1.0-py3-none-any.whl", "wheels/native-1.0-cp313-cp313-manylinux_2_17_x86_64.whl"} <= names
+    tag = "cp" + manifest(output)["python"].replace(".", "")  # the mirror's Python is what this machine has
+    native = f"wheels/native-1.0-{tag}-{tag}-manylinux_2_17_{os.uname().machine}.whl"
+    assert {"wheels/pure-1.0-py3-none-any.whl", native} <= names
     assert sum(name.startswith("wheels/") for name in names) == 3, "one of each package: not every platform's"
     urls = [world.url(world.installer("miniforge")), *(world.url(path) for path in world.packages)]
     assert {offline.place(url) for url in urls} == {name for name in names if name.startswith("files/")}
@@ -453,6 +456,95 @@ def test_a_damaged_bundle_is_refused_before_anything_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tar"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"platform": []},
+        {"platform": {"x": 1}},
+        {"environment": None},
+        {"engine": 7},
+        {"python": [3, 11]},
+        {"schema": "1"},
+        {"sha256": []},
+        {"sha256": {"wheels/x": 1}},
+        {"sha256": {"../x": "0" * 64}},
+        {"sha256": {"wheels/x": "0" * 64 + "\n"}},
+    ],
+)
+def test_an_odd_manifest_is_named(small: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    def change(members: Members) -> Members:
+        return [(members[0][0], json.dumps({**json.loads(members[0][1]), **fields}).encode()), *members[1:]]
+
+    bad = rewritten(small, tmp_path / "bad.tar", change)
+    platform = conda_platform(os.uname().sysname, os.uname().machine)
+    with pytest.raises(Failure, match="damaged bundle") as caught:
+        offline.open_bundle(bad, tmp_path / "home", "cpu", platform, Screen())
+    assert caught.value.code == EXIT_INTEGRITY
+
+
+def test_what_never_ends_is_refused_at_once(small: Path, tmp_path: Path) -> None:
+    """A pipe in place of the tar, a pipe in its folder, a manifest of 6 GB without a byte on the disk."""
+    platform = conda_platform(os.uname().sysname, os.uname().machine)
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    subprocess.run(["tar", "-xf", small, "-C", folder], check=True)
+    unpacked = folder / "colab-local"
+    os.mkfifo(tmp_path / "pipe")
+    sparse = tmp_path / "sparse.tar"
+    with sparse.open("wb") as file:
+        info = tarfile.TarInfo(offline.ROOT + offline.MANIFEST)
+        info.size = 6 << 30
+        file.write(info.tobuf())
+        file.truncate((6 << 30) + 20480)
+    manifest = unpacked / "bundle.json"
+
+    def refused(path: Path, said: str) -> None:
+        with pytest.raises(Failure, match=said):
+            offline.open_bundle(path, tmp_path / "home", "cpu", platform, Screen())
+
+    refused(tmp_path / "pipe", "no ordinary file")
+    refused(sparse, "damaged")
+    os.mkfifo(unpacked / "wheels/pipe")
+    refused(unpacked, "holds what no bundle holds: wheels/pipe")
+    (unpacked / "wheels/pipe").unlink()
+    os.truncate(manifest, 6 << 30)
+    refused(unpacked, "damaged")
+
+
+def test_a_signature_can_be_demanded(maker: Maker, tmp_path: Path) -> None:
+    """Signed by --sign and checked by --bundle-signers, both with ssh-keygen; by hand, too."""
+    key, signers, output = tmp_path / "key", tmp_path / "signers", tmp_path / "bundle.tar"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    signers.write_text(f"admin@example.org {key.with_suffix('.pub').read_text()}")
+    platform = conda_platform(os.uname().sysname, os.uname().machine)
+
+    def opened(path: Path) -> None:
+        offline.open_bundle(path, tmp_path / "home", "cpu", platform, Screen(), "", str(signers))
+
+    assert maker.make(output).returncode == 0
+    with pytest.raises(Failure, match="is not signed"):
+        opened(output)
+    done = maker.make(output, "--sign", str(key))
+    assert done.returncode == 0 and "Wrote" in done.stdout, done.stderr
+    opened(output)
+    assert "Nothing to do" in maker.make(output, "--sign", str(key)).stdout
+    by_hand = (
+        "tar -xOf bundle.tar colab-local/bundle.json.sig >sig && tar -xOf bundle.tar colab-local/bundle.json | "
+        "ssh-keygen -Y verify -f signers -I admin@example.org -n colab-local-bundle -s sig"
+    )
+    checked = subprocess.run(["sh", "-c", by_hand], cwd=tmp_path, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+    def change(members: Members) -> Members:
+        return [(members[0][0], members[0][1] + b" "), *members[1:]]
+
+    with pytest.raises(Failure, match="signature of nobody"):
+        opened(rewritten(output, tmp_path / "bad.tar", change))
+    signers.write_text("")
+    with pytest.raises(Failure, match="signature of nobody"):
+        opened(output)
+
+
 def test_a_bundle_that_was_not_copied_in_full(small: Path, tmp_path: Path) -> None:
     """Cut anywhere, or with one bit turned, the program refuses it in two lines and leaves nothing."""
     content = small.read_bytes()
@@ -574,9 +666,15 @@ def test_install_without_a_network_with_a_conda_layer(
     assert made.returncode == 0, made.stderr
     home = Home(tmp_path / "home", tmp_path / "user")
     mirror.reset()
+    refused = home.run("--offline", bundle, check=False)
+    lock = hashlib.sha256((lockfiles / "index.json").read_bytes()).hexdigest()
+    assert refused.returncode == EXIT_USAGE and not home.path.exists()
+    assert "another lock than this checkout's" in refused.stderr and f"--bundle-lock {lock}" in refused.stderr
     done = home.run(
         "--offline",
         bundle,
+        "--bundle-lock",
+        lock,
         inside=no_network(),
         UV_CACHE_DIR=str(tmp_path / "cache"),
         PIP_CONFIG_FILE=os.devnull,

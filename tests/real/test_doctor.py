@@ -22,6 +22,7 @@ import pytest
 import trustme
 
 from colab_local.base.network import parse_listeners
+from colab_local.install.jupyter import jupyter_argv
 from colab_local.laptop import colab_page, cures, examination
 from tests.support import pythons as other_pythons
 from tests.support.jupyter_servers import (
@@ -105,15 +106,16 @@ def make_receipt(home: Path, prefix: Path) -> list[str]:
     place = home / "colab-local"
     (place / "current").mkdir(parents=True)
     (place / "current" / "cpu").symlink_to(prefix)
-    folder = place / "receipts" / "cpu-0123456789ab"
-    folder.mkdir(parents=True)
-    argv = [str(place / "current" / "cpu" / "colab" / "jupyter-notebook"), "--no-browser", "--port=8888"]
-    root = place / "envs" / folder.name
-    root.parent.mkdir()
-    root.symlink_to(prefix)
-    receipt = {"schema": 1, "env": "cpu", "root": str(root), "prefix": str(prefix), "jupyter_argv": argv}
-    (folder / "receipt.json").write_text(json.dumps(receipt))
-    return argv
+    name = "cpu-0123456789ab"
+    (place / "envs").mkdir()
+    (place / "envs" / name).symlink_to(prefix)
+    lock = {"digest": "0" * 64, "files": {}, "jupyter": {}}
+    receipt = {"schema": 2, "name": name, "env": "cpu", "platform": "linux-64", "engine": "host"}
+    receipt |= {"layer": "host-3.13", "python": "3.13.1", "lock": lock, "home": str(place)}
+    receipt |= {"port": 8888, "notebook_dir": str(home)}
+    (place / "receipts" / name).mkdir(parents=True)
+    (place / "receipts" / name / "receipt.json").write_text(json.dumps(receipt))
+    return jupyter_argv(str(place / "current" / "cpu"), 8888, str(home), os.geteuid() == 0)
 
 
 # The table "Which settings pass" of the facts about Colab: flags, fault, how each transport ends.
@@ -315,6 +317,99 @@ def test_kernel_that_does_not_start(prefix: Path, tmp_path: Path) -> None:
         assert examine(tmp_path, "--timeout", "4").fault == "kernel-fails"
 
 
+def test_a_stranger_at_the_other_address_of_localhost_gets_no_token(prefix: Path, tmp_path: Path) -> None:
+    """A browser, and a client like this one, may take ::1 where Jupyter has 127.0.0.1 alone."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as stranger:
+        port = stranger.getsockname()[1]
+        with serve(prefix, tmp_path, port=port) as running:
+            found = examine(tmp_path, running.url)
+            assert found.fault == "two-programs"
+            assert f"127.0.0.1:{port} and [::1]:{port}" in found.json["faults"][0]["what"]
+            assert found.last("direct") == found.last("http_over_ws") == SKIP
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.accept()
+
+
+def test_a_token_of_the_past_is_not_sent_to_who_has_the_port_now(tmp_path: Path) -> None:
+    """The process that wrote it lives and holds another port by now."""
+    runtime = tmp_path / ".local" / "share" / "jupyter" / "runtime"
+    runtime.mkdir(parents=True)
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other,
+        saying() as (port, heard),
+    ):
+        left = {"pid": other.pid, "hostname": "localhost", "port": port, "token": "secret-of-old", "base_url": "/"}
+        (runtime / f"nbserver-{other.pid}.json").write_text(json.dumps(left))
+        for arguments in ([], [f"http://localhost:{port}"]):
+            examine(tmp_path, *arguments)
+        other.kill()
+    assert heard
+    assert "secret-of-old" not in "".join(heard)
+
+
+@contextlib.contextmanager
+def saying() -> Iterator[tuple[int, list[str]]]:
+    """Yield the port of a web server that answers 200 to all, and what it is sent."""
+    heard: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.requestline + str(self.headers))
+            body = b'{"version": "6.5.7"}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], heard
+        server.shutdown()
+
+
+def test_a_tensorflow_that_is_not_the_environments_is_named(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("__version__ = '1.0'\n")
+    with serve(prefix, tmp_path):
+        found = examine(tmp_path)
+        assert found.fault == "tensorflow-fails"
+        assert f"a cell imports TensorFlow from {tmp_path}/tensorflow.py" in found.json["faults"][0]["what"]
+        (tmp_path / "tensorflow.py").write_text("raise ImportError('no numpy of this kind')")
+        found = examine(tmp_path)
+        assert found.fault == "tensorflow-fails"
+        assert "ImportError: no numpy of this kind" in found.json["faults"][0]["what"]
+
+
+PASTED = (
+    "'{url}'",
+    "<{url}>",
+    "\u201c{url}\u201d",
+    "\u00a0{url}\u00a0",
+    " or {url}",
+    "Backend URL: {url}.",
+    "{url}\u200b",
+    "`{url}`",
+    "{url}\r\n",
+)
+
+
+@pytest.mark.parametrize("pasted", PASTED)
+def test_what_surrounds_a_pasted_address_is_taken_off(pasted: str) -> None:
+    for url in ("http://localhost:8888/?token=abc", "http://localhost:8888/base/?token=a.b-c_d"):
+        found = colab_page.parse_url(pasted.format(url=url))
+        assert found.url == url
+
+
+def test_an_https_address_is_told_apart(tmp_path: Path) -> None:
+    done = call(tmp_path, "https://localhost:8888/?token=abc")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the address must begin with http:// (found https://): ")
+    assert call(tmp_path, "or", f"http://localhost:{free_port()}/?token=abc").returncode == 1
+
+
 @contextlib.contextmanager
 def listener(answer: str) -> Iterator[str]:
     """Yield the address of a program that "hangs up", as a tunnel to nowhere does, "waits", or says something."""
@@ -392,7 +487,7 @@ def test_a_web_server_that_is_not_jupyter(tmp_path: Path) -> None:
 def test_wrong_usage(tmp_path: Path, argv: list[str]) -> None:
     done = call(tmp_path, *argv)
     assert done.returncode == 2
-    assert re.fullmatch(r"error: .+\nhint: python3 scripts/doctor.py --help\n", done.stderr)
+    assert re.fullmatch(r"error: .+\nhint: .+/scripts/doctor.py --help\n", done.stderr)
 
 
 def test_help_teaches(tmp_path: Path) -> None:
@@ -409,7 +504,7 @@ def test_runs_on_old_pythons(tmp_path: Path) -> None:
 
 
 def test_every_fault_has_a_test_and_a_cure() -> None:
-    named = set(re.findall(r'Fault\(\s*"([a-z0-9-]+)"', (REPO / "scripts" / "doctor.py").read_text()))
+    named = set(re.findall(r'Fault\(\s*"([a-z0-9-]+)"', Path(examination.__file__).read_text()))
     assert named | {"browser"} == set(cures.CURES)
     tested = Path(__file__).read_text()
     assert [code for code in cures.CURES if f'"{code}"' not in tested] == []
@@ -430,4 +525,4 @@ def test_the_machines_table_of_sockets_is_read() -> None:
             found = [entry[:2] for table in tables for entry in parse_listeners(table.read_text())]
             assert server.getsockname()[:2] in found
     six = "  sl\n   0: 00000000000000000000000001000000:22B8 00000000000000000000000000000000:0000 0A\n"
-    assert parse_listeners(six) == [("::1", 8888, 0)]
+    assert [tuple(one) for one in parse_listeners(six)] == [("::1", 8888, 0, -1)]

@@ -56,7 +56,7 @@ HOSTILE = {
     "CONDA_DEFAULT_ENV": "trap",
     "CONDA_PKGS_DIRS": "{trap}/pkgs",
     "CONDA_REGISTER_ENVS": "true",
-    "CONDA_OFFLINE": "true",
+    "CONDA_OFFLINE": "false",
     "CONDARC": "{trap}/condarc",
     "VIRTUAL_ENV": "{trap}",
     "PIP_TARGET": "{trap}/target",
@@ -288,7 +288,7 @@ def test_pixi_under_a_path_with_blanks_and_letters_beyond_ascii(tmp_path: Path, 
     assert done.code == 0, done.err
     (receipt,) = trial.receipts()
     assert receipt["engine"] == "pixi"
-    assert Path(receipt["prefix"]) == Path(receipt["root"]) / ".pixi" / "envs" / "cpu"
+    assert trial.prefix.resolve() == trial.home / "envs" / receipt["name"] / ".pixi" / "envs" / "cpu"
     check_prefix(trial, trial.prefix)
     check_downloads_once(trial, "pixi")
     assert changes(before, snapshot(trial.user)) == []
@@ -375,11 +375,11 @@ def test_a_file_with_another_hash_stops_the_run_and_is_not_kept(trial: Trial, en
     assert len(trial.mirror.gets(path.name)) == 1  # a wrong file isn't asked for again and again
 
 
-def test_a_package_that_pixi_finds_damaged_stops_the_run(trial: Trial) -> None:
+def test_a_package_that_is_not_the_locked_one_stops_pixi_too(trial: Trial) -> None:
     trial.mirror.fault("/python-", Tamper(), times=10)
     done = trial.run("--engine", "pixi")
     assert done.code == 4 and "Traceback" not in done.err
-    assert any(line.startswith("error: pixi") for line in done.err.splitlines()), done.err
+    assert "error: " in done.err and "is not the file that the lock names" in done.err, done.err
     assert not list(trial.home.glob("envs/*")) and not list(trial.home.glob("current/*"))
 
 

@@ -30,7 +30,13 @@ def gpu_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def try_out(prefix: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run what bootstrap.py tries a new environment out with."""
-    argv = [str(prefix / "bin" / "python"), str(REPO / "scripts" / "tryout.py"), "compute", "tensorflow", *arguments]
+    argv = [
+        str(prefix / "bin" / "python"),
+        str(REPO / "colab_local" / "install" / "smoke_test.py"),
+        "compute",
+        "tensorflow",
+        *arguments,
+    ]
     env = clean_environment(home) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
 

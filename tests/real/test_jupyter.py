@@ -199,10 +199,12 @@ def test_first_question_gets_an_answer_that_browsers_accept(server: Running) -> 
     assert 200 <= answer.status < 300
     assert answer.headers["access-control-allow-private-network"] == "true"
     said = direct.request("GET", "/api/colab/build-info")
-    assert said.status == 404
-    assert set(said.body) == {"message", "colab_local_jupyter", "prefix"}
+    assert said.status == 200
+    assert set(said.body) == {"release_tag", "colab_local_jupyter", "prefix"}
     nobody = Server(server.url.replace(TOKEN, "wrong")).http("GET", "/api/colab/build-info", {}, None)
-    assert "prefix" not in nobody.body
+    assert nobody.status == 403
+    assert set(nobody.body) == {"message", "colab_local_jupyter"}
+    assert nobody.headers["access-control-allow-origin"] == "https://colab.research.google.com"
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -16,9 +16,11 @@ import pytest
 
 from colab_local.base.errors import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE
 from colab_local.install.home import current_receipt
+from colab_local.install.jupyter import jupyter_argv
 from tests.conftest import REPO, supported_python
-from tests.support.homes import LIGHT, Home, port, run_script, without, write_lockfiles
+from tests.support.homes import LIGHT, Home, port, without, write_lockfiles
 from tests.support.mirror import Mirror, World, build_world, find_interpreter, own_environment, snapshot
+from tests.support.receipts import write_receipt
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def use(home: Home) -> None:
     code = "import jupyter_client, sys; print(sys.prefix)"
     env = own_environment(home.user)
     assert subprocess.run([home.prefix / "bin" / "python", "-c", code], env=env, check=True).returncode == 0
-    argv = current_receipt(home.path, "cpu")["jupyter_argv"]  # type: ignore[index]
+    argv = jupyter_argv(str(home.path / "current" / "cpu"), port(), str(home.user), os.geteuid() == 0)
     server = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     assert server.stderr
     for line in server.stderr:
@@ -192,9 +194,7 @@ def test_a_copied_home_speaks_for_itself_alone(tmp_path: Path) -> None:
     root = first / "envs" / name
     (root / "bin").mkdir(parents=True)
     (root / "bin" / "python").symlink_to(supported_python())
-    receipt = {"env": "cpu", "name": name, "root": str(root), "prefix": str(root), "created": "2026"}
-    (first / "receipts" / name).mkdir(parents=True)
-    (first / "receipts" / name / "receipt.json").write_text(json.dumps(receipt))
+    write_receipt(first)
     (first / "current").mkdir()
     (first / "current" / "cpu").symlink_to(f"../envs/{name}")
     assert current_receipt(first, "cpu")
@@ -257,9 +257,3 @@ def test_conda_engines_leave_nothing(tmp_path: Path, tmp_path_factory: pytest.Te
     done = home.run("--uninstall", "--yes")
     assert not home.path.exists(), done.stdout
     assert snapshot(home.user) == before
-
-
-def test_compare_without_arguments_teaches() -> None:
-    for name in ("compare.py", "bundle.py"):
-        done = run_script(name, "--help")
-        assert done.returncode == 0 and f"scripts/{name} " in done.stdout

@@ -10,6 +10,7 @@ driver program is needed that could lag behind its browser.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import http.server
@@ -301,6 +302,31 @@ class Chromium:
         if "exceptionDetails" in answer:
             raise BrowserError(str(answer["exceptionDetails"].get("exception", {}).get("description")))
         return answer["result"].get("value")
+
+    def press_enter(self, modifiers: int = 0) -> None:
+        """Press Enter where the cursor is; modifiers: 8 for Shift (DevTools' numbers)."""
+        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "modifiers": modifiers}
+        for kind in ("keyDown", "keyUp"):
+            self._call("Input.dispatchKeyEvent", type=kind, **key)
+
+    def screenshot(self, path: Path, width: int = 1200, height: int = 2400) -> None:
+        """Save what the tab shows in a window of this size, in pixels, as a PNG file."""
+        self._call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+
+    def in_frame(self, url: str, script: str) -> Any:
+        """Return the value of `script` in the frame whose address begins with `url`, or None without one."""
+        frames = [self._call("Page.getFrameTree")["frameTree"]]
+        for tree in frames:
+            frames += tree.get("childFrames", [])
+        for tree in frames:
+            if tree["frame"]["url"].startswith(url):
+                world = self._call("Page.createIsolatedWorld", frameId=tree["frame"]["id"])["executionContextId"]
+                answer = self._call("Runtime.evaluate", expression=script, contextId=world, returnByValue=True)
+                return answer["result"].get("value")
+        return None
 
     def words(self) -> bytes:
         """Return the file that holds every text this browser shows in English (UTF-8 among other bytes)."""

@@ -67,6 +67,7 @@ class Outputs:
     data: list[dict[str, Any]] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     asked: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+    aborted: bool = False
 
 
 Answering = Callable[[str, Any], Any]  # what Colab's page answers to a request of this type with this body
@@ -273,7 +274,9 @@ class Colab:
             "stop_on_error": True,
         }
         try:
-            return self._outputs(self._send("shell", "execute_request", content), timeout)
+            outputs = self._outputs(self._send("shell", "execute_request", content), timeout)
+            # After an error the kernel drops what is waiting already, for a moment: the user would run it again.
+            return self.run(code, timeout) if outputs.aborted else outputs
         except websockets.ConnectionClosed as closed:
             raise Refused(*_close_frame(closed)) from closed
 
@@ -333,7 +336,7 @@ class Colab:
                 printed[content["name"]].append(content["text"])
             elif kind == "error":
                 outputs.error = f"{content['ename']}: {content['evalue']}"
-            elif kind in ("execute_result", "display_data"):
+            elif kind in ("execute_result", "display_data", "update_display_data"):
                 outputs.data.append(content["data"])
                 outputs.metadata.append(content["metadata"])
                 outputs.result = content["data"].get("text/plain", "")
@@ -343,6 +346,7 @@ class Colab:
                 waiting.discard("idle")
             elif kind == "execute_reply":
                 waiting.discard("reply")
+                outputs.aborted = content["status"] == "aborted"
         outputs.stdout, outputs.stderr = "".join(printed["stdout"]), "".join(printed["stderr"])
         return outputs
 

@@ -53,7 +53,7 @@ class Checkout:
 
 def make_checkout(folder: Path, pypi: str) -> Checkout:
     """Copy the program into `folder` with lockfiles whose cpu environment has the Python layer `pypi`."""
-    for part in ("environments", "scripts", "lockfiles"):
+    for part in ("environments", "scripts", "lockfiles", "colab_local"):
         shutil.copytree(REPO / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copy(REPO / "bootstrap.py", folder)
     index_path = folder / "lockfiles" / "index.json"
@@ -66,6 +66,32 @@ def make_checkout(folder: Path, pypi: str) -> Checkout:
         platform["bytes"] = {"pypi_download": 70_000_000, "pypi_installed": 250_000_000}
     index_path.write_text(json.dumps(index, indent=1))
     return Checkout(folder)
+
+
+# Who uses Ansible has what a distribution ships: the oldest that we support, and today's. Each is made on demand.
+ANSIBLES = {"oldest": ("ansible-core==2.16.*", (3, 10), (3, 12)), "newest": ("ansible-core", (3, 12), (3, 99))}
+
+
+def make_ansible(which: str, folder: Path) -> Path:
+    """Install an Ansible ("oldest" or "newest") with uv into a venv of its own; return the venv's bin folder.
+
+    The newest is the newest that takes one of this machine's Pythons.
+    """
+    requirement, least, most = ANSIBLES[which]
+    places = sorted(Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"), reverse=True)
+    names = [f"python3.{minor}" for minor in range(most[1] if most[1] < 20 else 14, least[1] - 1, -1)]
+    candidates = [*(path for name in names if (path := shutil.which(name))), *map(str, places), supported_python()]
+    code = "import sys; print(*sys.version_info[:2])"
+    for python in candidates:
+        asked = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        if asked.returncode == 0 and least <= tuple(map(int, asked.stdout.split())) <= most:
+            break
+    uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
+    target = folder / f"ansible-{which}"
+    subprocess.run([uv, "venv", "--quiet", "--python", python, str(target)], check=True, timeout=120)
+    pip = [uv, "pip", "install", "--quiet", "--python", str(target), requirement]
+    subprocess.run(pip, check=True, timeout=300)
+    return target / "bin"
 
 
 def without(requirements: str, package: str) -> str:
@@ -110,13 +136,14 @@ def read_recap(output: str) -> dict[str, dict[str, int]]:
 class Fleet:
     """A laptop with Ansible and `count` hosts, node1 to nodeN. Use as a context manager."""
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, ansible: Path | None = None) -> None:
         self.folder = folder
+        self.ansible = ansible or Path(sys.executable).parent
         self.lab = Lab(folder / "lab")
         self.count = count
         self.nodes: list[Machine] = []
         self.servers: list[subprocess.Popen[bytes]] = []
-        self.inventory = folder / "inventory.json"
+        self.inventory = folder / "inventory"  # a folder, as the README says
         # All hosts lie on one disk here: what one has unpacked the others link.
         self.environment = {"UV_CACHE_DIR": str(folder / "uv-cache")}
         self.variables: dict[str, object] = {
@@ -165,6 +192,11 @@ class Fleet:
         """Return where a node's program and bundle lie."""
         return self.node(which).home / ".cache" / "colab-local-fleet"
 
+    @property
+    def records(self) -> Path:
+        """Where the controller writes down what fingerprints stand for."""
+        return self.lab.laptop.home / ".local" / "state" / "colab-local-fleet"
+
     def roll_out(self, checkout: Checkout) -> None:
         """Let the next plays be about this checkout and its bundle."""
         self.variables.update(colab_local_checkout=str(checkout.folder), colab_local_bundle=str(checkout.bundle))
@@ -197,7 +229,9 @@ class Fleet:
         """
         hosts: dict[str, object] = {node.name: {} for node in self.nodes}
         together = {**self.variables, **variables}
-        self.inventory.write_text(json.dumps({"colab_local": {"hosts": hosts, "vars": together}}))
+        (self.inventory / "group_vars").mkdir(parents=True, exist_ok=True)
+        (self.inventory / "hosts.yml").write_text(json.dumps({"colab_local": {"hosts": hosts}}))
+        (self.inventory / "group_vars" / "colab_local.yml").write_text(json.dumps(together))
         env = {
             name: value
             for name, value in os.environ.items()
@@ -207,7 +241,7 @@ class Fleet:
         started = time.monotonic()
         done = self.lab.laptop.run(
             [
-                str(Path(sys.executable).parent / "ansible-playbook"),
+                str(self.ansible / "ansible-playbook"),
                 "-i",
                 str(self.inventory),
                 str(FLEET / playbook),

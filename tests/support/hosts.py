@@ -9,9 +9,9 @@
         subprocess.run([*lab.ssh(gpubox), "true"])           # from outside the lab, by ProxyCommand
 
 A machine is a set of Linux namespaces (network, mount, host name, and for hosts processes), not a container:
-it sees this file system, but its own /etc/passwd (so that `~` is a folder of the test), /etc/hosts, /run,
-processes and ports. On one machine alone, a server that dials the *client's* port finds ssh's own listener
-there and the fault hides; here it doesn't.
+it sees this file system, but its own /etc (so that `~` is a folder of the test), /run, processes and ports. On one
+machine alone, a server that dials the *client's* port finds ssh's own listener there and the fault hides; here it
+doesn't.
 
 Nothing is left behind, even if the test run is killed: namespaces have no names, they live as long as their
 first process, and that one dies with the thread that made it. Two test runs never meet. Needs root: see
@@ -47,7 +47,7 @@ set -e
 mount --make-rprivate /
 hostname "$2"
 ip link set lo up
-for file in passwd shadow hosts; do mount --bind "$1/etc/$file" "/etc/$file"; done
+mount --bind "$1/etc" /etc
 mount -t tmpfs tmpfs /run
 mkdir /run/sshd
 echo ready
@@ -131,8 +131,11 @@ class Machine:
         self._prepare(sshd_options or "", password)
 
     def _prepare(self, sshd_options: str, password: str | None) -> None:
+        # All of /etc is the machine's own. A mount over /etc/passwd alone is lost as soon as anybody on this system
+        # makes an account: useradd renames a new file over it, and with that the kernel drops the mount.
         etc, ssh = self.folder / "etc", self.home / ".ssh"
-        etc.mkdir(parents=True)
+        etc.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", "/etc", str(etc)], check=True, stdin=subprocess.DEVNULL)
         ssh.mkdir(parents=True, mode=0o700, exist_ok=True)
         ours = f"root:x:0:0:root:{self.home}:/bin/bash\n"
         system = Path("/etc/passwd").read_text().splitlines(keepends=True)
@@ -382,7 +385,6 @@ class Lab:
         self.known_hosts.write_text("".join(f"{','.join([h.name, *h.addresses])} {key}\n" for h in hosts))
         common = f"IdentityFile {self.user_key}\nIdentitiesOnly yes\nUserKnownHostsFile {self.known_hosts}\n"
         for machine in self.machines.values():
-            # Written in place: the files are bind-mounted over /etc, a new file would not be seen.
             names = "".join(f"{other.address_for(machine)} {other.name}\n" for other in self.machines.values())
             (machine.folder / "etc/hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{names}")
             (machine.home / ".ssh/config").write_text(f"Host *\nUser root\n{common}")

@@ -68,7 +68,9 @@ def make_environment(
     install = [uv(), "pip", "install", "-q", "--python", str(prefix / "bin" / "python"), *requirements]
     if locked:
         constraints = prefix.with_name(prefix.name + ".constraints")
-        named = [re.split(r"[=<>]", requirement)[0] for requirement in requirements]
+        named = [
+            re.split(r"[=<>]", requirement)[0] for requirement in requirements if re.search("[=<>]", requirement)
+        ]
         constraints.write_text(locked_versions(leave_out=named))
         install += ["--constraints", str(constraints)]
     subprocess.run(install, check=True)

@@ -94,7 +94,8 @@ def test_readme_says_how_many_bytes_the_lock_has() -> None:
 def test_one_licence_everywhere() -> None:
     assert "Apache License" in (REPO / "LICENSE").read_text()
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    role = (REPO / "scripts/fleet/roles/colab_local/meta/main.yml").read_text()
+    collection = REPO / "scripts/fleet/collections/ansible_collections/colab_local/fleet"
+    role = (collection / "roles/colab_local/meta/main.yml").read_text()
     assert project["license"] == "Apache-2.0"
     assert "license: Apache-2.0" in role
     assert "[Apache-2.0](LICENSE)" in (REPO / "README.md").read_text()

@@ -40,9 +40,30 @@ def choose_engine(wanted: str, python: str, job: Job) -> tuple[Engine, list[str]
         return make_engine("host" if python else wanted, job, python), []
     name, notices = what_auto_means(job)
     try:
-        return make_engine(name, job), notices
+        engine = make_engine(name, job)
+        engine.spares = [make_engine(other, job) for other in spare_names(name, job)]
+        return engine, notices
     except Failure as problem:  # the reason for the engine belongs to the reason why it can't be
         raise Failure("; ".join([*notices, problem.what]), problem.hint, problem.code) from problem
+
+
+def spare_names(name: str, job: Job) -> list[str]:
+    """Return the engines that do what the named one should have done, the best first; none for the host engine.
+
+    Only those with an installer for this platform, and none whose place somebody else's program has.
+    """
+    names = [other for other in ("miniforge", "pixi") if name != "host" and other != name]
+    names = [other for other in names if job.platform in job.index["installers"][other]["files"]]
+    return [other for other in names if can_work(make_engine(other, job))]
+
+
+def can_work(engine: Engine) -> bool:
+    """Return whether an engine says that it can work on this machine."""
+    try:
+        engine.check()
+    except Failure:
+        return False
+    return True
 
 
 def what_auto_means(job: Job) -> tuple[str, list[str]]:

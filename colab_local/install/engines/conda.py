@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Sequence
 
 from colab_local.base.downloads import Download
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import write_atomically
-from colab_local.base.programs import child_environment, run
+from colab_local.base.programs import run
 from colab_local.base.terminal import Screen
 from colab_local.install.engines.engine import Engine, Job
+from colab_local.install.engines.private import demand_intact, private_environment, private_place
 from colab_local.install.engines.tool import ToolEngine
 from colab_local.install.lockfiles import Lock, parse_explicit, version_tuple
 
-# conda reads and enforces `#sha256:` in explicit files since 24.9, mamba and micromamba since 2.0.
-OLDEST_TOOLS = {"conda": (24, 9), "mamba": (2, 0), "micromamba": (2, 0)}
+# conda reads `#sha256:` in explicit files since 24.9 (24.7.1: ParseError), mamba and micromamba since 2.1.0 (2.0.6
+# drops it in silence).
+OLDEST_TOOLS = {"conda": (24, 9), "mamba": (2, 1, 0), "micromamba": (2, 1, 0)}
 
 
 def package_file(home: Path, url: str) -> Path:
@@ -35,22 +39,59 @@ def package_downloads(job: Job, lock: Lock) -> list[Download]:
     return [files[0]._replace(size=total), *files[1:]] if files else []
 
 
-def create(program: Path | str, job: Job, lock: Lock, prefix: Path) -> None:
-    """Make the prefix from package files that were checked before.
+def kind_of(program: str) -> str:
+    """Return which of the three a program is, by its name: their options and settings differ."""
+    return next((name for name in ("micromamba", "mamba") if name in Path(program).name), "conda")
 
-    conda is shown local files alone: which bytes they are was settled before, with any version of it.
-    Its package cache is ours and it registers nothing, so that an existing conda stays as it was.
+
+def settings(kind: str, place: Path, platform: str) -> dict[str, str]:
+    """Return the environment in which conda or mamba obeys nobody's configuration.
+
+    kind: as kind_of() says; place: a private one. CONDA_ROOT is where conda looks for the .condarc of its own
+    installation (conda/__init__.py keeps it if it is set); what /etc/conda/.condarc says is overruled where a
+    variable can do that. mamba takes --no-rc for all of it, and refuses CONDARC beside it.
     """
-    lines = [f"{package_file(job.home, url).as_uri()}#sha256:{digest}" for url, digest in parse_explicit(lock.conda)]
-    explicit = job.home / "cache" / (lock.name + ".txt")
-    write_atomically(explicit, "\n".join(["@EXPLICIT", *lines]) + "\n")
-    env = child_environment(
-        CONDA_PKGS_DIRS=str(job.home / "cache" / "conda-pkgs"),
-        CONDA_REGISTER_ENVS="false",
-        CONDA_ENVS_DIRS=str(job.home / "envs"),
-        MAMBA_ROOT_PREFIX=str(job.home / "cache" / "mamba"),
-    )
-    run([program, "create", "--yes", "--prefix", prefix, "--file", explicit], job.screen, env)
+    names = {
+        "CONDA_PKGS_DIRS": str(place / "pkgs"),
+        "CONDA_ENVS_DIRS": str(place / "envs"),
+        "CONDA_SUBDIR": platform,
+        "CONDA_SAFETY_CHECKS": "enabled",
+        "CONDA_EXTRA_SAFETY_CHECKS": "true",
+        "MAMBA_ROOT_PREFIX": str(place / "root"),
+    }
+    if kind == "conda":
+        names.update(
+            CONDARC=str(place / "condarc.yml"),
+            CONDA_ROOT=str(place / "root"),
+            CONDA_OFFLINE="true",
+            CONDA_REGISTER_ENVS="false",
+            CONDA_NUMBER_CHANNEL_NOTICES="0",
+            CONDA_ALLOW_SOFTLINKS="false",
+            CONDA_ALWAYS_SOFTLINK="false",
+            CONDA_SSL_VERIFY="true",
+        )
+    return private_environment(place, **names)
+
+
+def create(argv: Sequence[Path | str], kind: str, job: Job, lock: Lock, prefix: Path) -> None:
+    """Make the prefix from package files that are checked here and now.
+
+    argv: how the program is called; kind: which it is. It is shown local files alone, so which bytes they are hangs
+    on no version of it; the channel is named so that no other is asked for: nobody's terms are accepted for them.
+    """
+    packages = [(package_file(job.home, url), digest) for url, digest in parse_explicit(lock.conda)]
+    for file, digest in packages:
+        demand_intact(file, digest)
+    with private_place(job.home) as place:
+        (place / "root").mkdir()
+        write_atomically(place / "condarc.yml", "")
+        explicit = place / "explicit.txt"
+        lines = [f"{file.as_uri()}#sha256:{digest}" for file, digest in packages]
+        write_atomically(explicit, "\n".join(["@EXPLICIT", *lines]) + "\n")
+        own = ["--no-default-packages"] if kind == "conda" else ["--no-rc", "--offline"]
+        words = ["create", "--yes", "--prefix", prefix, "--file", explicit]
+        words += ["--override-channels", "--channel", "conda-forge", *own]
+        run([*argv, *words], job.screen, settings(kind, place, lock.platform))
 
 
 class OwnConda(ToolEngine):
@@ -85,14 +126,22 @@ class OwnConda(ToolEngine):
 
     def unpack(self, installer: Path) -> None:
         """Run the installer: no questions (-b), no change to shell files, nothing registered outside its prefix."""
-        env = child_environment(CONDA_REGISTER_ENVS="false")
-        run(["bash", installer, "-b", "-p", self.where], self.job.screen, env)
+        with private_place(self.job.home) as place:
+            # its header sets CONDA_REGISTER_ENVS itself: it is the private HOME that keeps ~/.conda as it is
+            run(["bash", installer, "-b", "-p", self.where], self.job.screen, private_environment(place))
         if not (self.where / "bin" / "conda").exists():
             raise Failure(f"the {self.name} installer left no conda in {self.where}")
 
     def create(self, lock: Lock, root: Path) -> None:
-        """Make the prefix with the conda in our own folder."""
-        create(self.where / "bin" / "conda", self.job, lock, root)
+        """Make the prefix with the conda in our own folder.
+
+        Its Python is called, not bin/conda: under a path of 110 and more characters that begins with
+        #!/usr/bin/env python, and finds another one (conda/core/portability.py, replace_long_shebang).
+        """
+        try:
+            create([self.where / "bin" / "python", "-I", "-m", "conda"], "conda", self.job, lock, root)
+        except Failure as problem:
+            raise hinted(problem, "python3 bootstrap.py --engine host") from None
 
 
 class FoundConda(Engine):
@@ -107,7 +156,7 @@ class FoundConda(Engine):
 
     def describe(self) -> str:
         """Return who makes the environment, for the plan."""
-        return "the conda that is here"
+        return f"the {kind_of(self.program)} that is here"
 
     def needs(self, lock: Lock) -> list[Download]:
         """Return the conda packages."""
@@ -115,7 +164,15 @@ class FoundConda(Engine):
 
     def create(self, lock: Lock, root: Path) -> None:
         """Make the prefix with it."""
-        create(self.program, self.job, lock, root)
+        try:
+            create([self.program], kind_of(self.program), self.job, lock, root)
+        except Failure as problem:
+            raise hinted(problem, "python3 bootstrap.py --engine miniforge") from None
+
+
+def hinted(problem: Failure, hint: str) -> Failure:
+    """Return a failure with this hint, if it has none of its own."""
+    return Failure(problem.what, problem.hint or hint, problem.code)
 
 
 def find_conda(screen: Screen) -> str | None:
@@ -130,9 +187,10 @@ def find_conda(screen: Screen) -> str | None:
 
 def conda_refusal(program: str, screen: Screen) -> str | None:
     """Return why a conda can't be used, or None."""
-    kind = next((name for name in ("micromamba", "mamba") if name in Path(program).name), "conda")
+    kind = kind_of(program)
     try:
-        text = run([program, "--version"], screen, timeout=60)
+        with tempfile.TemporaryDirectory(prefix="colab-local-") as place:
+            text = run([program, "--version"], screen, private_environment(Path(place)), timeout=60)
     except Failure as problem:
         return problem.what
     found = re.search(r"\d+\.\d+[.\d]*", text)

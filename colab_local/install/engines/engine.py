@@ -39,6 +39,14 @@ class Engine:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.spares: list[Engine] = []  # what --engine auto takes where this one fails, with the same lock
+
+    def spare(self) -> Engine | None:
+        """Return the engine to take where this one has failed, None where there is none."""
+        if not self.spares:
+            return None
+        first, *first.spares = self.spares
+        return first
 
     def describe(self) -> str:
         """Return who makes the environment, for the plan."""

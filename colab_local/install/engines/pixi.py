@@ -6,17 +6,19 @@ import re
 import tarfile
 from pathlib import Path
 
-from colab_local.base.downloads import rewrite_text, split_login
-from colab_local.base.errors import EXIT_INTEGRITY, EXIT_USAGE, Failure
+from colab_local.base.downloads import Download
+from colab_local.base.errors import EXIT_INTEGRITY, Failure
 from colab_local.base.files import write_atomically
-from colab_local.base.programs import child_environment, run
+from colab_local.base.programs import run
+from colab_local.install.engines.conda import hinted, package_downloads, package_file
 from colab_local.install.engines.engine import Job
+from colab_local.install.engines.private import demand_intact, private_environment, private_place
 from colab_local.install.engines.tool import ToolEngine
-from colab_local.install.lockfiles import Lock, read_locked
+from colab_local.install.lockfiles import Lock, parse_explicit, read_locked
 
 
 class Pixi(ToolEngine):
-    """pixi fetches and checks its packages by itself, several at a time."""
+    """pixi, which is shown files that were checked before: it fetches nothing."""
 
     name = "pixi"
     folders = ("bin", "cache")
@@ -31,15 +33,9 @@ class Pixi(ToolEngine):
         """Return who makes the environment, for the plan."""
         return "pixi"
 
-    def check(self) -> None:
-        """Raise Failure where a password would land in pixi's own files."""
-        if any(split_login(target)[1] for _, target in self.job.rules):
-            raise Failure(
-                "pixi would keep the password of --mirror in files that others can read",
-                "python3 bootstrap.py --engine miniforge",
-                EXIT_USAGE,
-            )
-        super().check()
+    def needs(self, lock: Lock) -> list[Download]:
+        """Return pixi, where it is needed, and the conda packages: pixi is shown files that we have checked."""
+        return super().needs(lock) + package_downloads(self.job, lock)
 
     def unpack(self, installer: Path) -> None:
         """Take the one program out of pixi's release archive."""
@@ -55,14 +51,27 @@ class Pixi(ToolEngine):
         self.where.chmod(0o755)
 
     def create(self, lock: Lock, root: Path) -> None:
-        """Make the prefix as pixi's environment of a workspace of its own."""
+        """Make the prefix as pixi's environment of a workspace of its own, from files that are checked here."""
+        texts = {
+            name: read_locked(self.job.lockfiles, name, digest)
+            for name, digest in sorted(self.job.index["pixi"].items())
+        }
+        for url, digest in parse_explicit(lock.conda):
+            file = package_file(self.job.home, url)
+            demand_intact(file, digest)
+            texts["pixi.lock"] = texts["pixi.lock"].replace(f"- conda: {url}\n", f"- conda: {file.as_uri()}\n")
+        # Of a package in a file, rattler does not read the platform from the path as it does from a URL.
+        subdir = r"(?m)^- conda: file:.*/([^/]+)/[^/]+$"
+        texts["pixi.lock"] = re.sub(subdir, r"\g<0>\n  subdir: \1", texts["pixi.lock"])
         root.mkdir(parents=True)
-        for name, digest in sorted(self.job.index["pixi"].items()):
-            text = rewrite_text(read_locked(self.job.lockfiles, name, digest), self.job.rules)
-            # Of a package in a file, rattler does not read the platform from the path as it does from a URL.
-            text = re.sub(r"(?m)^- conda: file:.*/([^/]+)/[^/]+$", r"\g<0>\n  subdir: \1", text)
+        for name, text in texts.items():
             write_atomically(root / name, text)
-        cache = self.job.home / "cache"
-        env = child_environment(PIXI_HOME=str(cache / "pixi-home"), PIXI_CACHE_DIR=str(cache / "pixi"))
+        # /etc/pixi/config.toml may put environments elsewhere; the workspace's own settings are the stronger ones
+        write_atomically(root / ".pixi" / "config.toml", "detached-environments = false\n")
         argv = [self.where, "install", "--frozen", "--manifest-path", root / "pixi.toml", "-e", lock.env]
-        run(argv, self.job.screen, env)
+        with private_place(self.job.home) as place:
+            own = {"PIXI_HOME": str(place / "pixi"), "PIXI_CACHE_DIR": str(place / "pkgs")}
+            try:
+                run(argv, self.job.screen, private_environment(place, **own))
+            except Failure as problem:
+                raise hinted(problem, "python3 bootstrap.py --engine host") from None

@@ -1,0 +1,143 @@
+"""Every program alike: two lines for every error, usage errors too, the documented code, help without libraries."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from colab_local import VERSION
+from colab_local.base.command_line import Parser, run_program
+from colab_local.base.errors import EXIT_FAILED, EXIT_USAGE, Failure
+from colab_local.base.terminal import Screen
+from tests.conftest import REPO, clean_environment
+
+PROGRAMS = (
+    "bootstrap.py",
+    "scripts/bundle.py",
+    "scripts/connect.py",
+    "scripts/doctor.py",
+    "scripts/compare.py",
+    "scripts/benchmark.py",
+    "scripts/lock.py",
+)
+# Wrong for every program, whatever its options; then a program's own.
+WRONG = [["--nosuch"], ["--helpp"], ["-Z"], ["--json=yes"], ["--nosuch=1", "x"], ["--versionn"], ["--"] + ["x"] * 9]
+OWN = {
+    "bootstrap.py": [["--gup"], ["gpu"], ["install", "--gpu"], ["--verify", "cpu"], ["--engine", "minforge"]],
+    "scripts/bundle.py": [["--engine", "pixy"], ["--jobs", "many"], ["cpu"], ["--env"], ["--env", "nosuch"]],
+    "scripts/connect.py": [[], ["--port", "0", "h"], ["--port", "eighty", "h"], ["a", "b"], ["--stpo", "h"]],
+    "scripts/doctor.py": [["a", "b"], ["--timeout", "soon"], ["--tabel"], ["--token-fil", "x"], ["ftp://x"]],
+    "scripts/compare.py": [[], ["a"], ["a", "b", "c"], ["--jsno", "a", "b"], ["/nosuch", "/nosuch"]],
+    "scripts/benchmark.py": [[], ["trian"], ["install", "--rounds", "x"], ["train", "--step", "1"], ["verify", "x"]],
+    "scripts/lock.py": [["--chek"], ["--channel"], ["--index-onl"], ["--python"], ["--folow", "x"]],
+}
+
+
+def call(
+    program: str, *arguments: str, python: tuple[str, ...] = (), **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of ours by its name, as a user in a clone does."""
+    argv = ["python3", *python, program, *arguments]
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # python3 is the one that runs it
+    env = clean_environment(Path("/nonexistent")) | {"PATH": here} | environ
+    return subprocess.run(
+        argv, cwd=REPO, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_wrong_command_lines_give_two_lines_and_the_documented_code(program: str) -> None:
+    for arguments in [*WRONG, *OWN[program]]:
+        if program == "scripts/lock.py" and arguments[0] == "--":
+            continue  # it takes any number of names
+        done = call(program, *arguments)
+        lines = done.stderr.splitlines()
+        assert done.returncode == EXIT_USAGE, (arguments, done.stderr)
+        assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: "), (
+            arguments,
+            lines,
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ("--gup", "--gpu"),
+        ("gpu", "--gpu"),
+        ("install --gpu", "--gpu"),
+        ("--verify cpu", "--verify --cpu"),
+        ("--engine minforge", "--engine miniforge"),
+        ("--dryrun --gpu", "--dry-run --gpu"),
+        ("--prefix=/x --lauch", "--prefix=/x --launch"),
+    ],
+)
+def test_what_was_meant_is_offered_as_the_whole_line(arguments: str, hint: str) -> None:
+    done = call("bootstrap.py", *arguments.split())
+    assert done.stderr.splitlines()[1] == f"hint: python3 bootstrap.py {hint}"
+
+
+def test_nothing_that_removes_is_ever_offered() -> None:
+    for word in ("install", "--install", "--instal", "--uninstal", "--unistall", "--prun", "prune", "--rollbak"):
+        hint = call("bootstrap.py", word).stderr.splitlines()[1]
+        assert not any(option in hint for option in ("--uninstall", "--prune", "--rollback")), (word, hint)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_and_version_work_where_no_library_is(program: str) -> None:
+    """-S: no site-packages at all, as on a bare machine."""
+    shown = call(program, "--help", python=("-S", "-I"))
+    assert shown.returncode == 0 and "usage:" in shown.stdout and shown.stderr == ""
+    told = call(program, "--version", python=("-S", "-I"))
+    assert told.stdout == f"colab-local {VERSION}\n" and told.returncode == 0
+
+
+def test_it_runs_isolated_from_anywhere_and_through_a_link(tmp_path: Path) -> None:
+    link = tmp_path / "b.py"
+    link.symlink_to(REPO / "bootstrap.py")
+    for python, environ, program in (
+        (["-I"], {}, REPO / "bootstrap.py"),
+        ([], {"PYTHONSAFEPATH": "1"}, REPO / "bootstrap.py"),
+        ([], {}, link),
+        (["-I"], {}, link),
+    ):
+        argv = [sys.executable, *python, str(program), "--list", "--prefix", str(tmp_path / "home")]
+        env = clean_environment(tmp_path) | environ
+        done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "No environment is installed" in done.stdout, done.stderr
+
+
+def test_a_missing_part_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "bootstrap.py").write_bytes((REPO / "bootstrap.py").read_bytes())
+    argv = [sys.executable, "bootstrap.py", "--prefix", str(tmp_path / "home")]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    first, second = done.stderr.splitlines()
+    assert done.returncode == 4 and "not complete" in first and second.startswith("hint: ")
+    assert not (tmp_path / "home").exists()
+
+
+def test_an_unforeseen_exception_is_two_lines_and_its_log_has_the_rest(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def work(args: object, screen: Screen) -> int:
+        return int(os.environ["TMPDIR"])
+
+    assert run_program(Parser(prog="x"), work, []) == EXIT_FAILED
+    error, hint, log = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: unforeseen: ValueError: invalid literal")
+    path = Path(log.partition("log: ")[2])
+    assert path.name in hint and "Traceback" in path.read_text() and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_failures_code_is_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(args: object, screen: Screen) -> int:
+        raise Failure("found 1 (need 2)", "type this", 5)
+
+    assert run_program(Parser(prog="x"), work, []) == 5
+    assert capsys.readouterr().err == "error: found 1 (need 2)\nhint: type this\n"

@@ -1,0 +1,148 @@
+"""`--check`: what a notebook needs is read, never run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.terminal import Screen
+from colab_local.manage import notebook
+from tests.conftest import REPO
+
+LOCKFILES = REPO / "lockfiles"
+
+
+def write(path: Path, *cells: str | list[str], **more: Any) -> Path:
+    """Write a notebook with these code cells."""
+    made: list[dict[str, Any]] = [
+        {"cell_type": "code", "metadata": {}, "outputs": [], "source": cell} for cell in cells
+    ]
+    markdown = {"cell_type": "markdown", "source": "import nothing"}
+    path.write_text(json.dumps({"cells": [*made, markdown], "metadata": {}, "nbformat": 4, **more}))
+    return path
+
+
+def needs(tmp_path: Path, *cells: str | list[str]) -> notebook.Needs:
+    return notebook.needs_of(notebook.read_cells(write(tmp_path / "a.ipynb", *cells)), tmp_path)
+
+
+def wanted(tmp_path: Path, *cells: str | list[str]) -> list[str]:
+    return sorted(notebook.wanted_packages(needs(tmp_path, *cells)))
+
+
+@pytest.mark.parametrize(
+    ("cell", "packages"),
+    [
+        ("import os, sys, json", []),
+        ("import numpy as np\nfrom sklearn.svm import SVC", ["numpy", "scikit-learn"]),
+        (["import cv2\n", "from PIL import Image"], ["opencv-python", "pillow"]),
+        ("def f():\n    import yaml", ["pyyaml"]),
+        ("try:\n    import torch\nexcept ImportError:\n    torch = None", ["torch"]),
+        ("%matplotlib inline\n!ls\nfiles = !ls\nnumpy?\nimport pandas", ["pandas"]),
+        ("if True:\n    !pip list\n    %time import seaborn", []),
+        ("%%time\nimport seaborn", ["seaborn"]),
+        ("%%bash\nimport seaborn", []),
+        ("%%writefile mine.py\nimport seaborn", []),
+        ("%%writefile mine.py\nx = 1", []),
+        ("from google.colab import files, drive", []),
+        ("from google.cloud import storage", ["google-cloud-storage"]),
+        ("from google import genai", ["google-genai"]),
+        ("from . import mine", []),
+        ("import numpy as np\nprint 'Python 2'", ["numpy"]),
+        ("import tensorflow.keras.layers as L", ["tensorflow"]),
+        ("import distutils.version", []),
+    ],
+)
+def test_imports_of_a_cell(tmp_path: Path, cell: str | list[str], packages: list[str]) -> None:
+    assert wanted(tmp_path, cell) == packages
+
+
+def test_own_modules_are_no_packages(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "__init__.py").touch()
+    assert wanted(tmp_path, "%%writefile mine.py\nx=1", "import mine, beside, folder.part, other") == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("line", "installs"),
+    [
+        ("!pip install -q transformers", {"transformers": ""}),
+        ("%pip install 'torch==2.5.0' \"accelerate>=1,<2\"  # both", {"torch": "==2.5.0", "accelerate": ">=1,<2"}),
+        ("!pip install -U tf_keras[extra]==2.20", {"tf-keras": "==2.20"}),
+        ("!python -m pip install git+https://example.org/x.git", {}),
+        ("!uv pip install polars", {"polars": ""}),
+        ("!pip install -r requirements.txt", {"requirements.txt": ""}),
+        ("print('pip install x')", {}),
+    ],
+)
+def test_installs_of_a_cell(tmp_path: Path, line: str, installs: dict[str, str]) -> None:
+    found = needs(tmp_path, line).installs
+    found.pop("requirements-txt", None)
+    installs.pop("requirements.txt", None)
+    assert found == installs
+
+
+def test_what_means_something_else_here(tmp_path: Path) -> None:
+    cell = "!apt-get install -y ffmpeg\nfrom google.colab import drive, ai\ndrive.mount('/content/drive')"
+    said = " ".join(needs(tmp_path, cell).habits)
+    for word in ("apt", "drive.mount", "/content", "ai and sheets"):
+        assert word in said
+    assert needs(tmp_path, "x = 'aptitude'").habits == []
+
+
+def test_nothing_is_executed(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    path = write(tmp_path / "a.ipynb", f"open({str(mark)!r}, 'w')\n!touch {mark}")
+    notebook.command(path, "cpu", LOCKFILES, Screen())
+    assert not mark.exists()
+
+
+def test_answer_for_each_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = write(tmp_path / "good.ipynb", "import tensorflow, numpy, matplotlib.pyplot", "import google.colab")
+    assert notebook.command(good, "cpu", LOCKFILES, Screen()) == EXIT_OK
+    assert "has all that it imports" in capsys.readouterr().out
+    bad = write(tmp_path / "bad.ipynb", "import no_such_thing_x\nimport imp, cgi", "!pip install numpy==1.0")
+    assert notebook.command(bad, "cpu", LOCKFILES, Screen()) == EXIT_DIFFERS
+    said = capsys.readouterr().out
+    assert "lacks: no-such-thing-x, cgi, imp" in said
+    assert "imp: left Python with 3.12" in said
+    assert "it installs numpy 1.0 over " in said
+    found = notebook.examine(bad, LOCKFILES)
+    assert found["environments"]["gpu"]["missing"] == ["no-such-thing-x"]
+    assert found["needs"] == {"no-such-thing-x": 1}
+
+
+def test_installed_by_itself_is_not_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ipynb", "!pip install no-such-thing", "import no_such_thing")
+    assert notebook.examine(path, LOCKFILES)["environments"]["cpu"]["missing"] == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "no JSON", "[]", "{}", '{"cells": {}, "nbformat": 4}', '{"cells": [], "nbformat": 3}', b"\xff\xfe\x00"],
+)
+def test_what_is_no_notebook(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "a.ipynb"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(Failure) as caught:
+        notebook.command(path, "cpu", LOCKFILES, Screen())
+    assert caught.value.code == EXIT_USAGE
+
+
+def test_missing_file_and_unknown_environment(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="can't read"):
+        notebook.command(tmp_path / "none.ipynb", "cpu", LOCKFILES, Screen())
+    with pytest.raises(Failure, match="unknown environment 'x'"):
+        notebook.command(write(tmp_path / "a.ipynb"), "x", LOCKFILES, Screen())
+
+
+@pytest.mark.parametrize("cells", [[None, 1, "x"], [{"cell_type": "code"}], [{"cell_type": "code", "source": 5}]])
+def test_odd_cells_are_read_as_nothing(tmp_path: Path, cells: list[Any]) -> None:
+    path = tmp_path / "a.ipynb"
+    path.write_text(json.dumps({"cells": cells, "nbformat": 4}))
+    assert notebook.examine(path, LOCKFILES)["needs"] == {}
