@@ -20,7 +20,7 @@ from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_USAGE, Fa
 from colab_local.base.files import CHUNK, disk_failure, is_full, sha256_of
 from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
-from colab_local.base.text import mask
+from colab_local.base.text import mask, printable
 
 TIMEOUT_S = 30  # for a connection, and for every read from it
 TRIES = 5  # of one download
@@ -211,7 +211,7 @@ def _fetch(source: str, part: Path, bar: Progress, bound: int) -> bool:
             if problem.code == 416 and have:  # we have all of it, or too much: the hash decides
                 bar.advance(have - counted)
                 return True
-            reason = f"HTTP {problem.code} {problem.reason}"
+            reason = _in_one_line(f"HTTP {problem.code} {problem.reason}")
             if problem.code < 500 and problem.code not in (408, 425, 429):
                 raise _unreachable(source, reason) from None
             pause = max(pause, retry_after(problem.headers))
@@ -221,7 +221,7 @@ def _fetch(source: str, part: Path, bar: Progress, bound: int) -> bool:
             raise problem.cause from None
         except (OSError, http.client.HTTPException, ValueError) as problem:
             cause = getattr(problem, "reason", problem)
-            reason = str(cause) or type(problem).__name__
+            reason = _in_one_line(str(cause)) or type(problem).__name__
             if isinstance(cause, FileNotFoundError):
                 raise _unreachable(source, "no such file") from None
             if isinstance(cause, ssl.SSLCertVerificationError):
@@ -233,6 +233,11 @@ def _fetch(source: str, part: Path, bar: Progress, bound: int) -> bool:
         bar.screen.report(f"{mask(source)}: {reason}. Trying again in {pause:.0f} seconds.")
         time.sleep(pause)
     raise _unreachable(source, f"{reason} ({TRIES} tries)")
+
+
+def _in_one_line(text: str) -> str:
+    """Return what a server said, as fits into an error: it may be another protocol's answer, or urllib's advice."""
+    return printable(" ".join(text.split()))[:300]
 
 
 def _open(source: str, have: int) -> Any:

@@ -120,15 +120,20 @@ def is_full(problem: BaseException | None) -> bool:
     return isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def lacks_inodes(path: Path) -> bool:
+    """Return whether the disk that holds `path` can't have another file, whatever room it has."""
+    with contextlib.suppress(OSError):
+        counts = os.statvfs(str(existing_parent(path)))
+        return counts.f_files > 0 and counts.f_favail == 0
+    return False
+
+
 def disk_failure(path: Path) -> Failure:
     """Return what is said when the disk that holds `path` became full: which of bytes and inodes has run out."""
     place = existing_parent(path)
-    found = f"found {megabytes(free_bytes(place))} free"
-    hint = f"df -h {shlex.quote(str(place))}"
-    with contextlib.suppress(OSError):
-        counts = os.statvfs(str(place))
-        if counts.f_files and counts.f_favail == 0:
-            found, hint = "found no free inode", f"df -i {shlex.quote(str(place))}"
+    found, hint = f"found {megabytes(free_bytes(place))} free", f"df -h {shlex.quote(str(place))}"
+    if lacks_inodes(place):
+        found, hint = "found no free inode", f"df -i {shlex.quote(str(place))}"
     return Failure(f"the disk is full at {place} ({found}); what this run took is freed", hint, EXIT_MACHINE)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_NETWORK, Failure
+from colab_local.base.files import lacks_inodes
 from colab_local.base.progress import Size, written_by
 from colab_local.base.terminal import Screen
 from colab_local.base.text import mask
@@ -61,6 +62,13 @@ CODES = {
     "certificate": EXIT_NETWORK,
     "network": EXIT_NETWORK,
 }
+BECAUSE = {
+    "disk": "the disk is full",
+    "memory": "memory ran out",
+    "integrity": "a file is not the locked one",
+    "certificate": "a certificate is not trusted",
+    "network": "the network or the index failed",
+}
 HINTS = {
     "disk": "df -h {place}",
     "memory": "free -m",
@@ -87,7 +95,7 @@ def causes(out: str, err: str) -> list[str]:
         found = re.match(
             r"\s*(?:[\u00d7x\u2717]|[\u251c\u2570\u2514\u2502]\u2500\u25b6|Caused by:|cause:|(?:\d+: ))\s+(.*)", line
         )
-        more = re.match(r"\s*\u2502\s{2,}(\S.*)|\s{6,}(\S.*)", line)
+        more = re.match(r"\s*\u2502\s+(\S.*)|\s{6,}(\S.*)", line)
         if found:
             chain.append(found.group(1).strip())
         elif more and chain:
@@ -100,11 +108,21 @@ def causes(out: str, err: str) -> list[str]:
     return bare[:1] or [line.strip() for line in lines[-1:]] or ["nothing said"]
 
 
-def telling_line(out: str, err: str, status: int) -> str:
-    """Return in one line why a program failed: its first error, and of a chain of causes the last."""
+def telling_line(out: str, err: str, status: int, kind: str = "") -> str:
+    """Return in one line why a program failed: its first error, and of a chain of causes the last.
+
+    kind: what classify() says; a line that tells of it counts as the last cause.
+    """
     chain = causes(out, err)
-    said = chain[0][:200] if len(chain) == 1 else f"{chain[0][:200]}: {chain[-1][:200]}"
+    if kind and classify(chain[-1]) != kind:
+        chain += [line.strip() for line in (out + "\n" + err).splitlines() if classify(line) == kind][-1:]
+    said = ": ".join(shortened(part) for part in dict.fromkeys([chain[0], chain[-1]]))
     return f"{said} ({how_it_ended(status)})"
+
+
+def shortened(text: str, most: int = 240) -> str:
+    """Return a line of at most about `most` letters: what it begins with, and what it ends with."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def how_it_ended(status: int) -> str:
@@ -133,12 +151,15 @@ def failure_of(program: str, out: str, err: str, status: int, place: str, starve
     place: the folder that it wrote to; starved: the kernel ended processes for lack of memory meanwhile.
     """
     kind = classify("\n".join(causes(out, err))) or classify(out + err)
-    what = f"{program} failed: {telling_line(out, err, status)}"
+    because = f", because {BECAUSE[kind]}" if kind else ""
+    what = f"{program} failed{because}: {telling_line(out, err, status, kind)}"
     if how_it_ended(status) == "ended by SIGKILL":
         kind = "memory" if starved else "killed"
         why = "because memory ran out" if starved else "by somebody, or by the system because memory ran out"
         what = f"{program} was killed (SIGKILL), {why}"
     hint = HINTS.get(kind, "").format(place=shlex.quote(place))
+    if kind == "disk" and lacks_inodes(Path(place)):
+        hint = hint.replace("-h", "-i", 1)
     if kind == "killed":
         hint = "run the same command again; if it is killed again: free -m"
     return Failure(mask(what), hint, CODES.get(kind, EXIT_FAILED))
