@@ -328,7 +328,7 @@ def check_room(installation: Installation, index: Dict[str, Any]) -> None:
             f"mkdir -p {shlex.quote(str(folder))}",
             EXIT_USAGE,
         )
-    if installation.is_made() or installation.maker is None:
+    if installation.is_made() or installation.is_aside() or installation.maker is None:
         return
     installation.maker.check()
     lock = installation.lock
@@ -416,6 +416,9 @@ def install(options: Options, dry_run: bool, screen: Screen) -> Dict[str, Any]:
         return result
     if steps:
         result.update(changed=execute(installation, screen), seconds=installation.seconds)
+        if installation.gpu_line:
+            screen.say(installation.gpu_line)
+            result["gpu"] = installation.gpu_line
     screen.say()
     for line in next_steps(installation):
         screen.say(line)

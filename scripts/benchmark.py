@@ -30,13 +30,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from colab_local.base.command_line import Parser, run_program
-from colab_local.base.errors import EXIT_OK
+from colab_local.base.errors import EXIT_OK, Failure
 from colab_local.base.network import free_port, listens
 from colab_local.base.programs import child_environment
 from colab_local.base.terminal import Screen
-from colab_local.install.home import default_home, read_receipts
+from colab_local.install.home import default_home, is_current, read_receipts
 from colab_local.install.jupyter import jupyter_argv
 from colab_local.install.lockfiles import REPOSITORY, read_index
+from colab_local.install.tryout import CHOICES
 from colab_local.laptop import transport_benchmark
 from colab_local.laptop.colab_page import parse_url
 from colab_local.manage import verify
@@ -44,26 +45,20 @@ from colab_local.manage import verify
 # The article's network (Keras' cifar10_cnn example of 2018): 1,250,858 parameters. Random pictures of the same shape
 # cost the same to train on, and need no download.
 TRAIN = r"""
-import json, sys, time
+import json, os, sys, time
+from pathlib import Path
+from colab_local_jupyter import settings
+
+settings.prepare_kernel_environment(os.environ, Path(sys.prefix))  # as a cell has it
 import keras, numpy as np, tensorflow as tf
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+class Alive(keras.callbacks.Callback):
+    said = time.monotonic()
+    def on_train_batch_end(self, batch, logs=None):
+        if time.monotonic() - Alive.said > 4:
+            Alive.said = time.monotonic()
+            print(f"  {device}: step {batch + 1} of {steps}", file=sys.stderr, flush=True)
 
-from colab_local.base.command_line import Parser
-from colab_local.base.command_line import run_program
-from colab_local.base.errors import EXIT_OK
-from colab_local.base.network import free_port
-from colab_local.base.network import listens
-from colab_local.base.programs import child_environment
-from colab_local.base.terminal import Screen
-from colab_local.install.home import default_home
-from colab_local.install.home import read_receipts
-from colab_local.install.jupyter import jupyter_argv
-from colab_local.install.lockfiles import REPOSITORY
-from colab_local.install.lockfiles import read_index
-from colab_local.laptop import transport_benchmark
-from colab_local.laptop.colab_page import parse_url
-from colab_local.manage import verify
 L = keras.layers
 def network():
     return keras.Sequential([
@@ -76,12 +71,13 @@ pictures = np.random.rand(32 * steps, 32, 32, 3).astype("float32")
 labels = np.random.randint(0, 10, 32 * steps)
 found = {"parameters": network().count_params()}
 for device in ["CPU:0"] + (["GPU:0"] if tf.config.list_physical_devices("GPU") else []):
+    print(f"Training on {device} ...", file=sys.stderr, flush=True)
     with tf.device("/" + device):
         model = network()
         model.compile("rmsprop", "sparse_categorical_crossentropy")
         model.fit(pictures[:320], labels[:320], batch_size=32, verbose=0)  # compiled and warm
         started = time.perf_counter()
-        model.fit(pictures, labels, batch_size=32, verbose=0)
+        model.fit(pictures, labels, batch_size=32, verbose=0, callbacks=[Alive()])
         found[device] = (time.perf_counter() - started) / steps * 1000
 print(json.dumps(found))
 """
@@ -143,20 +139,34 @@ def install(rounds: int) -> None:
         print(f"second run {second:.2f} s; bootstrap.py's own peak memory {peak / 1e6:.0f} MB")
 
 
+def environment_in_use(home: Path, wanted: str | None) -> str:
+    """Return the name of the environment to measure: the wanted one, else one for a GPU, else the newest in use."""
+    used = [receipt for receipt in read_receipts(home) if is_current(home, receipt)]
+    names = [receipt["env"] for receipt in used]
+    if wanted in names:
+        return str(wanted)
+    if wanted or not names:
+        what = f"there is no environment{' ' + wanted if wanted else ''} in {home}"
+        raise Failure(what, f"python3 bootstrap.py --env {wanted or 'cpu'}")
+    return next((str(r["env"]) for r in used if r.get("accelerator") == "gpu"), str(names[0]))
+
+
 def train(home: Path, env: str, steps: int) -> None:
     """Train the article's network on random pictures, on the CPU and on the GPU if TensorFlow sees one."""
     python = str(home / "current" / env / "bin" / "python")
-    quiet = child_environment(TF_CPP_MIN_LOG_LEVEL="3")
-    done = subprocess.run([python, "-c", TRAIN, str(steps)], env=quiet, capture_output=True, text=True, check=False)
+    choices = {name: value for name, value in os.environ.items() if CHOICES.match(name)}
+    quiet = child_environment(TF_CPP_MIN_LOG_LEVEL="3") | choices
+    argv = [python, "-I", "-c", TRAIN, str(steps)]
+    done = subprocess.run(argv, env=quiet, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"error: training failed:\n{done.stderr[-2000:]}")
+        raise Failure(f"training in the environment {env} failed: see above")
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"CIFAR-10 network, {found['parameters']} parameters, batch 32, {steps} steps on {os.cpu_count()} CPUs")
     print(f"CPU {found['CPU:0']:.1f} ms/step")
     if "GPU:0" in found:
         print(f"GPU {found['GPU:0']:.2f} ms/step: {found['CPU:0'] / found['GPU:0']:.1f} times faster")
     else:
-        print("GPU: TensorFlow sees none here")
+        print(f"GPU: TensorFlow sees none in the environment {env}")
 
 
 def wait_until(ready: Callable[[], bool], what: str, seconds: float = 60) -> None:
@@ -235,7 +245,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="benchmark.py", description=__doc__)
     parser.add_argument("what", choices=["install", "train", "transports", "verify"])
     parser.add_argument("--home", type=Path, default=default_home(), help="where colab-local is installed")
-    parser.add_argument("--env", default="cpu", help="environment to measure (default: cpu)")
+    parser.add_argument("--env", help="environment to measure (default: the one in use, one for a GPU first)")
     parser.add_argument("--rounds", type=int, default=3, help="how often to measure (default: 3)")
     parser.add_argument("--steps", type=int, default=200, help="of training (default: 200)")
     return parser
@@ -245,12 +255,14 @@ def measure(args: argparse.Namespace, screen: Screen) -> int:
     """Measure what was asked for."""
     if args.what == "install":
         install(args.rounds)
-    elif args.what == "train":
-        train(args.home, args.env, args.steps)
+        return EXIT_OK
+    env = environment_in_use(args.home, args.env)
+    if args.what == "train":
+        train(args.home, env, args.steps)
     elif args.what == "transports":
-        transports(args.home, args.env)
+        transports(args.home, env)
     else:
-        found = verify.measure(args.home, args.env, screen, args.rounds)
+        found = verify.measure(args.home, env, screen, args.rounds)
         print(", ".join(f"{name} {value}" for name, value in found.items()))
     return EXIT_OK
 

@@ -32,11 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from colab_local.base.command_line import Parser, run_program
 from colab_local.base.errors import EXIT_FAILED, EXIT_OK
 from colab_local.base.terminal import Screen
+from colab_local.base.text import mask
 from colab_local.install.home import user_home
 from colab_local.install.surroundings import look
 from colab_local.laptop.colab_page import Runtime
 from colab_local.laptop.cures import BROWSER_ADVICE, Fault, markdown_table
-from colab_local.laptop.examination import Examination, Step, choose_runtime, masked
+from colab_local.laptop.examination import Examination, Step, choose_runtime
 
 
 def make_parser() -> Parser:
@@ -60,14 +61,14 @@ def shown(step: Step) -> str:
     """Return the line that tells the user about `step`."""
     mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "-   "}[step.status]
     where = f"[{step.transport}] " if step.transport else ""
-    return masked(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}")
+    return mask(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}")
 
 
 def as_json(runtime: Runtime | None, steps: list[Step], faults: list[Fault], warnings: list[Fault]) -> str:
     """Return the result as a JSON document."""
 
     def fault(one: Fault) -> dict[str, str]:
-        return {"code": one.code, "what": masked(one.what), "hint": masked(one.hint)}
+        return {"code": one.code, "what": mask(one.what), "hint": mask(one.hint)}
 
     return json.dumps(
         {
@@ -75,7 +76,7 @@ def as_json(runtime: Runtime | None, steps: list[Step], faults: list[Fault], war
             "address": f"http://{runtime.netloc}{runtime.path}" if runtime else None,
             "ok": not faults,
             "steps": [
-                {"transport": s.transport, "title": s.title, "status": s.status, "detail": masked(s.detail)}
+                {"transport": s.transport, "title": s.title, "status": s.status, "detail": mask(s.detail)}
                 for s in steps
             ],
             "faults": [fault(one) for one in faults],
@@ -89,9 +90,9 @@ def as_json(runtime: Runtime | None, steps: list[Step], faults: list[Fault], war
 def tell(faults: list[Fault], warnings: list[Fault]) -> None:
     """Print what was found: warnings, then each fault once, the first failed step's first, or the browser's part."""
     for warning in warnings:
-        print(masked(f"warning: {warning.what} [{warning.code}]\nhint: {warning.hint}"), file=sys.stderr)
+        print(mask(f"warning: {warning.what} [{warning.code}]\nhint: {warning.hint}"), file=sys.stderr)
     for fault in faults:
-        print(masked(f"error: {fault.what} [{fault.code}]\nhint: {fault.hint}"), file=sys.stderr)
+        print(mask(f"error: {fault.what} [{fault.code}]\nhint: {fault.hint}"), file=sys.stderr)
     if not faults:
         print("\nThis side is fine: Colab can use this runtime on both of its transports.\n" + BROWSER_ADVICE)
 

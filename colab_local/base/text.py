@@ -8,7 +8,7 @@ import re
 def mask(text: str) -> str:
     """Return `text` without the credentials of URLs and without Jupyter tokens: fit for a screen or a log."""
     text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)  # to the last @: a password may hold one
-    return re.sub(r"([?&]token=)[^&\s]+", r"\1***", text)
+    return re.sub(r"(token(?:=|%3[Dd]))[^&\s\"'%]+", r"\1***", text)
 
 
 def printable(text: str) -> str:

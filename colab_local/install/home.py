@@ -231,9 +231,10 @@ def is_half_made(home: Path, name: str) -> bool:
     marks = [folder / "begun", folder / "receipt.json", folder / "lock"]  # at first, only the last two were made
     if any(mark.exists() for mark in marks):
         return not foreign([folder])
-    # Before there were marks: an environment of a name that is in use here. Another name is the user's own.
-    used = {link.name for kind in ("current", "previous") for link in (home / kind).glob("*")}
-    return name.rpartition("-")[0] in used and os.path.lexists(str(home / "envs" / name / "bin" / "python"))
+    # Before there were marks: an environment of a name that we have, or that is in use here. Others are the user's.
+    names = {"cpu", "gpu", *(link.name for kind in ("current", "previous") for link in (home / kind).glob("*"))}
+    root = home / "envs" / name
+    return name.rpartition("-")[0] in names and (root / "bin").is_dir() and not root.is_symlink()
 
 
 def environment_root(home: Path, name: str) -> Path:

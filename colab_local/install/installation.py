@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from colab_local.base import documents
 from colab_local.base.downloads import download_all
 from colab_local.base.errors import EXIT_FAILED, EXIT_USAGE, Failure
 from colab_local.base.files import (
@@ -28,7 +30,9 @@ from colab_local.install.jupyter import add_jupyter, jupyter_argv
 from colab_local.install.lockfiles import Lock, locked_names, parse_explicit
 from colab_local.install.options import Options
 from colab_local.install.packages import install_packages
-from colab_local.install.tryout import try_out
+from colab_local.install.tryout import GpuFailure, try_out
+
+ASIDE = "aside.json"  # beside the lock's copies: what the receipt will need of an environment that is kept aside
 
 
 class Step(NamedTuple):
@@ -70,10 +74,15 @@ class Installation:
         self.seconds: dict[str, float] = {}
         self.overlay: dict[str, str] = {}
         self.seal: dict[str, str] = {}
+        self.gpu_line = ""  # how the GPU did, for the end
 
     def is_made(self) -> bool:
         """Return whether the environment is whole: it has a receipt, which is written last."""
         return bool(homes.read_receipt(self.home, self.lock.name)) and (self.prefix / "bin" / "python").exists()
+
+    def is_aside(self) -> bool:
+        """Return whether the environment is whole but for its GPU part: it was kept, only the try-out is repeated."""
+        return (self.receipts / ASIDE).exists() and (self.prefix / "bin" / "python").exists()
 
     def is_current(self) -> bool:
         """Return whether current/<env> points at it."""
@@ -92,15 +101,20 @@ class Installation:
         switch = Step("switch", "Switch to the new environment", self.link, self.switch)
         if self.is_made():
             return [] if self.is_current() else [switch]
+        tried = [
+            Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.prefix, self.try_out),
+            Step("receipt", "Write the receipt", self.receipts, self.write_receipt),
+            switch,
+        ]
+        if self.is_aside():
+            return tried
         assert self.maker is not None
         return [
             *self.tool_steps(self.maker),
             Step("create", f"Create the environment with {self.maker.describe()}", self.prefix, self.create),
             Step("packages", "Install the locked Python packages", self.prefix, self.install_packages),
             Step("jupyter", "Add the server extension and settings", self.prefix, self.add_jupyter),
-            Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.prefix, self.try_out),
-            Step("receipt", "Write the receipt", self.receipts, self.write_receipt),
-            switch,
+            *tried,
         ]
 
     def tool_steps(self, maker: Engine) -> list[Step]:
@@ -173,9 +187,15 @@ class Installation:
 
     def try_out(self) -> None:
         """Prove the environment and leave it warm; meanwhile its seal is taken."""
-        expects_gpu = self.lock.accelerator == "gpu" and self.options.gpu_check
-        notices, self.seal = try_out(self.prefix, sorted(locked_names(self.lock.pypi)), expects_gpu, self.screen)
-        self.notices += notices
+        if self.is_aside():
+            self.overlay = documents.read(self.receipts / ASIDE, {"jupyter": {"*": str}})["jupyter"]
+        checks_gpu = self.lock.accelerator == "gpu" and self.options.gpu_check
+        cards = (self.gpus or []) if checks_gpu else None
+        found = try_out(self.prefix, sorted(locked_names(self.lock.pypi)), cards, self.screen)
+        self.notices += found.notices
+        if self.lock.accelerator == "gpu" and cards is None:
+            self.notices.append("tried out without a GPU: CUDA's libraries are found, nothing ran on a GPU yet")
+        self.seal, self.gpu_line = found.seal, found.gpu
 
     def write_receipt(self) -> None:
         """Write down what was made: from now on the environment counts as whole."""
@@ -205,6 +225,13 @@ class Installation:
         }
         write_atomically(self.receipts / "receipt.json", json.dumps(receipt, indent=1) + "\n")
         remove_tree(homes.begun_mark(self.home, self.lock.name))
+        with contextlib.suppress(FileNotFoundError):
+            (self.receipts / ASIDE).unlink()
+
+    def set_aside(self) -> None:
+        """Keep an environment whose GPU part alone has failed: 3 GB need not come again when the driver is well."""
+        self.receipts.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.receipts / ASIDE, json.dumps({"jupyter": self.overlay}) + "\n")
 
     def switch(self) -> None:
         """Make it the environment in use; the one before stays, for --rollback."""
@@ -215,9 +242,9 @@ class Installation:
     # -- all of them
 
     def apply(self, steps: list[Step]) -> None:
-        """Execute the plan; an environment that is not whole at the end is removed."""
+        """Execute the plan; an environment that is not whole at the end is removed, one without a GPU kept aside."""
         homes.demand_ours(self.home)  # again: the folder may have been made by another since we looked
-        if not self.is_made():
+        if not self.is_made() and not self.is_aside():
             self.begin()
         try:
             for number, step in enumerate(steps, 1):
@@ -227,8 +254,16 @@ class Installation:
                 with Waiting(self.screen, f"[{number}/{len(steps)}] {step.title}"):
                     step.apply()
                 self.seconds[step.name] = time.monotonic() - started
+        except GpuFailure as failure:
+            self.set_aside()
+            what = (
+                f"{failure.what}; the environment is kept: the same command, typed again, repeats the try-out alone"
+            )
+            raise Failure(
+                what, f"python3 bootstrap.py --env {self.lock.env} --no-gpu-check", failure.code
+            ) from failure
         except BaseException as problem:
-            if not self.is_made():
+            if not self.is_made() and not self.is_aside():
                 self.remove()
             if is_full(problem) or is_full(problem.__cause__):
                 raise disk_failure(self.home) from problem

@@ -1,7 +1,7 @@
 """Prove that a new environment works, and leave it warm: bootstrap.py runs this with the environment's Python.
 
-    PREFIX/bin/python smoke_test.py compute [--expect-gpu] NAME ...   imports, a TensorFlow function under XLA
-    PREFIX/bin/python smoke_test.py serve                             Jupyter loads Colab's server extensions
+    PREFIX/bin/python smoke_test.py compute NAME ...   imports, a TensorFlow function under XLA
+    PREFIX/bin/python smoke_test.py serve              Jupyter loads Colab's server extensions
 
 The names are those of the lock. Both print one JSON line; exit status 1 and one line on stderr when something is
 wrong. Whatever they import is byte-compiled on the way, which makes the first cell and Jupyter's first start quick.
@@ -17,7 +17,6 @@ import os
 import sys
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 # What a first cell and Jupyter's start import, by the name of the locked package that brings it.
@@ -32,34 +31,19 @@ WARM = {
 }
 
 
-def cuda_libraries_found(tensorflow: Any) -> bool:
-    """Return whether TensorFlow's own gate finds every CUDA library through the loader; it needs no GPU for that.
-
-    The gate is tsl::internal::DsoLoader::MaybeTryDlopenGPULibraries() in libtensorflow_framework; it returns an
-    absl::Status, which the C++ ABI passes through a hidden pointer. An OK status is the one word 1
-    (absl/status/status.h).
-    """
-    import ctypes
-
-    library = next(Path(tensorflow.__file__).parent.glob("libtensorflow_framework.so.*"))
-    status = (ctypes.c_void_p * 4)()
-    ctypes.CDLL(str(library))["_ZN3tsl8internal9DsoLoader26MaybeTryDlopenGPULibrariesEv"](ctypes.byref(status))
-    return status[0] == 1
-
-
 def tell(number: int, parts: int, what: str) -> None:
     """Say how far it is: whoever waits sees the newest line of stderr."""
     print(f"{number} of {parts}: {what}", file=sys.stderr, flush=True)
 
 
-def compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
-    """Import what is locked, run a function that XLA compiles and one step of Keras; return what was seen."""
+def compute(names: set[str]) -> dict[str, Any]:
+    """Import what is locked, run a function that XLA compiles and one step of Keras, all on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(KERAS_HOME=folder, MPLCONFIGDIR=folder)  # nothing is written outside the environment
-        return _compute(names, expect_gpu)
+        return _compute(names)
 
 
-def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
+def _compute(names: set[str]) -> dict[str, Any]:
     modules = [module for name, module in WARM.items() if name in names]
     has_tensorflow = bool(names & {"tensorflow", "tensorflow-cpu"})
     parts = len(modules) + (3 if has_tensorflow else 0)
@@ -70,7 +54,7 @@ def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
             importlib.import_module(module)
     show(names)
     if not has_tensorflow:
-        return {"tensorflow": None, "gpus": [], "notices": []}
+        return {"tensorflow": None}
     tell(parts - 2, parts, "import tensorflow")
     import keras
     import tensorflow as tf
@@ -83,15 +67,12 @@ def _compute(names: set[str], expect_gpu: bool) -> dict[str, Any]:
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     model.fit(tf.ones((2, 2)), tf.ones((2, 1)), verbose=0)
-    gpus = [device.name for device in tf.config.list_physical_devices("GPU")]
-    notices = []
-    if tf.test.is_built_with_cuda() and not gpus:
-        if not cuda_libraries_found(tf):
+    if tf.test.is_built_with_cuda():
+        from colab_local_jupyter.gpu import libraries_found
+
+        if not libraries_found(tf):
             raise SystemExit("TensorFlow does not find its CUDA libraries")
-        if expect_gpu:
-            raise SystemExit("TensorFlow sees no GPU, though nvidia-smi does")
-        notices.append("tried out without a GPU: CUDA's libraries are found, nothing ran on a GPU yet")
-    return {"tensorflow": tf.__version__, "gpus": gpus, "notices": notices}
+    return {"tensorflow": tf.__version__}
 
 
 def show(names: set[str]) -> None:
@@ -139,8 +120,5 @@ def serve() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        result = serve()
-    else:
-        result = compute({name for name in sys.argv[2:] if name[:1] != "-"}, "--expect-gpu" in sys.argv)
+    result = serve() if sys.argv[1] == "serve" else compute(set(sys.argv[2:]))
     print(json.dumps(result))

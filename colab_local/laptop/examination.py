@@ -57,15 +57,6 @@ class Step(NamedTuple):
     fault: Fault | None = None
 
 
-def masked(text: str) -> str:
-    """Return `text` with the value of every token in an address replaced.
-
-    >>> masked("http://localhost:8888/?token=abc&x=1")
-    'http://localhost:8888/?token=...&x=1'
-    """
-    return re.sub(r"(token(?:=|%3[Dd]))[^&\s\"'%]+", r"\1...", text)
-
-
 def origin_fault(plain: Answer) -> Fault | None:
     """Return what is wrong with the server's allow_origin and allow_credentials, or None.
 

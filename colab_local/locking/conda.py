@@ -45,7 +45,7 @@ def channel_folder(channel: str) -> Path | None:
     )
 
 
-def at_home(record: rattler.RepoDataRecord) -> rattler.RepoDataRecord:
+def with_conda_forges_address(record: rattler.RepoDataRecord) -> rattler.RepoDataRecord:
     """Return a record as conda-forge itself would have given it: a mirror's address does not go into a lock."""
     record.url = f"{CHANNEL}{record.subdir}/{record.file_name}"
     record.channel = CHANNEL
@@ -84,7 +84,7 @@ def solve_conda(
             coming = rattler.solve(
                 [channel], spec.conda, platforms=subdirs, locked_packages=prefer, virtual_packages=virtual
             )
-        solution = asyncio.run(in_time(coming))
+        solution = asyncio.run(in_a_loop(coming))
     except SolverError as problem:
         raise Failure(f"{spec.name}/{platform} has no solution: {' '.join(str(problem).split())}") from None
     except GatewayError as problem:
@@ -92,7 +92,7 @@ def solve_conda(
     # A locked record stays as it was locked: channels mend what they say of a package (its dependencies, its
     # licence) long after they have published it.
     kept = {(record.url, record.sha256): record for record in prefer}
-    found = [kept.get((record.url, record.sha256), record) for record in map(at_home, solution)]
+    found = [kept.get((record.url, record.sha256), record) for record in map(with_conda_forges_address, solution)]
     records = sorted(found, key=lambda record: record.name.normalized)
     for record in records:
         if record.sha256 is None:
@@ -100,9 +100,9 @@ def solve_conda(
     return records
 
 
-async def in_time(coming: Awaitable[T]) -> T:
+async def in_a_loop(answer: Awaitable[T]) -> T:
     """Wait for one of rattler's functions, which want a running event loop."""
-    return await coming
+    return await answer
 
 
 def channel_records(channel: str, platform: str, names: Iterable[str]) -> list[rattler.RepoDataRecord]:
@@ -115,10 +115,10 @@ def channel_records(channel: str, platform: str, names: Iterable[str]) -> list[r
         subdirs = [rattler.Subdir(platform), rattler.Subdir("noarch")]
         query = rattler.Gateway().query([channel], subdirs, sorted(set(names)), recursive=False)
         try:
-            found = [record for part in asyncio.run(in_time(query)) for record in part]
+            found = [record for part in asyncio.run(in_a_loop(query)) for record in part]
         except GatewayError as problem:
             raise unreadable(channel, problem) from None
-    return [at_home(record) for record in found]
+    return [with_conda_forges_address(record) for record in found]
 
 
 def unreadable(channel: str, problem: Exception) -> Failure:

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from colab_local.base.errors import EXIT_NETWORK, Failure
 from colab_local.base.text import mask
-from colab_local.locking.specs import MARKER_VALUES, PYTHONS, Target, platform_marker
+from colab_local.install.requirements import MACHINES
+from colab_local.locking.specs import PYTHONS, Target, platform_marker
 
 TIMEOUT_S = 60
 READERS = 8  # wheels looked into at once
@@ -39,7 +40,7 @@ def target_environments(target: Target) -> list[dict[str, str]]:
             "platform_release": "",
             "platform_version": "",
             "extra": "",
-            **MARKER_VALUES[platform],
+            **MACHINES[platform],
         }
         for patch in (0, 99)
     ]
@@ -90,7 +91,7 @@ def wheel_tags(target: Target, virtual: Mapping[str, str]) -> dict[tags.Tag, int
         macos = (int(virtual["__osx"].split(".")[0]), int(virtual["__osx"].split(".")[1]))
         platforms = list(tags.mac_platforms(macos, "arm64"))
     else:
-        machine = MARKER_VALUES[platform]["platform_machine"]
+        machine = MACHINES[platform]["platform_machine"]
         minor = int(virtual["__glibc"].split(".")[1])
         old = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}  # PEP 600's names of old
         platforms = []

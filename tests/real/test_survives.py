@@ -214,8 +214,9 @@ def test_hostile_neighbours(tmp_path: Path, lockfiles: Path, attack: Callable[[P
     before = snapshot(place)
     for options in (["--engine", "host", "--lockfiles", lockfiles], ["--uninstall", "--yes"], ["--prune", "--yes"]):
         done = home.run(*options, check=False)
-        assert done.returncode == EXIT_MACHINE, done.stdout + done.stderr
-        assert done.stderr.count("hint: ") == 1 and "Traceback" not in done.stderr
+        nothing = attack is attack_lock_pipe and options[0] != "--engine"  # there is nothing to be removed
+        assert done.returncode == (EXIT_OK if nothing else EXIT_MACHINE), done.stdout + done.stderr
+        assert done.stderr.count("hint: ") == (not nothing) and "Traceback" not in done.stderr
     assert snapshot(place) == before
     assert not list(place.rglob("*.was-run"))
 

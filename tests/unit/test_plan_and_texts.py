@@ -86,7 +86,7 @@ def test_pips_own_index_is_what_uv_gets(environ: dict[str, str], texts: list[str
             "Traceback\n  File\nModuleNotFoundError: No module named 'x'\n",
             "ModuleNotFoundError: No module named 'x'",
         ),
-        ("", "Using Python\nerror: Failed to fetch\n  Caused by: refused\n", "error: Failed to fetch"),
+        ("", "Using Python\nerror: Failed to fetch\n  Caused by: refused\n", "error: Failed to fetch: refused"),
         ("working\ngave up\n", "", "gave up"),
     ],
 )
