@@ -96,7 +96,7 @@ try:
     from colab_local.install.machine import inspect_host, machine_refusal
     from colab_local.install.options import ENGINES, Options
     from colab_local.install.servers import running_servers
-    from colab_local.manage import environments, notebook, service, verify
+    from colab_local.manage import environments, notebook, repair, service, verify
 except ImportError as problem:
     sys.stderr.write(f"error: this copy of colab-local is not complete: {problem}\n")
     sys.stderr.write("hint: copy the whole folder again, colab_local/ and all: git clone makes one\n")
@@ -125,7 +125,7 @@ def make_parser() -> Parser:
         prog="bootstrap.py",
         description="Turn this machine into a Google Colab local runtime, exact to the hash.",
         epilog=EXAMPLES,
-        modes=("verify", "list", "rollback", "prune", "uninstall"),
+        modes=("verify", "repair", "list", "rollback", "prune", "uninstall"),
         never_meant=("--uninstall", "--prune", "--rollback", "--reset-vnc-password"),
     )
     what = parser.add_argument_group("which environment")
@@ -180,6 +180,7 @@ def make_parser() -> Parser:
 
     manage = parser.add_argument_group("what is installed").add_mutually_exclusive_group()
     manage.add_argument("--verify", action="store_true", help="check an environment file by file against its lock")
+    manage.add_argument("--repair", action="store_true", help="put right what --verify finds, and nothing else")
     manage.add_argument(
         "--check", metavar="NOTEBOOK", default="", help="what a notebook needs, and who has it; runs nothing"
     )
@@ -467,6 +468,8 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
         return notebook.command(absolute(args.check), env, options.lockfiles, screen)
     if args.verify:
         return verify.command(home, env, screen)
+    if args.repair:
+        return repair.command(options, args.dry_run, screen)
     if args.list or args.rollback or args.prune or args.uninstall:
         screen.show_document(manage(args, home, env, screen))
         return EXIT_OK
