@@ -50,7 +50,7 @@ import argparse
 import os
 import shlex
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python3 -I and PYTHONSAFEPATH=1 leave it out
 
@@ -74,6 +74,7 @@ try:
     from colab_local.base.network import (
         address_for_others,
         free_port,
+        lowest_port,
         port_is_free,
         ssh_port_for_others,
     )
@@ -85,7 +86,7 @@ try:
     from colab_local.install.engines import Job, choose_engine
     from colab_local.install.gpu_answers import read_needs
     from colab_local.install.installation import Installation
-    from colab_local.install.jupyter import DEFAULT_PORT, ssh_line
+    from colab_local.install.jupyter import DEFAULT_PORT, TOKEN_FILE
     from colab_local.install.lockfiles import (
         DEFAULT_ENVIRONMENT,
         REPOSITORY,
@@ -94,9 +95,11 @@ try:
         read_index,
     )
     from colab_local.install.machine import inspect_host, machine_refusal
+    from colab_local.install.next_steps import next_steps
     from colab_local.install.options import ENGINES, Options
-    from colab_local.install.servers import running_servers
+    from colab_local.install.servers import running_servers, token_file
     from colab_local.manage import environments, notebook, repair, service, verify
+    from colab_local.manage.card import show_card
 except ImportError as problem:
     sys.stderr.write(f"error: this copy of colab-local is not complete: {problem}\n")
     sys.stderr.write("hint: copy the whole folder again, colab_local/ and all: git clone makes one\n")
@@ -125,7 +128,7 @@ def make_parser() -> Parser:
         prog="bootstrap.py",
         description="Turn this machine into a Google Colab local runtime, exact to the hash.",
         epilog=EXAMPLES,
-        modes=("verify", "repair", "list", "rollback", "prune", "uninstall"),
+        modes=("help", "verify", "repair", "list", "rollback", "prune", "uninstall"),
         never_meant=("--uninstall", "--prune", "--rollback", "--reset-vnc-password"),
     )
     what = parser.add_argument_group("which environment")
@@ -283,7 +286,15 @@ def look(options: Options, screen: Screen) -> Installation:
     if refusal:
         raise refusal
     homes.check_home(options.home)
+    if options.port < lowest_port():
+        raise Failure(
+            f"only root may use port {options.port} (need {lowest_port()} or more)",
+            f"python3 bootstrap.py --port {free_port(DEFAULT_PORT)}",
+            EXIT_USAGE,
+        )
     platform = conda_platform(host.system, host.machine)
+    if options.offline:
+        offline.check_fits(Path(options.offline), options.env, platform)
     rules = parse_rules(options.mirrors)
     installation = look_at_installed(options, index, platform, screen)
     if installation is None:
@@ -420,31 +431,12 @@ def install(options: Options, dry_run: bool, screen: Screen) -> Dict[str, Any]:
         if installation.gpu_line:
             screen.say(installation.gpu_line)
             result["gpu"] = installation.gpu_line
-    screen.say()
-    for line in next_steps(installation):
-        screen.say(line)
+    if not options.launch:
+        screen.say()
+        reached = homes.user_name(), address_for_others(), ssh_port_for_others()
+        for line in next_steps(installation.jupyter_argv(), installation.port, *reached, screen.put_right):
+            screen.say(line)
     return result
-
-
-def next_steps(installation: Installation) -> List[str]:
-    """Return the lines that tell the user how to go on; every command is one line that can be pasted."""
-    port = installation.port
-    return [
-        "Next steps",
-        "  1. Start Jupyter here and leave it running; it prints a URL with a token:",
-        "",
-        " ".join(shlex.quote(word) for word in installation.jupyter_argv()),
-        "",
-        "  2. Only if your browser is on another machine, run this there and leave it running:",
-        "",
-        ssh_line(port, homes.user_name(), address_for_others(), ssh_port_for_others()),
-        "",
-        "  3. In Colab (https://colab.research.google.com): the arrow beside Connect > Connect to a local runtime,",
-        f"     paste the URL (http://localhost:{port}/?token=...), Connect.",
-        "     If the browser asks whether Colab may access other apps and services on this device:",
-        "     Chrome: click Allow. Firefox: tick Remember my choice for this site, click Allow.",
-        "     It stays at connecting? Run where the browser is: python3 scripts/doctor.py",
-    ]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -480,7 +472,7 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
     if args.service:
         return service.command(options, args.dry_run, screen)
     if args.launch and not args.dry_run:
-        launch(result["jupyter_argv"], screen)
+        launch(options, result, screen)
     return EXIT_OK
 
 
@@ -496,11 +488,20 @@ def manage(args: argparse.Namespace, home: Path, env: str, screen: Screen) -> Di
     return environments.uninstall(home, args.dry_run, args.yes, others, screen)
 
 
-def launch(argv: Sequence[str], screen: Screen) -> None:
-    """Become Jupyter."""
+def launch(options: Options, result: Dict[str, Any], screen: Screen) -> None:
+    """Show the card and become Jupyter; where it runs already, the card is all that is needed."""
+    argv, gpus = result["jupyter_argv"], result.get("gpus", [])
+    ours = [server for server in running_servers(options.home) if server["port"] == options.port]
+    token = token_file(options.home)
+    screen.say()
+    show_card(options.home, options.env, options.port, ours[0]["token"] if ours else token.read_text(), gpus, screen)
+    if ours:
+        screen.say("Jupyter runs already; nothing was started.")
+        return
     screen.say()
     sys.stdout.flush()
     offline.clean_up()
+    os.environ[TOKEN_FILE] = str(token)
     os.umask(screen.umask)
     os.execv(argv[0], list(argv))  # noqa: S606 - no shell is wanted; it cleans its environment itself
 

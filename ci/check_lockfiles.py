@@ -24,6 +24,7 @@ With a network
   * Python layer: uv, solving anew under the locked versions, gives pypi.txt to the byte, wheels and hashes too, and
     their licences and sizes are those of packages.txt and index.json; uv accepts pypi.txt in full with
     --require-hashes for every platform and Python, and on every Python here
+With --installers, GitHub and Anaconda are asked:
   * installers: hashes and sizes are those that the projects publish
 
 What only a network shows is named at the end of a run without one.
@@ -122,9 +123,10 @@ NEEDS_CHANNEL = (
 NEEDS_NETWORK = (
     "hashes, sizes and licences of wheels: pypi.txt, host.txt, packages.txt, pypi_download and pypi_installed",
     "which versions of the Python packages fit together",
-    "hashes and sizes of the installers",
     "hosted Colab's versions: colab-pins.txt",
 )
+
+NEEDS_PROJECTS = "hashes and sizes of the installers (--installers asks their projects)"
 
 # How uv calls the least machine of a platform (--python-platform).
 UV_PLATFORMS = {
@@ -507,7 +509,6 @@ def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) ->
 def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
     """Yield the checks that need the package index."""
     yield "host.txt is what uv gives", partial(check_host_tools, files)
-    yield "installers are what their projects publish", partial(check_published, files)
     here = conda_platform(this_machine.system(), this_machine.machine())
     pythons = installed_pythons()
     for name in names:
@@ -535,6 +536,7 @@ def make_parser() -> Parser:
     made.add_argument("names", nargs="*", metavar="ENV", help="environments; default all")
     made.add_argument("--channel", metavar="DIR-or-URL", help="conda records to check against (see above)")
     made.add_argument("--offline", action="store_true", help="only what needs no network")
+    made.add_argument("--installers", action="store_true", help="also ask their projects for the published hashes")
     made.add_argument("--environments", type=Path, default=REPOSITORY / "environments", metavar="DIR")
     made.add_argument("--lockfiles", type=Path, default=REPOSITORY / "lockfiles", metavar="DIR")
     return made
@@ -548,14 +550,18 @@ def check_all(args: argparse.Namespace, screen: Screen) -> int:
             raise Failure(f"no environment {name!r} (there are: {', '.join(files.specs)})", code=EXIT_USAGE)
     channel = args.channel if args.channel is not None else "" if args.offline else default_channel()
     count = 0
-    for title, check in plan(files, args.names or list(files.specs), channel, args.offline):
+    checks = list(plan(files, args.names or list(files.specs), channel, args.offline))
+    if args.installers:
+        checks.append(("installers are what their projects publish", partial(check_published, files)))
+    for title, check in checks:
         started = time.monotonic()
         problems = list(check())
         print(f"{'WRONG' if problems else 'ok':5}  {title}  ({time.monotonic() - started:.1f} s)", flush=True)
         for problem in problems:
             print(f"       {problem}", flush=True)
         count += len(problems)
-    for line in [*(NEEDS_CHANNEL if not channel else ()), *(NEEDS_NETWORK if args.offline else ())]:
+    unchecked = [*(NEEDS_CHANNEL if not channel else ()), *(NEEDS_NETWORK if args.offline else ())]
+    for line in [*unchecked, *(() if args.installers else (NEEDS_PROJECTS,))]:
         print(f"{'not':5}  checked: {line}")
     if count:
         raise Failure(f"{count} things are wrong in {args.lockfiles}: see above", "python scripts/lock.py")

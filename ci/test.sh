@@ -56,5 +56,25 @@ mypy
 say "Tests"
 if [ -n "$fast" ]; then
     exec pytest tests/unit "$@"
+elif [ $# -gt 0 ]; then
+    exec pytest "$@"
 fi
-exec pytest "$@"
+
+# Two at a time: tests/lab waits for hosts, browsers and services most of the time. One installation serves both.
+work=$(mktemp -d)
+lab=
+trap '[ -z "$lab" ] || kill "$lab" 2>/dev/null; rm -rf "$work"' EXIT
+if [ -z "${COLAB_LOCAL_TEST_HOME:-}" ]; then
+    export COLAB_LOCAL_TEST_HOME="$work/home"
+    "$python" bootstrap.py --cpu --engine host --prefix "$COLAB_LOCAL_TEST_HOME" >"$work/install.log" 2>&1 ||
+        { cat "$work/install.log"; exit 1; }
+fi
+pytest tests/lab >"$work/lab.log" 2>&1 &
+lab=$!
+status=0
+pytest tests/unit tests/real || status=$?
+wait "$lab" || status=$?
+lab=
+say "Tests of tests/lab, which ran meanwhile"
+cat "$work/lab.log"
+exit "$status"

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Reach the Jupyter of another machine from Colab's page on this one, in one command.
 
+    python3 scripts/connect.py --install --gpu me@gpubox    copies this program there, installs, connects
     python3 scripts/connect.py me@gpubox                    Jupyter there, its URL here
     python3 scripts/connect.py --open gpubox                gpubox from ~/.ssh/config; opens Colab too
     python3 scripts/connect.py -J me@gate -p 2222 me@gpubox through a jump host, any of ssh's options
@@ -9,8 +10,9 @@
     python3 scripts/connect.py --stop me@gpubox             stop Jupyter there
 
 Runs on the laptop: Linux, macOS or WSL, Python >= 3.8 (standard library), the system's ssh. The other machine
-needs what bootstrap.py put there. One ssh connection, one login: it looks for a running Jupyter, starts one if
-there is none (it outlives the connection), forwards a free port of this machine to it, waits until Jupyter
+needs Python >= 3.8 and an environment: --install makes it, and a line that drops meanwhile does not end it. One
+ssh connection, one login: it looks for a running Jupyter, starts one if there is none (it outlives the connection),
+forwards a free port of this machine to it, waits until Jupyter
 answers through it and prints the URL for Colab. A lost line is opened again; kernels keep their variables.
 Ctrl-C closes the line and says what still runs.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -28,7 +31,7 @@ from typing import Any, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from colab_local.base.command_line import Parser, port_number, run_program
+from colab_local.base.command_line import Parser, port_number, run_program, typed_program
 from colab_local.base.errors import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
 from colab_local.laptop.session import Session, Wish
@@ -55,7 +58,11 @@ def make_parser() -> Parser:
         type=port_number,
         help="port there, if Jupyter has to be started (default: bootstrap.py's)",
     )
+    add("--install", action="store_true", help="install there first; a line that drops does not end it")
+    add("--cpu", dest="env", action="store_const", const="cpu", help="as --env cpu")
+    add("--gpu", dest="env", action="store_const", const="gpu", help="as --env gpu")
     add("--env", help="environment there: cpu, gpu ... (default: the one installed last)")
+    add("--bootstrap", default="", metavar="OPTIONS", help='with --install: --bootstrap="--engine host"')
     add("--home", help="folder there that bootstrap.py installed into (default: its default)")
     add("--status", action="store_true", help="say whether Jupyter runs there, change nothing")
     add("--stop", action="store_true", help="stop Jupyter there (with --slurm: cancel the job)")
@@ -92,12 +99,21 @@ def ssh_options(args: argparse.Namespace, for_node: bool = False) -> tuple[str, 
     return tuple(word for flag, value in given if value is not None for word in (flag, str(value)))
 
 
+def install_options(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return bootstrap.py's options on the other machine; a login node has no GPU to look for."""
+    chosen = ["--env", args.env] if args.env else []
+    unchecked = ["--no-gpu-check"] if args.slurm and str(args.env or "").startswith("gpu") else []
+    return (*chosen, *unchecked, *shlex.split(args.bootstrap))
+
+
 def read_wish(args: argparse.Namespace) -> Wish:
     """Return what the command line asks for."""
     if os.name == "nt":
         raise Failure("this runs on Linux, macOS and WSL", "in PowerShell: wsl --install", EXIT_MACHINE)
     if args.destination.startswith("-"):
         raise Failure(f"a host can't be named {args.destination}", code=EXIT_USAGE)
+    if args.bootstrap and not args.install:
+        raise Failure("--bootstrap does nothing without --install", f"{typed_program()} --help", EXIT_USAGE)
     return Wish(
         destination=args.destination,
         options=ssh_options(args),
@@ -112,6 +128,7 @@ def read_wish(args: argparse.Namespace) -> Wish:
         open_colab=args.open,
         slurm=args.slurm,
         sbatch=args.sbatch,
+        install=install_options(args) if args.install else None,
     )
 
 

@@ -25,7 +25,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -59,12 +59,14 @@ def make_parser() -> Parser:
 
 def shown(step: Step) -> str:
     """Return the line that tells the user about `step`."""
-    mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "-   "}[step.status]
+    mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "-   ", "begun": "... "}[step.status]
     where = f"[{step.transport}] " if step.transport else ""
     return mask(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}")
 
 
-def as_json(runtime: Runtime | None, steps: list[Step], faults: list[Fault], warnings: list[Fault]) -> str:
+def as_json(
+    runtime: Runtime | None, steps: list[Step], faults: list[Fault], warnings: list[Fault], gpu: dict[str, Any]
+) -> str:
     """Return the result as a JSON document."""
 
     def fault(one: Fault) -> dict[str, str]:
@@ -81,6 +83,7 @@ def as_json(runtime: Runtime | None, steps: list[Step], faults: list[Fault], war
             ],
             "faults": [fault(one) for one in faults],
             "warnings": [fault(one) for one in warnings],
+            "gpu": gpu or None,
             "browser": None if faults else BROWSER_ADVICE,
         },
         indent=2,
@@ -127,6 +130,7 @@ def examine(args: argparse.Namespace, screen: Screen) -> int:
     runtime: Runtime | None = None
     steps: list[Step] = []
     warnings: list[Fault] = []
+    gpu: dict[str, Any] = {}
     try:
         runtime = choose_runtime(" ".join(args.url), args.token_file, args.timeout)
         if not args.json:
@@ -134,10 +138,11 @@ def examine(args: argparse.Namespace, screen: Screen) -> int:
         examination = Examination(runtime, show)
         examination.run()
         steps, faults, warnings = examination.steps, examination.faults, examination.warnings
+        gpu = examination.gpu
     except Fault as fault:
         faults = [fault]
     if args.json:
-        print(as_json(runtime, steps, faults, warnings))
+        print(as_json(runtime, steps, faults, warnings, gpu))
     else:
         tell(faults, warnings)
     return EXIT_FAILED if faults else EXIT_OK

@@ -7,6 +7,7 @@
     python scripts/lock.py cpu/osx-arm64        one platform of one environment
     python scripts/lock.py --check              does lockfiles/ still fit environments/? writes nothing
     python scripts/lock.py --channel DIR        conda records from a folder or another URL
+    python scripts/lock.py --age                how old is the lock, and what in it is behind? writes nothing
     python scripts/lock.py --index-only         only lockfiles/index.json, after a change in environments/jupyter/
     python scripts/lock.py --follow FREEZE      first take hosted Colab's versions from its `pip freeze` (see below)
 
@@ -27,7 +28,11 @@ FREEZE is a file or URL, e.g. (googlecolab/backend-info is where Colab publishes
 Where packages come from (index, mirror, cache, certificates, proxy) is what uv's own configuration says.
 Needs: uv, py-rattler, packaging, pyyaml, requests, tqdm.
 
-Exit codes: 0 done, or nothing differs; 1 failed, or --check found a difference; 2 wrong usage; 5 network.
+--age looks at the packages that listen, decrypt or parse what strangers send: openssl, expat, ca-certificates,
+python, sqlite; tornado, notebook, pillow, urllib3, requests. What is kept at hosted Colab's version is named, too.
+
+Exit codes: 0 done, or nothing differs; 1 failed, or --check found a difference; 2 wrong usage; 5 network;
+7 --age found a package that is behind and not kept back on purpose.
 """
 
 from __future__ import annotations
@@ -35,21 +40,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from colab_local.base.command_line import Parser, leave, run_program
-from colab_local.base.errors import EXIT_OK, Failure
+from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, Failure
 from colab_local.base.terminal import Screen
-from colab_local.install.lockfiles import REPOSITORY
+from colab_local.install.lockfiles import REPOSITORY, locked_names
 
 INSTALL = "python -m pip install uv py-rattler packaging pyyaml requests tqdm"
 MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
+    from colab_local.locking import age
     from colab_local.locking.build import adopt_freeze, build, differences, read_files, refresh_index, write
+    from colab_local.locking.conda import read_pixi_lock
+    from colab_local.locking.specs import read_exceptions, read_pins, read_specs
 except ImportError as problem:
-    MISSING = str(problem.name)
+    MISSING = str(problem.name).partition(".")[0]
 
 CHANNEL = "https://conda.anaconda.org/conda-forge/"
 
@@ -60,6 +69,7 @@ def make_parser() -> Parser:
     made.add_argument("names", nargs="*", metavar="NAME", help="environment, platform or ENV/PLATFORM; default all")
     made.add_argument("--check", action="store_true", help="write nothing; exit 1 with what differs")
     made.add_argument("--channel", default=CHANNEL, metavar="DIR-or-URL", help="conda records (default: %(default)s)")
+    made.add_argument("--age", action="store_true", help="say how old the lock is and what is behind; exit 7 if so")
     made.add_argument("--index-only", action="store_true", help="refresh the digests in index.json, solve nothing")
     made.add_argument(
         "--follow", metavar="FREEZE", help="hosted Colab's pip freeze, a file or URL, to follow from now on"
@@ -77,6 +87,8 @@ def lock(args: argparse.Namespace, screen: Screen) -> int:
     """Do what the command line says; return the exit code or raise Failure."""
     if MISSING:
         raise Failure(f"scripts/lock.py needs the Python package {MISSING!r}", INSTALL)
+    if args.age:
+        return say_age(args)
     if args.index_only:
         new = refresh_index(args.environments, args.lockfiles)
     else:
@@ -97,9 +109,28 @@ def lock(args: argparse.Namespace, screen: Screen) -> int:
     return EXIT_OK
 
 
+def say_age(args: argparse.Namespace) -> int:
+    """Say how old the lock is and which packages of the list are behind; return the exit code."""
+    specs, pins = read_specs(args.environments), read_pins(args.environments)
+    exceptions = read_exceptions(args.environments)
+    conda = {name: layer for name, layer in read_pixi_lock(args.lockfiles / "pixi.lock").items() if name in specs}
+    standings = {}
+    for name, spec in specs.items():
+        text = (args.lockfiles / name / "pypi.txt").read_text(encoding="utf-8")
+        found = age.conda_standings(spec, conda.get(name, {}), args.channel)
+        standings[name] = found + age.python_standings(spec, locked_names(text), pins, exceptions)
+    for line in age.report(datetime.now(UTC).date(), age.newest_day(conda), standings):
+        print(line)
+    late = age.behind(standings)
+    if late:
+        what = f"behind the channel: {', '.join(late)}"
+        raise Failure(what, "python scripts/lock.py", EXIT_DIFFERS)
+    return EXIT_OK
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run as a program; return the exit code."""
-    return run_program(make_parser(), lock, argv, interrupted="lockfiles/ is as it was")
+    return run_program(make_parser(), lock, argv, interrupted="git status lockfiles")
 
 
 if __name__ == "__main__":

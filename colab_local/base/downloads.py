@@ -230,7 +230,8 @@ def _fetch(source: str, part: Path, bar: Progress, bound: int) -> bool:
                 raise _unreachable(source, f"its answer makes no sense ({reason})") from None
         if attempt == TRIES:
             break
-        bar.screen.report(f"{mask(source)}: {reason}. Trying again in {pause:.0f} seconds.")
+        if bar.is_news(f"{source.split('/')[2]}: {reason}"):  # with six at once and five tries it is said once
+            bar.screen.report(f"{mask(source)}: {reason}. Trying again in {pause:.0f} seconds.")
         time.sleep(pause)
     raise _unreachable(source, f"{reason} ({TRIES} tries)")
 

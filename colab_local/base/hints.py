@@ -120,7 +120,7 @@ def parts(words: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[tup
     while left:
         word = left.pop(0)
         if not word.startswith("-") or word == "-":
-            yield "", [word]  # a host, a URL
+            yield ("" if parser._get_positional_actions() else None), [word]  # a host, a URL
             continue
         action = parser._option_string_actions.get(word.partition("=")[0])
         if action is None:

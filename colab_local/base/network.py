@@ -187,3 +187,12 @@ def ssh_port_for_others() -> int:
     """Return the port of this machine's sshd: the one that this session came through, else the usual one."""
     connection = os.environ.get("SSH_CONNECTION", "").split()
     return int(connection[3]) if len(connection) == 4 and connection[3].isdigit() else 22
+
+
+def lowest_port() -> int:
+    """Return the lowest port that this user may listen on: 1024 or what the machine says; root may use any."""
+    if os.geteuid() == 0:
+        return 1
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text(encoding="ascii"))
+    return 1 if sys.platform == "darwin" else 1024  # macOS has no such limit since 10.14

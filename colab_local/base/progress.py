@@ -166,6 +166,8 @@ class Progress:
         self.screen, self.meter = screen, Meter(total)
         self.cancelled = False  # set on Ctrl-C: downloads in other threads stop at their next chunk
         self.before, screen.meter = screen.meter, self.meter
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
         sized = f"{title} ({megabytes(total)})" if total else title
         self.own = None if screen.steps else Waiting(screen, sized)
         if self.own:
@@ -176,6 +178,13 @@ class Progress:
         if self.cancelled:
             raise KeyboardInterrupt
         self.meter.advance(count)
+
+    def is_news(self, text: str) -> bool:
+        """Return whether this is said for the first time, whichever thread says it."""
+        with self._lock:
+            known = text in self._told
+            self._told.add(text)
+        return not known
 
     def close(self) -> None:
         """Finish the line."""

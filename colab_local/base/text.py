@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import re
 
+# Names of settings and of a URL's parameters whose values let somebody in: tokens, and what clouds sign URLs with.
+SECRET_NAME = re.compile(
+    r"(?i)token|secret|passw|passphrase|pwd|credential|api_?key|private|auth|signature|session|cookie|[_-]key$|^key$"
+    r"|^sig$|^x-(amz|goog|ms)-|^jwt$|^code$|^pw$"
+)
+
 
 def mask(text: str) -> str:
-    """Return `text` without the credentials of URLs and without Jupyter tokens: fit for a screen or a log."""
+    """Return `text` without logins and signatures of URLs and Jupyter's tokens: fit for a screen or a log."""
+
+    def hidden(found: re.Match[str]) -> str:
+        return found.group(1) + ("***" if SECRET_NAME.search(found.group(2)) else found.group(3))
+
     text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)  # to the last @: a password may hold one
+    text = re.sub(r"([?&;]([\w.%-]+)=)([^&;\s\"'<>]+)", hidden, text)
     return re.sub(r"(token(?:=|%3[Dd]))[^&\s\"'%]+", r"\1***", text)
 
 

@@ -22,7 +22,8 @@ try:
 except ImportError:  # Windows, which is refused by name before it is needed
     fcntl = None  # type: ignore[assignment]
 
-FOLDERS = ("envs", "current", "previous", "receipts", "cache", "logs", "tools", "bin", "run")  # of a home
+# Of a home. program: what connect.py --install sent here.
+FOLDERS = ("envs", "current", "previous", "receipts", "cache", "logs", "tools", "bin", "run", "program")
 RECEIPT_SCHEMA = 2
 
 # What a receipt must hold to be one. It holds names, never paths: root, prefix and the rest are derived from the

@@ -326,6 +326,25 @@ def ssh_keygen(what: str, *options: str, stdin: bytes = b"") -> str:
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
 
 
+def check_fits(path: Path, env: str, platform: str) -> None:
+    """Raise Failure unless a bundle is there, says what is in it, and is for this environment and platform.
+
+    Only its list is read: quick enough to be asked where nothing is to be installed, too.
+    """
+    path = path.absolute()
+    if not path.exists():
+        raise Failure(f"there is no bundle {path}", HINT, EXIT_USAGE)
+    with members(path) as files:
+        manifest = read_manifest(files, path)
+    found, need = (manifest["environment"], manifest["platform"]), (env, platform)
+    if found != need:
+        raise Failure(
+            f"the bundle is for another environment or platform (found {' '.join(found)}, need {' '.join(need)})",
+            f"python3 scripts/bundle.py --env {env} --platform {platform}",
+            EXIT_USAGE,
+        )
+
+
 def open_bundle(
     path: Path, home: Path, env: str, platform: str, screen: Screen, lock: str = "", signers: str = ""
 ) -> Offline:
@@ -339,18 +358,10 @@ def open_bundle(
         Failure: it can't be read, is for something else, damaged, incomplete, or does not fit on the
             disk. Nothing was written then.
     """
+    check_fits(path, env, platform)
     path = path.absolute()
-    if not path.exists():
-        raise Failure(f"there is no bundle {path}", HINT, EXIT_USAGE)
     with members(path) as files:
         manifest = read_manifest(files, path)
-        found, need = (manifest["environment"], manifest["platform"]), (env, platform)
-        if found != need:
-            raise Failure(
-                f"the bundle is for another environment or platform (found {' '.join(found)}, need {' '.join(need)})",
-                f"python3 scripts/bundle.py --env {env} --platform {platform}",
-                EXIT_USAGE,
-            )
         if signers:
             signer = demand_signature(files, Path(signers).expanduser())
             screen.report(f"The bundle is signed by {signer}.")

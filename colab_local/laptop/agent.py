@@ -5,8 +5,8 @@ newer, standard library only; see far.py): nothing is installed there, and nothi
 closes. Requests come as one JSON object a line on stdin, answers go out as one JSON object a line on stdout, each
 after MARK, since login scripts may print there too. Secrets travel on this line alone, never in an argument list.
 
-Requests: {"op": "serve" | "status" | "stop" | "desktops" | "submit" | "job" | "cancel", ...}: see the functions
-of these names. Answers: {"ok": true, ...}, {"ok": false, "error": ..., "kind": ...}, and, any time,
+Requests: {"op": "serve", ...}, see OPERATIONS and the functions of these names. Answers: {"ok": true, ...},
+{"ok": false, "error": ..., "kind": ...}, and, any time,
 {"note": "..."} for the user or {"event": "gone"} when the Jupyter that is being watched has ended.
 """
 
@@ -35,12 +35,26 @@ from colab_local.base.network import free_port, listens
 from colab_local.install import home as homes
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.servers import Json, api, find_server, first_of, is_alive, living_servers, token_file
+from colab_local.laptop import installing
 
 MARK = "colab-local>"
 START_SECONDS = 180.0  # a cold start of Jupyter on a network file system
 SILENT_SECONDS = 60.0  # how long a Jupyter may not answer: its machine may be busy, swapping, just awake
 LOGS_KEPT = 5
+UNSHARED_SECONDS = 60.0  # so long may a network file system take to show what another machine wrote
 JOB_NAME = "colab-local"
+ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED")  # states of jobs that are not over
+END_WORDS = {
+    "COMPLETED": "it ended by itself",
+    "FAILED": "it failed",
+    "CANCELLED": "it was cancelled",
+    "TIMEOUT": "its time was over",
+    "DEADLINE": "its deadline was over",
+    "OUT_OF_MEMORY": "it used more memory than it had asked for",
+    "NODE_FAIL": "its node failed",
+    "BOOT_FAIL": "its node did not start",
+    "PREEMPTED": "another job took its place",
+}
 
 
 class Refusal(Failure):
@@ -215,6 +229,25 @@ def control_service(service: Json, action: str) -> None:
         raise Refusal("could not {} the service ({}): {}".format(action, " ".join(service[action]), said), "start")
 
 
+def program(request: Json) -> Json:
+    """Say whether this very program is here; put it here first if it comes along.
+
+    digest: of its archive; archive: a tar.gz in base64.
+    """
+    home = home_folder(request.get("home"))
+    if request.get("archive"):
+        installing.unpack_program(home, request["archive"], request["digest"])
+    return {"there": installing.has_program(home, request["digest"])}
+
+
+def install(request: Json) -> Json:
+    """Install with the program that is here, and show what it says; see installing.py."""
+    home = home_folder(request.get("home"))
+    with only_one(home):
+        state, offset = installing.begin(home, request, is_alive)
+    return installing.follow(home, state, offset, send, is_alive)
+
+
 def serve(request: Json) -> Json:
     """Return the server to connect to: one that runs, else a new one.
 
@@ -270,7 +303,7 @@ def stop(request: Json) -> Json:
         answering = find_server(home, request.get("env"))
         server = answering or first_of(living_servers(home), request.get("env"))
         if server is None:
-            return {"stopped": False, "host": socket.gethostname()}
+            return {"stopped": False, "host": socket.gethostname(), "kernels": 0}
         service = service_of(home, server["name"].rpartition("-")[0])
         if service:  # first: it would start Jupyter again
             control_service(service, "stop")
@@ -282,7 +315,8 @@ def stop(request: Json) -> Json:
                 break
             os.kill(server["pid"], number)
         gone_within(server["pid"], 15)
-    return {"stopped": True, "host": socket.gethostname(), "pid": server["pid"]}
+    kernels = server.get("kernels")  # of one that does not answer nobody knows
+    return {"stopped": True, "host": socket.gethostname(), "pid": server["pid"], "kernels": kernels}
 
 
 def gone_within(pid: int, seconds: float) -> bool:
@@ -325,14 +359,86 @@ def slurm(argv: list[str], input: str = "", environ: dict[str, str] | None = Non
     return done.stdout.decode()
 
 
-def find_job(number: str | None) -> Json | None:
-    """Return this user's colab-local job, the newest or the one numbered, None if there is none in the queue."""
-    jobs = slurm(["squeue", "-h", "-u", getpass.getuser(), "-n", JOB_NAME, "-o", "%i|%T|%N|%r", "-S", "-i"])
-    for line in jobs.splitlines():
-        identifier, state, node, reason = line.strip().split("|", 3)
-        if number in (None, identifier) and state in ("PENDING", "CONFIGURING", "RUNNING"):
-            return {"job": identifier, "state": state, "node": node, "reason": reason}
+def own_queue() -> list[Json]:
+    """Return this user's jobs that wait or run, the newest first.
+
+    job: the number that sbatch printed, of the whole array if it is one; task: this one's number; ends_in: seconds
+    until its time is over, None where it has no end yet; start: when it started or, waiting, is expected to.
+    """
+    found = []
+    for line in slurm(["squeue", "-h", "-u", getpass.getuser(), "-o", "%F|%A|%T|%N|%r|%S|%e|%j"]).splitlines():
+        fields = line.strip().split("|", 7)
+        if len(fields) != 8 or fields[2] not in ALIVE:
+            continue
+        names = ("job", "task", "state", "node", "reason", "start")
+        found.append(dict(zip(names, fields), ends_in=seconds_until(fields[6]), name=fields[7]))
+    return sorted(found, key=lambda job: (job["state"] == "RUNNING", int(job["task"])), reverse=True)
+
+
+def seconds_until(moment: str) -> int | None:
+    """Return the seconds until a moment as Slurm prints it (2026-11-25T12:00:00), None for N/A and the like."""
+    with contextlib.suppress(ValueError):
+        return int(time.mktime(time.strptime(moment, "%Y-%m-%dT%H:%M:%S")) - time.time())
     return None
+
+
+def job_record(home: Path, number: str) -> Path:
+    """Return the file that says which process serves a job; the batch script writes it when it starts."""
+    return home / "run" / f"slurm-{number}.json"
+
+
+def drop_records(home: Path, queue: list[Json]) -> None:
+    """Remove the records of jobs that are no more."""
+    alive = {job["job"] for job in queue} | {job["task"] for job in queue}
+    for path in (home / "run").glob("slurm-*.json"):
+        if path.stem.partition("-")[2] not in alive:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def find_job(home: Path, number: str | None) -> Json | None:
+    """Return the job of a number, or the newest of colab-local that is not over; None if there is none.
+
+    It is ours if it has a record, whatever it is called (--job-name), or our name: submitted by hand, and waiting.
+    """
+    queue = own_queue()
+    drop_records(home, queue)
+    for job in queue:
+        numbers = {job["job"], job["task"]}
+        ours = job["name"] == JOB_NAME or any(job_record(home, one).exists() for one in numbers)
+        if number in numbers or (number is None and ours):
+            return job
+    return None
+
+
+def state_of(number: str) -> tuple[str, str, str]:
+    """Return a job's state, exit code and reason, empty where Slurm does not know it.
+
+    scontrol remembers a job for some minutes (MinJobAge), accounting for longer, where a site has it.
+    """
+    with contextlib.suppress(Refusal):
+        fields = dict(word.partition("=")[::2] for word in slurm(["scontrol", "-o", "show", "job", number]).split())
+        if fields.get("JobState"):
+            return fields["JobState"], fields.get("ExitCode", ""), fields.get("Reason", "")
+    with contextlib.suppress(Refusal):
+        said = slurm(["sacct", "-n", "-X", "-P", "-j", number, "-o", "State,ExitCode"]).partition("\n")[0].strip()
+        return said.partition("|")[0], said.partition("|")[2], ""
+    return "", "", ""
+
+
+def end_of(number: str) -> str:
+    """Return how a job ended, in words: its state as Slurm knows it, and its exit code where that says something."""
+    deadline = time.monotonic() + 15.0
+    state, code, reason = state_of(number)
+    while state in (*ALIVE, "COMPLETING") and time.monotonic() < deadline:
+        time.sleep(0.5)
+        state, code, reason = state_of(number)
+    if not state:
+        return "it is no longer known to Slurm"
+    words = END_WORDS.get(state.split()[0], state.lower().replace("_", " "))
+    more = [f"exit code {code}"] if code not in ("", "0:0") else []
+    more += [reason] if reason not in ("", "None", "NonZeroExitCode", "TimeLimit") else []
+    return words + (f" ({', '.join(more)})" if more else "")
 
 
 def submit(request: Json) -> Json:
@@ -343,62 +449,118 @@ def submit(request: Json) -> Json:
     """
     home = home_folder(request.get("home"))
     receipt = choose(home, request.get("env"))
-    job = find_job(request.get("job"))
+    job = find_job(home, request.get("job"))
     submitted = job is None
     if job is None:
         if request.get("job"):
-            raise Refusal("Slurm job {} has ended".format(request["job"]), "job")
-        (home / "logs").mkdir(exist_ok=True)
-        output = "--output={}".format(home / "logs" / "slurm-%j.log")
-        said = slurm(
-            ["sbatch", "--parsable", output, *request.get("options", [])],
-            input=request["script"],
-            environ=clean_environment(COLAB_LOCAL_HOME=str(home), COLAB_LOCAL_ENV=receipt["env"]),
-        )
-        job = {"job": said.strip().split(";")[0], "state": "", "node": "", "reason": ""}
-        send({"note": "submitted Slurm job {}".format(job["job"]), "job": job["job"]})
+            raise Refusal("Slurm job {} has ended: {}".format(request["job"], end_of(request["job"])), "job")
+        job = {"job": new_job(home, receipt["env"], request)}
     shown, ran_since = "", 0.0
-    record = home / "run" / "slurm-{}.json".format(job["job"])
     log = home / "logs" / "slurm-{}.log".format(job["job"])
     while True:
-        found = find_job(job["job"])
+        found = find_job(home, job["job"])
         if found is None:
-            ended = "Slurm job {} ended before Jupyter ran\n{}".format(job["job"], last_lines(log))
-            raise Refusal(ended, "job")
-        if found["state"] == "RUNNING" and record.exists():
-            return dict(found, submitted=submitted, log=str(log), **json.loads(record.read_text(encoding="utf-8")))
+            raise ended_early(home, job["job"], log)
+        record = job_record(home, found["task"])
         if found["state"] == "RUNNING":
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                pid = json.loads(record.read_text(encoding="utf-8"))["pid"]
+                return dict(found, submitted=submitted, log=str(log), pid=int(pid))
             ran_since = ran_since or time.monotonic()
-            if time.monotonic() - ran_since > START_SECONDS:
-                raise Refusal(
-                    "Slurm job {job} runs on {node}, but Jupyter does not start: is {home} there too?".format(
-                        home=home, **found
-                    ),
-                    "job",
-                )
-        state = found["state"] + (" ({})".format(found["reason"]) if found["state"] == "PENDING" else "")
+            ran = time.monotonic() - ran_since
+            if ran > UNSHARED_SECONDS and not log.exists():
+                raise unshared(home, found["job"], found["node"])
+            if ran > START_SECONDS:
+                what = "Slurm job {job} runs on {node}, but Jupyter does not start (its words: {log})"
+                raise Refusal(what.format(log=log, **found), "job")
+        state = told_state(found)
         if state != shown:
-            send({"note": "Slurm job {}: {}".format(found["job"], state.lower()), "job": found["job"]})
+            send({"note": "Slurm job {}: {}".format(found["job"], state), "job": found["job"]})
             shown = state
         time.sleep(1.0)
 
 
+def new_job(home: Path, env: str, request: Json) -> str:
+    """Submit a job and return its number; a record of it is left, so that it is known by its number from now on."""
+    for folder in ("logs", "run"):
+        (home / folder).mkdir(exist_ok=True)
+    # %A is the number that sbatch prints; in an array that is the whole's, and its tasks write one after the other
+    output = "--output={}".format(home / "logs" / "slurm-%A.log")
+    said = slurm(
+        ["sbatch", "--parsable", output, *request.get("options", [])],
+        input=request["script"],
+        environ=clean_environment(COLAB_LOCAL_HOME=str(home), COLAB_LOCAL_ENV=env),
+    )
+    number = said.strip().splitlines()[-1].split(";")[0] if said.strip() else ""
+    if not number.isdigit():
+        raise Refusal(f"sbatch printed no job's number ({said.strip()[:200]!r})", "slurm")
+    record = job_record(home, number)
+    if not record.exists():
+        with contextlib.suppress(OSError):
+            record.write_text("{}", encoding="utf-8")
+    send({"note": f"submitted Slurm job {number}", "job": number})
+    return number
+
+
+def told_state(job: Json) -> str:
+    """Return a job's state as the user is told of it."""
+    if job["state"] == "PENDING":
+        expected = job["start"] if job["start"][:1].isdigit() else ""
+        return "pending ({})".format(job["reason"]) + (f", expected to start at {expected}" if expected else "")
+    return str(job["state"]).lower()
+
+
+def unshared(home: Path, number: str, node: str) -> Refusal:
+    """Return what is said where the compute node writes its files elsewhere than this login node reads them."""
+    where = f" ({node})" if node else ""
+    return Refusal(
+        f"Slurm job {number} wrote nothing into {home}: the compute node{where} and {socket.gethostname()} do not "
+        "share this folder",
+        "home",
+    )
+
+
+def ended_early(home: Path, number: str, log: Path) -> Refusal:
+    """Return what is said of a job that is over before Jupyter was up."""
+    deadline = time.monotonic() + 5.0  # a network file system shows another machine's file with delay
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    how = end_of(number)
+    if not log.exists() and how.startswith(END_WORDS["FAILED"]):
+        return unshared(home, number, "")
+    return Refusal(f"Slurm job {number} ended before Jupyter ran: {how}\n{last_lines(log)}", "job")
+
+
 def job(request: Json) -> Json:
     """Say which job is in the queue; nothing is submitted."""
-    return {"job": find_job(request.get("job"))}
+    return {"job": find_job(home_folder(request.get("home")), request.get("job"))}
+
+
+def ended(request: Json) -> Json:
+    """Say how a job ended; Slurm may need some seconds to notice."""
+    how = end_of(request["job"])
+    drop_records(home_folder(request.get("home")), own_queue())
+    return {"how": how}
 
 
 def cancel(request: Json) -> Json:
-    """Cancel the job in the queue."""
-    found = find_job(request.get("job"))
+    """Cancel the job in the queue, by its number."""
+    home = home_folder(request.get("home"))
+    found = find_job(home, request.get("job"))
     if found:
         slurm(["scancel", found["job"]])
+        for number in (found["job"], found["task"]):
+            with contextlib.suppress(OSError):
+                job_record(home, number).unlink()
     return {"stopped": bool(found), "host": socket.gethostname(), "job": found and found["job"]}
 
 
 # ---------------------------------------------------------------------------------------------------------
 
-OPERATIONS = {function.__name__: function for function in (serve, status, stop, desktops, submit, job, cancel)}
+OPERATIONS = {
+    function.__name__: function
+    for function in (program, install, serve, status, stop, desktops, submit, job, ended, cancel)
+}
 
 
 def answer(line: str) -> Json:

@@ -142,6 +142,11 @@ CURES: dict[str, Cure] = {
         "The server answers in a way that none of the other rows explains",
         "Look at the end of what Jupyter printed",
     ),
+    "gpu-not-used": Cure(
+        "Colab connects, and training is as slow as without a GPU",
+        "TensorFlow sees no GPU, or a card fails",
+        "`python3 bootstrap.py --gpu --dry-run` asks the driver and says what is wrong",
+    ),
     "other-environment": Cure(
         "Colab connects, and versions are not those of the lock",
         "The server runs from another environment than the current one, often from before an update",

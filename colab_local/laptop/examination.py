@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
+from colab_local.base import documents
 from colab_local.base.errors import EXIT_USAGE, Failure
 from colab_local.base.network import free_port, holds_port, listeners, rivals
 from colab_local.base.programs import child_environment
@@ -47,12 +48,25 @@ if importlib.util.find_spec("tensorflow"):
 """
 
 
+# Asked in a kernel of the running server: what bootstrap.py tries a new environment out with. One whose extension is
+# older, or that is for no GPU, prints nothing at all.
+GPU_MARK, GPU_TIMEOUT_S = "GPU: ", 600.0
+HAS_GPU = """
+try:
+    from colab_local_jupyter import gpu
+    print("yes" if gpu.has_cuda() else "")
+except ImportError:
+    pass
+"""
+GPU = f'import json; print("{GPU_MARK}" + json.dumps(gpu.report()))'
+
+
 class Step(NamedTuple):
     """One step of Colab's page: which transport it belongs to ("" for both), what it does, how it went."""
 
     transport: str
     title: str
-    status: str  # "ok", "failed", "skipped"
+    status: str  # "ok", "failed", "skipped"; "begun" is shown alone: the step is about to take its time
     detail: str = ""
     fault: Fault | None = None
 
@@ -191,6 +205,7 @@ class Examination:
         self.show = show
         self.steps: list[Step] = []
         self.warnings: list[Fault] = []
+        self.gpu: dict[str, Any] = {}  # what a kernel says of it, {} where its environment is for none
         self.plain: Answer | None = None
         self.server = next((s for s in described_servers() if s.port == runtime.port), None)
         if self.server and runtime.dial is None and self.server.host in _LOCALHOST:
@@ -233,6 +248,9 @@ class Examination:
             ],
         )
         self.compare_environment()
+        told = self.ask_for_gpu() if not self.faults else ""
+        if told:
+            self._done(Step("", "use the GPU", "ok", told))
 
     def _sequence(self, transport: str, steps: Sequence[tuple[str, Callable[[], str]]]) -> bool:
         for number, (title, action) in enumerate(steps):
@@ -476,6 +494,32 @@ class Examination:
         prefix = Path(self.python).parent.parent.resolve()
         if prefix not in Path(file).resolve().parents:
             raise Fault("tensorflow-fails", f"a cell imports TensorFlow from {file}, not from {prefix}")
+
+    def ask_for_gpu(self) -> str:
+        """Let a kernel of the running server compute on its GPU; "" where its environment is for none.
+
+        Whatever is wrong there is a warning: Colab connects all the same.
+        """
+        try:
+            with Notebook(open_transport(self.runtime, "direct")) as notebook:
+                if "yes" not in notebook.run(HAS_GPU, 2 * self.runtime.timeout).split():
+                    return ""
+                self.show(Step("", "use the GPU in a kernel, which takes a moment", "begun"))
+                printed = notebook.run(GPU, GPU_TIMEOUT_S)
+        except (Failed, Closed, Refused, OSError, ValueError) as error:
+            self.warnings.append(Fault("gpu-not-used", f"the kernel does not say whether the GPU is used ({error})"))
+            return ""
+        told = [line for line in printed.splitlines() if line.startswith(GPU_MARK)]
+        if not told:  # TensorFlow or the driver took the kernel down
+            last = (printed.strip().splitlines() or ["nothing"])[-1]
+            self.warnings.append(Fault("gpu-not-used", f"the kernel broke off when it used the GPU: {last[:200]}"))
+            return ""
+        self.gpu = dict(documents.parse(told[-1][len(GPU_MARK) :], "the kernel's answer", dict))
+        if self.gpu.get("sentence") and not self.gpu.get("ok"):
+            self.warnings.append(Fault("gpu-not-used", str(self.gpu["sentence"])))
+            return ""
+        held = "; memory is held by " + ", ".join(map(str, self.gpu["holders"])) if self.gpu.get("holders") else ""
+        return f"{self.gpu.get('sentence', '')}{held}"
 
     def compare_environment(self) -> None:
         """Warn when the server runs from another environment than the one in use on this machine."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import shlex
 from pathlib import Path
 
 from colab_local.install.lockfiles import REPOSITORY
@@ -62,8 +61,3 @@ def program_text(module: str) -> str:
         sources[name] = (file.name == "__init__.py", text)
         wanted |= imported(text)
     return LOADER.format(sources=json.dumps(sources), module=module)
-
-
-def copy_command(target: str) -> str:
-    """Return the line that packs what another machine needs into a pipe; target: what reads the tar."""
-    return f"tar -C {shlex.quote(str(REPOSITORY))} -cf - {' '.join(PROGRAM_PARTS)} | {target}"

@@ -124,11 +124,11 @@ def start(home: Path, options: Sequence[str]) -> Json:
 
 
 def follow(
-    home: Path, state: Json, offset: int, show: Callable[[str, int], None], is_alive: Callable[[int], bool]
+    home: Path, state: Json, offset: int, show: Callable[[Json], None], is_alive: Callable[[int], bool]
 ) -> Json:
     """Show what an installation says, from `offset` bytes on, until it has ended; return how it ended.
 
-    show: gets each line and the number of bytes up to its end. The answer has the exit code, `code`, and
+    show: gets each line, and where it ends. The answer has the exit code, `code`, and
     bootstrap.py's `error` and `hint` where it failed.
     """
     said, result, code = output_files(home, state["id"])
@@ -140,7 +140,8 @@ def follow(
                 if not line.endswith(b"\n") and running:
                     break
                 offset += len(line)
-                show(line.decode("utf-8", "replace").rstrip("\n"), offset)
+                said_now = line.decode("utf-8", "replace").rstrip("\n")
+                show({"said": said_now, "id": state["id"], "offset": offset})
         if not running:
             return {"id": state["id"], "offset": offset, **ending(result, code)}
         time.sleep(POLL_S)
@@ -161,18 +162,18 @@ def ending(result: Path, code: Path) -> Json:
     return found
 
 
-def install(home: Path, request: Json, show: Callable[[str, int], None], is_alive: Callable[[int], bool]) -> Json:
-    """Install, or go on watching the installation that the laptop saw begin; return how it ended.
+def begin(home: Path, request: Json, is_alive: Callable[[int], bool]) -> tuple[Json, int]:
+    """Start an installation, unless one is at work or the laptop saw one end; return it, and how much was seen of it.
 
     request: `options` for bootstrap.py; `id` and `offset` of what the laptop has seen already. An installation that
     is at work is watched, whoever began it: two would wait for each other.
     """
-    state = read_state(home)
-    known = str(request.get("id") or "")
-    if state and (state["id"] == known or is_running(home, state, is_alive)):
-        seen = int(request.get("offset") or 0) if state["id"] == known else 0
-        return follow(home, state, seen, show, is_alive)
+    state, known = read_state(home), str(request.get("id") or "")
+    if state and state["id"] == known:
+        return state, int(request.get("offset") or 0)
+    if state and is_running(home, state, is_alive):
+        return state, 0
     options = [str(option) for option in request.get("options") or []]
     if not all(re.fullmatch(r"[^\x00\n]*", option) for option in options):
         raise Failure("an option holds a line break")
-    return follow(home, start(home, options), 0, show, is_alive)
+    return start(home, options), 0

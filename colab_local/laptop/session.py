@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import queue
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_OK, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import REPOSITORY
 from colab_local.install.servers import Json, api
+from colab_local.laptop.sending import FarInstallation
 from colab_local.laptop.ssh import (
     ANSWER_SECONDS,
     Connection,
@@ -34,6 +36,7 @@ COLAB = "https://colab.research.google.com/"
 DESKTOP_PORTS = (5900, 5901)  # VNC displays :0 (the screen) and :1 (virtual), where bootstrap.py made no others
 RDP_PORT = 3389
 LONGEST_PAUSE_S = 30.0
+WARNING_SECONDS = 600  # before Slurm ends the job
 SBATCH = REPOSITORY / "scripts" / "slurm" / "colab-local.sbatch"
 
 
@@ -96,7 +99,8 @@ class Wish(NamedTuple):
 
     destination: as for ssh; options: ssh's own; node_options: those that make sense for a compute node, too; program:
     ssh itself; login: -l's user, "" for none; home, env: there, None for the default; port: on this machine, and
-    remote_port: there, None for the default; sbatch: options of the Slurm job.
+    remote_port: there, None for the default; sbatch: options of the Slurm job; install: bootstrap.py's options where
+    an environment is to be installed there first, else None.
     """
 
     destination: str
@@ -112,6 +116,7 @@ class Wish(NamedTuple):
     open_colab: bool
     slurm: bool
     sbatch: str
+    install: tuple[str, ...] | None = None
 
 
 class Session:
@@ -127,10 +132,14 @@ class Session:
         self.server: Json = {}
         self.asked = False  # for a Jupyter: one may be starting
         self.job: str | None = None
+        self.job_ends: float | None = None  # when its time is over, of time.monotonic()
+        self.login: Connection | None = None  # the line to the login node, on Slurm
         self.local = 0
         self.desktop: dict[int, int] = {}
         self.line: Connection | None = None
         self.shown = ""  # the URL that the user has been given
+        host = wished.destination.rpartition("@")[2]
+        self.installation = None if wished.install is None else FarInstallation(wished.install, host, screen, emit)
 
     def typed(self, option: str = "") -> str:
         """Return the command that runs this program for the same host."""
@@ -164,10 +173,13 @@ class Session:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(Connection(self.ssh, self.folder, self.screen))
             pid = None
+            if self.installation:
+                self.installation.run(connection, self.wished.home)
             if self.wished.slurm:
                 job = self.submit(connection)
-                pid = job["pid"]
-                self.screen.report("Slurm job {} runs on {}".format(job["job"], job["node"]))
+                pid, self.login = job["pid"], connection
+                until = self.note_end(job)
+                self.screen.report("Slurm job {} runs on {}{}".format(job["job"], job["node"], until))
                 connection = stack.enter_context(
                     Connection(self.node(connection, job["node"]), self.folder, self.screen)
                 )
@@ -186,6 +198,34 @@ class Session:
             self.job = login.job or self.job
         self.job = job["job"]
         return job
+
+    def note_end(self, job: Json) -> str:
+        """Remember when Slurm will end a job, and return how that is said."""
+        seconds = job.get("ends_in")
+        self.job_ends = None
+        if not isinstance(seconds, int) or not 0 < seconds < 400 * 86_400:  # no limit is a year to Slurm
+            return ""
+        self.job_ends = time.monotonic() + seconds
+        return time.strftime(", until %Y-%m-%d %H:%M here", time.localtime(time.time() + seconds))
+
+    def warn_of_end(self) -> None:
+        """Say once that Slurm will end the job in a few minutes."""
+        if self.job_ends is None or time.monotonic() < self.job_ends - WARNING_SECONDS:
+            return
+        minutes = max(round((self.job_ends - time.monotonic()) / 60), 1)
+        self.job_ends = None
+        self.screen.report(
+            f"note: Slurm ends job {self.job} in {minutes} minute{'s' if minutes > 1 else ''}: save what you need"
+        )
+        self.emit({"event": "ending", "job": self.job, "minutes": minutes})
+
+    def tell_how_job_ended(self) -> None:
+        """Say in Slurm's words how the job ended, if the line to the login node still stands."""
+        if self.login is None or not self.job:
+            return
+        with contextlib.suppress(Dropped, Failure, queue.Empty):
+            how = str(self.request(self.login, "ended", timeout=30.0, job=self.job)["how"])
+            self.screen.report(f"Slurm job {self.job} has ended: {how}")
 
     def tell_about_kernel(self, before: Json) -> None:
         """After a reconnect: say whether it is the same Jupyter."""
@@ -208,8 +248,10 @@ class Session:
         else:
             self.show(wanted)
         while True:
+            self.warn_of_end()
             if connection.event(1.0) == "gone":
                 self.line = None
+                self.tell_how_job_ended()
                 job = f" (Slurm job {self.job})" if self.job else ""
                 raise Failure(
                     "Jupyter on {} has ended{}".format(server["host"], job), self.typed() + "   starts it again"
@@ -276,6 +318,7 @@ class Session:
         waits = pauses()
         while True:
             again = bool(self.local)
+            installs = self.installs()
             try:
                 with self.connected() as connection:
                     self.keep_up(connection, again)
@@ -284,6 +327,12 @@ class Session:
                     waits = pauses()
                     self.emit({"event": "dropped", "reason": str(dropped)})
                     self.screen.report(f"the line to {self.ssh.destination} dropped ({dropped})")
+                elif self.installs():
+                    waits = waits if installs else pauses()
+                    self.emit({"event": "dropped", "reason": str(dropped)})
+                    self.screen.report(
+                        f"the line to {self.ssh.destination} dropped ({dropped}); the installation goes on there"
+                    )
                 elif not again:
                     raise Failure(
                         f"the line to {self.ssh.destination} dropped while connecting ({dropped})",
@@ -291,7 +340,7 @@ class Session:
                         EXIT_NETWORK,
                     ) from None
             except Failure as failure:
-                if not again or failure.code != EXIT_NETWORK:
+                if not (again or (installs and self.installs())) or failure.code != EXIT_NETWORK:
                     raise
                 self.screen.report(failure.what)
             self.line = None
@@ -299,8 +348,16 @@ class Session:
             self.screen.report(f"trying again in {pause:.0f} s (Ctrl-C ends)")
             time.sleep(pause)
 
+    def installs(self) -> bool:
+        """Return whether an installation is at work on the host, as far as is known here."""
+        return self.installation is not None and self.installation.begun and not self.installation.done
+
     def farewell(self) -> None:
         """Say what still runs after Ctrl-C."""
+        if self.installs():
+            self.screen.report(f"closed the line; the installation on {self.ssh.destination} goes on")
+            self.screen.report("look at it again with the same command")
+            return
         if not (self.server or self.job or self.asked):
             self.screen.report("ended; nothing was started")
             return
@@ -324,6 +381,9 @@ class Session:
         if op == "job":
             job = answer["job"]
             text = "Slurm job {job}: {state} {node}".format(**job) if job else "no Slurm job of colab-local"
+            until = self.note_end(job) if job else ""
+            if until:
+                self.screen.report("it has time" + until.lstrip(","))
             running = bool(job)
         elif op == "status":
             running = answer["running"]
@@ -337,5 +397,8 @@ class Session:
         else:
             running = True
             text = "{} on {}".format("stopped" if answer["stopped"] else "nothing to stop", answer["host"])
+            kernels = answer.get("kernels")
+            if answer["stopped"] and kernels is not None:
+                text = f"stopped Jupyter on {answer['host']}; {kernels} kernel{'' if kernels == 1 else 's'} ended"
         self.screen.say(text)
         return EXIT_OK if running else EXIT_FAILED

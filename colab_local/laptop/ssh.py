@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Any, Deque, NamedTuple, Sequence
+from typing import Any, Callable, Deque, NamedTuple, Sequence
 
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.network import answers, free_port
@@ -22,7 +22,7 @@ from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT
 from colab_local.install.servers import Json
 from colab_local.laptop import agent
-from colab_local.laptop.far import copy_command, program_text
+from colab_local.laptop.far import program_text
 
 ANSWER_SECONDS = 60.0
 # Finds a Python >= 3.8 on the host and hands it the agent, which comes as the first line of stdin. Within '...'
@@ -167,10 +167,9 @@ def explain(said: Sequence[str], ssh: Ssh) -> Failure:
 
 
 def install_command(ssh: Ssh, env: str | None) -> str:
-    """Return the line that brings this repository to the host and installs there."""
+    """Return the command that brings the program to the host and installs there."""
     option = f" --env {shlex.quote(env)}" if env and env != DEFAULT_ENVIRONMENT else ""
-    unpack = "mkdir -p colab-local && tar -C colab-local -xf -"
-    return copy_command(typed(ssh, f" '{unpack} && python3 colab-local/bootstrap.py{option}'"))
+    return connect_line(ssh, f"--install{option} ")
 
 
 def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
@@ -183,6 +182,8 @@ def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
         "silent": stop + "   ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
         "job": typed(ssh, " squeue --me"),
+        "home": typed(ssh, " python3 colab-local/bootstrap.py --prefix DIR")
+        + "   on a shared disk, then here: --home DIR",
     }
     return Failure(message["error"], hints.get(message.get("kind", ""), ""))
 
@@ -197,6 +198,8 @@ class Connection:
         self.ssh, self.screen = ssh, screen
         self.socket_path = str(Path(tempfile.mkdtemp(dir=folder)) / "s")  # short: sockets' names are limited
         self.said: deque[str] = Deque(maxlen=50)
+        self.host = ssh.destination.rpartition("@")[2]  # as the user calls it
+        self._own_name = ""  # as it calls itself
         self.job: str | None = None  # the Slurm job that the agent's notes spoke of
         self._messages: queue.Queue[Json | None] = queue.Queue()
         self._process: subprocess.Popen[str] | None = None
@@ -225,10 +228,11 @@ class Connection:
         try:
             try:
                 self._send(program_text("colab_local.laptop.agent"))
-                self._next_message(None)  # passwords and host keys are between ssh and the user's terminal
+                hello = self._next_message(None)  # passwords and host keys are between ssh and the user's terminal
             except Dropped:
                 listener.join(5)
                 raise explain(self.said, self.ssh) from None
+            self._own_name = str(hello.get("hello") or "")
         except BaseException:
             self.close()
             raise
@@ -268,19 +272,36 @@ class Connection:
             raise Dropped(next((line for line in reversed(self.said) if line), "the line ended"))
         return message
 
-    def ask(self, op: str, timeout: float | None = None, **request: Any) -> Json:
+    def named(self, text: str) -> str:
+        """Return a text of the agent's with the host's name as the user typed it, not as the host calls itself."""
+        if not self._own_name:
+            return text
+        own = rf"(?<![\w./-]){re.escape(self._own_name)}(?![\w/-]|\.\w)"
+        return re.sub(own, self.host.replace("\\", ""), text)
+
+    def ask(
+        self,
+        op: str,
+        timeout: float | None = None,
+        on_said: Callable[[Json], None] | None = None,
+        **request: Any,
+    ) -> Json:
         """Have the agent do something and return its answer, whose "ok" may be false. Shows its notes meanwhile.
 
-        timeout: seconds; queue.Empty when they are over. Raises Dropped if the line ends first.
+        timeout: seconds; queue.Empty when they are over; on_said: takes what a program says there. Raises Dropped if
+        the line ends first.
         """
         self._send(dict(request, op=op))
         while True:
             message = self._next_message(timeout)
             if "note" in message:
-                self.screen.report(message["note"])
+                self.screen.report(self.named(str(message["note"])))
                 self.job = message.get("job", self.job)
+            elif "said" in message and on_said:
+                on_said(message)
             elif "ok" in message:
-                return message
+                texts: Json = {name: self.named(str(message[name])) for name in ("error", "host") if name in message}
+                return {**message, **texts}
 
     def event(self, timeout: float) -> str | None:
         """Return the event the agent reports within so many seconds, None if none; Dropped if the line ends."""

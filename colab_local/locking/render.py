@@ -18,7 +18,7 @@ from packaging.version import Version
 from colab_local.base.errors import Failure
 from colab_local.base.files import sha256_of
 from colab_local.install.jupyter import jupyter_argv
-from colab_local.install.lockfiles import INDEX_SCHEMA
+from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, INDEX_SCHEMA
 from colab_local.locking import gpu_code
 from colab_local.locking.conda import Records, conda_version
 from colab_local.locking.gpu_code import Code
@@ -194,6 +194,7 @@ def packages_text(
         f"Python layer (pypi.txt): {len(lock.python)} packages. Against hosted Colab (environments/colab-pins.txt):",
         ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         + f"; Python {lock.python_version}: {hosted_status(lock.python_version, hosted_python)}.",
+        newest_line(lock.conda),
         "absent: hosted Colab doesn't have it. Not followed on purpose:",
         *(
             f"  {name}: {entry['reason']}"
@@ -210,6 +211,23 @@ def packages_text(
             rows.append([*cells, size_text(record.size), record.license or "not stated"])
         lines += ["", f"conda layer of {platform}: {len(records)} packages", "", *table(rows)]
     return "\n".join(lines) + "\n"
+
+
+def newest_line(conda: Records) -> str:
+    """Return how old a lock is, as far as the lock itself can say it: by its newest conda package.
+
+    The day of the locking would make other bytes of the same packages each day.
+    """
+    dated = [
+        (record.timestamp.date().isoformat(), record.name.normalized, str(record.version))
+        for layer in conda.values()
+        for record in layer
+        if record.timestamp
+    ]
+    if not dated:
+        return "Age: python scripts/lock.py --age"
+    day, name, version = max(dated)
+    return f"Age: its newest conda package is {name} {version} of {day}; python scripts/lock.py --age"
 
 
 def machine_needs(spec: Spec, platform: str, code: str) -> dict[str, Any]:
@@ -238,15 +256,26 @@ def sizes(lock: Solution, platform: str) -> dict[str, int]:
 
 
 def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
-    """Return pixi.toml: each environment's conda layer, and the Python layer as a task."""
+    """Return pixi.toml: each environment's conda layer, and the Python layer as a task.
+
+    The tasks are one for all environments, or pixi would ask which is meant: `pixi run jupyter` is that of `default`.
+    """
     platforms = sorted({platform for spec in specs.values() for platform in spec.platforms})
+    prefix, site = '"$CONDA_PREFIX"', f'"$CONDA_PREFIX/lib/python{series}/site-packages"'
+    install = [
+        f"uv pip install --python {prefix}/bin/python --no-deps --require-hashes -r $COLAB_LOCAL_ENV/pypi.txt",
+        f"cp -R ../environments/jupyter/prefix/* {prefix}/",
+        f"cp -R ../environments/jupyter/site-packages/* {site}/",
+    ]
+    jupyter = " ".join(jupyter_argv(prefix, notebook_dir='"$HOME"'))
     lines = [
         f"# {NOTICE}",
         "# The conda layer is in pixi.lock. The Python layer is the task `install`: a pixi.lock would have to name a",
         "# package index, and where yours is stays your own setting. In this folder:",
         "#",
-        "#     pixi run --frozen -e cpu jupyter     installs what is missing and starts Jupyter for Colab",
-        "#     pixi run --frozen -e cpu install     installs the Python layer alone, for any `pixi run`",
+        f"#     pixi run jupyter            installs what is missing, starts Jupyter for Colab ({default_of(specs)})",
+        "#     pixi run -e gpu jupyter     the same with another environment",
+        "#     pixi run install            installs the Python layer alone, for any `pixi run`",
         "",
         "[workspace]",
         'name = "colab-local"',
@@ -254,33 +283,59 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
         f"platforms = {json.dumps(platforms)}",
         "",
         "[environments]",
-        *(f'{name} = {{ features = ["{name}"], no-default-feature = true }}' for name in specs),
+        f'default = ["{default_of(specs)}"]',
+        *(f'{name} = ["{name}"]' for name in specs),
+        "",
+        "[tasks]",
+        f"install = {json.dumps(' && '.join(install))}",
+        f'jupyter = {{ cmd = {json.dumps(jupyter)}, depends-on = ["install"] }}',
     ]
     for name, spec in specs.items():
         lines += ["", f"[feature.{name}]", f"platforms = {json.dumps(sorted(spec.platforms))}"]
+        lines += ["", f"[feature.{name}.activation.env]", f'COLAB_LOCAL_ENV = "{name}"']
+        lines += ["", f"[feature.{name}.system-requirements]", *system_requirements(spec)]
         lines += ["", f"[feature.{name}.dependencies]"]
         for text in spec.conda:
             package, _, version = text.partition(" ")
             lines.append(f"{package} = {json.dumps(version or '*')}")
-        prefix, site = '"$CONDA_PREFIX"', f'"$CONDA_PREFIX/lib/python{series}/site-packages"'
-        install = [
-            f"uv pip install --python {prefix}/bin/python --no-deps --require-hashes -r {name}/pypi.txt",
-            f"cp -R ../environments/jupyter/prefix/* {prefix}/",
-            f"cp -R ../environments/jupyter/site-packages/* {site}/",
-        ]
-        jupyter = " ".join(jupyter_argv(prefix, notebook_dir='"$HOME"'))
-        lines += ["", f"[feature.{name}.tasks]"]
-        lines.append(f"install = {json.dumps(' && '.join(install))}")
-        lines.append(f'jupyter = {{ cmd = {json.dumps(jupyter)}, depends-on = ["install"] }}')
     return "\n".join(lines) + "\n"
 
 
+def default_of(names: Iterable[str]) -> str:
+    """Return the environment that is meant where none is named."""
+    known = list(names)
+    return DEFAULT_ENVIRONMENT if DEFAULT_ENVIRONMENT in known else known[0]
+
+
+def system_requirements(spec: Spec) -> list[str]:
+    """Return what pixi is to assume of a machine, from virtual-packages.yml: what the lock was solved for.
+
+    In the form that every pixi reads. Since 0.80 the same can be said of each platform; a lock of version 6 has no
+    place for that, and pixi takes the two for each other (its platform_composition).
+    """
+    virtual: dict[str, str] = {}
+    for packages in spec.virtual.values():
+        virtual.update(packages)
+    known = {
+        "__linux": "linux = {}",
+        "__glibc": 'libc = {{ family = "glibc", version = {} }}',
+        "__osx": "macos = {}",
+        "__cuda": "cuda = {}",
+    }
+    return [form.format(json.dumps(virtual[name])) for name, form in known.items() if name in virtual]
+
+
 def pixi_lock_text(conda: Mapping[str, Records]) -> str:
-    """Return pixi.lock of every environment's conda layer: complete records, what a solver needs to check it."""
+    """Return pixi.lock of every environment's conda layer: complete records, what a solver needs to check it.
+
+    Version 6: pixi has read it since 0.30 and reads it today, and so do conda's plugin conda-lockfiles (0.2.2),
+    pixi-to-conda-lock (0.4.5), pixi-policy, pixi-sbom and rattler; the first two read no newer one. Both formats say
+    the same of conda packages. Every workspace has an environment `default`, so the lock has it, too.
+    """
     names = sorted({platform for records in conda.values() for platform in records})
     platforms = {name: rattler.LockPlatform(name) for name in names}
     lock = rattler.LockFile(list(platforms.values()))
-    for environment, records_of in conda.items():
+    for environment, records_of in {**conda, "default": conda[default_of(conda)]}.items():
         lock.set_channels(environment, [rattler.LockChannel(CHANNEL)])
         for platform, records in records_of.items():
             for record in records:
@@ -288,7 +343,12 @@ def pixi_lock_text(conda: Mapping[str, Records]) -> str:
     with tempfile.TemporaryDirectory(prefix="colab-local-lock-") as folder:
         path = Path(folder) / "pixi.lock"
         lock.to_path(path)
-        return f"# {NOTICE}\n{path.read_text(encoding='utf-8')}"
+        text = path.read_text(encoding="utf-8")
+    # rattler writes version 7 alone: it adds a list of the platforms, which version 6 has not
+    head = re.match(r"version: 7\nplatforms:\n(?:- name: [\w-]+\n)+(?=environments:\n)", text)
+    if not head:
+        raise Failure(f"rattler writes pixi.lock in a way that is not known here (found {text[:80]!r})")
+    return f"# {NOTICE}\nversion: 6\n{text[head.end() :]}"
 
 
 def jupyter_digests(folder: Path) -> dict[str, str]:

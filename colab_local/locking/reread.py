@@ -207,12 +207,15 @@ def check_jupyter_files(folder: Path, known: Mapping[str, Any]) -> Iterator[str]
 
 
 def check_kinds(top: Path) -> Iterator[str]:
-    """Yield what below a folder is no plain file, is executable, or can be written by others."""
+    """Yield what below a folder is no plain file, or has another mode than 644; a script's, by its #!, is 755."""
     for path in sorted(top.rglob("*")):
         if "__pycache__" in path.parts or ".pixi" in path.parts:
             continue
         name = f"{top.name}/{path.relative_to(top).as_posix()}"
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             yield f"{name}: not a plain file"
-        elif path.is_file() and path.stat().st_mode & 0o113:
-            yield f"{name}: its mode is {path.stat().st_mode & 0o777:03o} (need 644)"
+        elif path.is_file():
+            need = 0o755 if path.read_bytes()[:2] == b"#!" else 0o644
+            mode = path.stat().st_mode & 0o777
+            if mode & ~0o020 & 0o713 != need & 0o713:  # who may write in the group, the checkout's umask says
+                yield f"{name}: its mode is {mode:03o} (need {need:03o})"

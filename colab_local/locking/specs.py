@@ -106,7 +106,8 @@ def read_spec(path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[
     unknown = set(entry["platforms"]) - (set(virtual) & set(MACHINES))
     if unknown:
         raise Failure(f"platforms.yml has a platform without virtual packages (found {', '.join(unknown)})")
-    if [channel for channel in content["channels"] if channel != "nodefaults"] != ["conda-forge"]:
+    # no `nodefaults` either: conda 26.7 takes it for a channel's name, and looks for that
+    if content["channels"] != ["conda-forge"]:
         raise Failure(f"{path.name} must name one channel, conda-forge (found {content['channels']})")
     conda = [item for item in content["dependencies"] if isinstance(item, str)]
     layers = [item for item in content["dependencies"] if not isinstance(item, str)]

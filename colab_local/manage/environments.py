@@ -38,16 +38,22 @@ OURS = (
     "cache/*-[0-9a-f]*.txt",
     "tools/uv-*",
     "logs/bootstrap-*.log",
+    "logs/install-*.log",
     "logs/jupyter.log",
     "logs/jupyter-*.log",
     "logs/service.log",
     "logs/slurm-*.log",
     "run/connect.lock",
+    "run/install*",
     "run/jupyter*",
     "run/slurm-*",
 )
-# An engine's folder is ours where its marker says that we installed it.
-MARKED = {"conda/.colab-local.json": ("conda",), "bin/.pixi.json": ("bin/pixi", "bin/.pixi.json")}
+# A folder is ours where its marker says so: an engine's that we installed, the program that connect.py sent.
+MARKED = {
+    "conda/.colab-local.json": ("conda",),
+    "bin/.pixi.json": ("bin/pixi", "bin/.pixi.json"),
+    "program/.digest": ("program",),
+}
 Remover = Callable[[Path, bool, Screen], int]  # of what else was set up: home, dry run
 NAME = re.compile(r"[\w.-]+-[0-9a-f]{12}$")  # of an environment: <env>-<lock digest>
 
@@ -163,8 +169,8 @@ def demand_unused(folders: list[Path]) -> None:
             )
 
 
-def confirmed(option: str, yes: bool) -> bool:
-    """Ask whether to go on.
+def confirmed(option: str, yes: bool, screen: Screen) -> bool:
+    """Ask whether to go on; a "no" is confirmed.
 
     option: what is to be done, like --prune; yes: --yes was given.
 
@@ -181,7 +187,10 @@ def confirmed(option: str, yes: bool) -> bool:
         )
     sys.stderr.write("Remove all this? [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    answer = sys.stdin.readline().strip().lower() in ("y", "yes")
+    if not answer:
+        screen.say("Nothing was removed.")
+    return answer
 
 
 def made(home: Path) -> list[Path]:
@@ -297,7 +306,7 @@ def prune(home: Path, dry_run: bool, yes: bool, screen: Screen) -> dict[str, Any
         screen.say(f"Nothing to do: every environment in {home} is in use, or the previous one")
         return result
     show(screen, [(entry.root, entry.size) for entry in unused], "Would remove" if dry_run else "Will remove")
-    if dry_run or not confirmed("--prune", yes):
+    if dry_run or not confirmed("--prune", yes, screen):
         return result
     with locked(home, screen):
         # another run may have finished one of them, or switched to it, while this one waited
@@ -329,7 +338,7 @@ def uninstall(home: Path, dry_run: bool, yes: bool, others: Mapping[str, Remover
     show(screen, sizes, "Would remove" if dry_run else "Will remove")
     for remover in removers:  # each shows what it would remove and restore
         remover(home, True, screen)
-    if dry_run or not confirmed("--uninstall", yes):
+    if dry_run or not confirmed("--uninstall", yes, screen):
         return result
     for remover in removers:
         remover(home, False, screen)

@@ -25,7 +25,7 @@ import shlex
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from colab_local.base.errors import EXIT_MACHINE, EXIT_OK, Failure
 from colab_local.base.files import sha256_of, write_atomically
@@ -36,6 +36,7 @@ from colab_local.install.home import config_folder, current_receipt, locked, use
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.options import Options
 from colab_local.install.servers import find_server, running_servers, token_file
+from colab_local.install.tryout import CHOICES
 
 SCHEMA = 1
 UNIT = "colab-local.service"
@@ -54,7 +55,7 @@ StartLimitBurst=5
 [Service]
 ExecStart={command}
 WorkingDirectory={home}
-Environment={token}
+{variables}
 UMask=0077
 Restart=on-failure
 RestartSec=2
@@ -77,19 +78,28 @@ def quote_for_systemd(word: str) -> str:
     return f'"{word.translate(escapes)}"'
 
 
-def unit_text(argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
+def chosen_devices(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what the user chose for TensorFlow and CUDA in the shell that sets the service up: it keeps that."""
+    return {name: value for name, value in sorted(environ.items()) if CHOICES.match(name)}
+
+
+def unit_text(
+    argv: Sequence[str], env: str, home: Path, token_file: Path, choices: Mapping[str, str] | None = None
+) -> str:
     """Return the systemd user unit that runs `argv`.
 
-    env: the environment's name; home: working folder; token_file: where Jupyter reads its token.
+    env: the environment's name; home: working folder; token_file: where Jupyter reads its token; choices: variables
+    that it gets besides.
     """
     # No variable is expanded in Environment= and WorkingDirectory=, so $ stays as it is there.
-    token = quote_for_systemd(f"{TOKEN_FILE}={token_file}").replace("$$", "$")
+    variables = {TOKEN_FILE: str(token_file), **(choices or {})}
+    words = [quote_for_systemd(f"{name}={value}").replace("$$", "$") for name, value in variables.items()]
     return UNIT_TEXT.format(
         mark=MARK,
         env=env,
         command=" ".join(quote_for_systemd(word) for word in argv),
         home=str(home).replace("%", "%%"),
-        token=token,
+        variables="\n".join(f"Environment={word}" for word in words),
     )
 
 
@@ -179,7 +189,7 @@ class Systemd(Manager):
         self.path = config_folder() / "systemd" / "user" / UNIT
 
     def text(self, argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
-        return unit_text(argv, env, home, token_file)
+        return unit_text(argv, env, home, token_file, chosen_devices(os.environ))
 
     def command(self, action: str) -> list[str]:
         return ["systemctl", "--user", action, UNIT]

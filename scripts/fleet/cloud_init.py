@@ -36,6 +36,7 @@ from colab_local.base.command_line import Parser, run_program
 from colab_local.base.errors import EXIT_OK, EXIT_USAGE
 from colab_local.base.errors import Failure as AnyFailure
 from colab_local.base.terminal import Screen
+from colab_local.base.text import SECRET_NAME
 from colab_local.install.lockfiles import REPOSITORY
 
 MISSING = ""  # a library that is not here: --help does without
@@ -75,11 +76,7 @@ NEW_ENOUGH = "import sys; sys.exit(sys.version_info < (3, 8))"
 NEWER = "python3.13 python3.12 python3.11 python3.10 python3.9 python3.8"
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
-# What gives a secret away: its name, or how it looks.
-SECRET_NAME = re.compile(
-    r"(?i)token|secret|passw|passphrase|pwd|credential|api_?key|private|auth|signature|session|cookie|_key$|^key$|^sig$"
-    r"|^x-(amz|goog|ms)-|^jwt$|^code$|^pw$"
-)
+# How a secret may look, where its name does not give it away.
 SECRET_VALUE = re.compile(
     r"gh[opsur]_\w{16}|github_pat_|glpat-|hf_\w{16}|sk-\w{16}|xox[abp]-|AKIA[0-9A-Z]{12}|ASIA[0-9A-Z]{12}|AIza\w{16}"
     r"|pypi-\w{16}|eyJ[\w-]{10,}\.|-----BEGIN|(?i:bearer |basic )\S{8}"

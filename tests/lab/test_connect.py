@@ -110,7 +110,7 @@ def test_first_connection_and_everything_one_does_with_it(lab: Lab) -> None:
 
     status = run(lab, "--status", "gpubox")
     assert (status.returncode, "process {pid}, port 8888".format(**one) in status.stdout) == (0, True)
-    assert run(lab, "--stop", "gpubox").stdout == "stopped on gpubox\n"
+    assert run(lab, "--stop", "gpubox").stdout == "stopped Jupyter on gpubox; 0 kernels ended\n"
     assert not gpubox.listens(8888)
     assert "jupyter" not in command_lines(gpubox), "kernels are gone too"
     assert run(lab, "--stop", "gpubox").stdout == "nothing to stop on gpubox\n"
@@ -188,7 +188,7 @@ def test_a_jupyter_that_hangs_is_waited_for_and_never_doubled(lab: Lab) -> None:
         assert (connected["pid"], connected["started"]) == (pid, False)
         assert link.end() == 0
     gpubox.run(["kill", "-STOP", str(pid)])
-    assert run(lab, "--stop", "gpubox").stdout == "stopped on gpubox\n"
+    assert run(lab, "--stop", "gpubox").stdout == "stopped Jupyter on gpubox; 0 kernels ended\n"
     assert not gpubox.listens(8888)
 
 
@@ -231,7 +231,7 @@ def test_a_jump_host_and_a_port_that_is_taken_on_the_host(lab: Lab) -> None:
                         assert colab.run("import socket; print(socket.gethostname())").stdout == "vault\n"
             assert link.end() == 0
         link.says("--stop -J gate root@vault")
-        assert run(lab, "--stop", "-J", "gate", "vault").stdout == "stopped on vault\n"
+        assert run(lab, "--stop", "-J", "gate", "vault").stdout.startswith("stopped Jupyter on vault; ")
     finally:
         other.kill()
         other.wait()
@@ -408,16 +408,15 @@ def test_where_nothing_is_installed_the_hint_brings_it_there(lab: Lab) -> None:
     assert done.returncode == 1
     assert "error: no colab-local environment on empty (looked in /" in done.stderr
     hint = done.stderr.partition("hint: ")[2].strip()
-    assert re.search(r"python3 colab-local/bootstrap\.py( --env gpu)?'$", hint)  # gpu where this machine has one
+    assert re.fullmatch(r"\S+ \S*scripts/connect\.py --install( --env gpu)? empty", hint)  # gpu where one is
     # The command itself, but with --help at its end: this network has no way out.
-    helped = lab.laptop.run(["bash", "-c", hint[:-1] + " --help'"])
-    assert "Turn this machine into a Google Colab local runtime" in helped.stdout
+    assert "Reach the Jupyter of another machine" in lab.laptop.run(["bash", "-c", hint + " --help"]).stdout
 
     home = lab.machines["empty"].home
     (home / "nvidia-smi").write_text("#!/bin/sh\n")
     (home / "nvidia-smi").chmod(0o755)
     (home / ".bashrc").write_text("PATH=$PATH:$HOME\n")
-    assert run(lab, "empty").stderr.strip().endswith("python3 colab-local/bootstrap.py --env gpu'"), "it has a GPU"
+    assert run(lab, "empty").stderr.strip().endswith("connect.py --install --env gpu empty"), "it has a GPU"
 
 
 @needs_root

@@ -41,7 +41,9 @@ SlurmdLogFile={folder}/slurmd-%n.log
 SchedulerParameters=sched_interval=1,sched_min_interval=0
 KillWait=5
 NodeName=node CPUs={cpus} State=UNKNOWN
+NodeName=island CPUs=1 State=UNKNOWN
 PartitionName=all Nodes=node Default=YES MaxTime=INFINITE State=UP
+PartitionName=far Nodes=island MaxTime=INFINITE State=UP
 """
 
 
@@ -93,15 +95,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> I
         options = f"SetEnv SLURM_CONF={folder}/slurm.conf"
         login = lab.host("login", networks=("outer", "inner"), home=home, sshd_options=options)
         node = lab.host("node", networks=("inner",), home=home, sshd_options=options)
+        island = lab.host("island", networks=("inner",), home=home, sshd_options=options)
         install(installed, login)
         made = Cluster(lab, folder, home)
         munge = ("--foreground", "--force", f"--key-file={key}", "--num-threads=2")
-        for machine in (login, node):
+        for machine in (login, node, island):
             machine.run(["mkdir", "-p", "-m", "755", "/run/munge"])  # /run is each machine's own
             own = folder / f"munge-{machine.name}"
             files = (f"--{name}-file={own}.{name}" for name in ("log", "pid", "seed"))
             made.start(machine, "munged", *munge, *files, "--socket=/run/munge/munge.socket.2")
-        for machine in (login, node):
+        for machine in (login, node, island):
             wait_for(
                 lambda machine=machine: (
                     machine.run(["test", "-S", "/run/munge/munge.socket.2"], check=False).returncode == 0
@@ -111,8 +114,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> I
             )
         made.start(login, "slurmctld", "-D")
         made.start(node, "slurmd", "-D", "-N", "node")
+        made.start(island, "slurmd", "-D", "-N", "island")
         try:
-            wait_for(lambda: "idle" in made.slurm("sinfo", "-h", "-o", "%T"), 120, "slurmd at slurmctld")
+            wait_for(
+                lambda: made.slurm("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * 2,
+                120,
+                "slurmd at slurmctld",
+            )
         except AssertionError as problem:
             raise AssertionError(f"{problem}\n{made.logs()}") from None
         yield made
@@ -187,6 +195,78 @@ def test_a_queue_is_waited_in_and_left_by_ctrl_c(cluster: Cluster) -> None:
             assert link.process.wait(60) == 1
     finally:
         cluster.slurm("scancel", "-u", "root")
+
+
+def records(cluster: Cluster) -> set[str]:
+    return {path.name for path in (cluster.home / ".local/share/colab-local/run").glob("slurm-*.json")}
+
+
+@pytest.mark.parametrize("options", ["--job-name=mine", "--array=0-0", "--array=0-1%1 --job-name=many"])
+def test_a_job_is_known_by_its_number_and_not_by_its_name(cluster: Cluster, options: str) -> None:
+    """Followed, found again, shown and stopped, whatever it is called; an array is one job to the user."""
+    lab = cluster.lab
+    slurm = ("--slurm", f"--sbatch=--time=30 {options}", *QUICK, "login")
+    with running(lab, *slurm) as link:
+        one = link.event("connected")
+        assert link.end() == 0
+    assert one["job"] in jobs(cluster)
+    assert "RUNNING node" in run(lab, "--status", "--slurm", "login").stdout
+    with running(lab, "--slurm", *QUICK, "login") as link:
+        two = link.event("connected")
+        assert (two["job"], two["pid"]) == (one["job"], one["pid"])
+        assert "submitted" not in link.said
+        assert link.end() == 0
+    assert run(lab, "--stop", "--slurm", "login").stdout == "stopped on login\n"
+    wait_for(lambda: jobs(cluster) == "", 60, "the end of all that was submitted")
+    assert run(lab, "--stop", "--slurm", "login").stdout == "nothing to stop on login\n"
+    assert not records(cluster), "no record of a job that is over"
+
+
+def test_a_stranger_to_us_is_not_stopped(cluster: Cluster) -> None:
+    """Another job of the same user is none of ours."""
+    other = cluster.slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 600").strip()
+    try:
+        assert run(cluster.lab, "--stop", "--slurm", "login").stdout == "nothing to stop on login\n"
+        assert other in jobs(cluster)
+    finally:
+        cluster.slurm("scancel", other)
+
+
+def test_the_end_is_announced_and_explained(cluster: Cluster) -> None:
+    """A job of two minutes: its end is said at the start, warned of (less than ten minutes are left), explained."""
+    with running(cluster.lab, "--slurm", "--sbatch=--time=2", *QUICK, "login") as link:
+        job = link.event("connected")["job"]
+        link.says(f"Slurm job {job} runs on node, until ")
+        link.says(f"note: Slurm ends job {job} in ")
+        cluster.slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        assert link.event("ending")["job"] == job
+        assert link.event("failed")["error"] == f"Jupyter on node has ended (Slurm job {job})"
+        assert f"Slurm job {job} has ended: its time was over" in link.said, link.said
+        assert link.process.wait(60) == 1
+
+
+def test_a_waiting_job_says_when_it_is_expected_to_start(cluster: Cluster) -> None:
+    blocker = cluster.slurm(
+        "sbatch", "--parsable", "--exclusive", "--time=5", "--output=/dev/null", "--wrap=sleep 600"
+    ).strip()
+    wait_for(lambda: "RUNNING" in jobs(cluster), 60, "the job that is in the way")
+    try:
+        with running(cluster.lab, "--slurm", "--sbatch=--time=1", *QUICK, "login") as link:
+            link.says("expected to start at 20", 120)
+            assert link.end() == 0
+    finally:
+        cluster.slurm("scancel", blocker)
+        cluster.slurm("scancel", "-u", "root")
+
+
+def test_a_home_that_is_not_shared_is_named(cluster: Cluster) -> None:
+    cluster.lab.machines["island"].run(["mount", "-t", "tmpfs", "tmpfs", str(cluster.home)])
+    done = run(cluster.lab, "--slurm", "--sbatch=--partition=far", "login")
+    assert done.returncode == 1
+    assert f"wrote nothing into {cluster.home}/.local/share/colab-local: the compute node" in done.stderr
+    assert "do not share this folder" in done.stderr
+    assert "hint: ssh login python3 colab-local/bootstrap.py --prefix DIR   on a shared disk" in done.stderr
+    assert not records(cluster)
 
 
 def test_what_slurm_refuses_is_shown_in_its_own_words(cluster: Cluster) -> None:

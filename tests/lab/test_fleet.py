@@ -245,22 +245,26 @@ def test_bundle_of_another_lock_is_refused_and_a_bundle_that_is_there_not_copied
 
 
 @needs_root
-def test_host_with_an_altered_file_is_named(fleet: Fleet, versions: Versions) -> None:
+def test_a_drifted_host_is_named_and_repaired(fleet: Fleet, versions: Versions) -> None:
+    """verify.yml names it, deploy.yml --check calls it changed and changes nothing, deploy.yml repairs it."""
     bring(fleet, versions.old)
     altered = next((fleet.home(3) / "current" / "cpu").glob("lib/python3*/site-packages/notebook/notebookapp.py"))
     content = altered.read_bytes()
     altered.unlink()  # not written in place: the file is a link to uv's cache, which all hosts share here
     altered.write_bytes(content + b"# altered\n")
-    try:
-        run = few(fleet, "verify.yml", check=False)
-    finally:
-        altered.unlink()
-        altered.write_bytes(content)
+    run = few(fleet, "verify.yml", check=False)
     assert run.status != 0
     assert run.hosts("failed") == {"node3"}, run.output
     assert "node3 has none:" in run.flat
     assert "notebook/notebookapp.py" in run.flat
+    assert "hint: deploy.yml repairs it" in run.flat
+    assert "rm -r" not in run.output
     assert "on 2: node1, node2" in run.flat
+    assert few(fleet, "deploy.yml", "--check").hosts("changed") == {"node3"}
+    assert altered.read_bytes() != content
+    assert few(fleet, "deploy.yml").hosts("changed") == {"node3"}
+    assert altered.read_bytes() == content
+    assert not few(fleet, "deploy.yml").hosts("changed")
 
 
 @needs_root
@@ -323,7 +327,7 @@ def test_status_says_what_each_host_runs(fleet: Fleet, versions: Versions) -> No
 
 @needs_root
 def test_prune_leaves_what_is_used(fleet: Fleet, versions: Versions) -> None:
-    """The environment before goes; programs and bundles of other checkouts stay a week."""
+    """The environment before stays, for rollback.yml; programs and bundles of other checkouts stay a week."""
     bring(fleet, versions.old, {"node1"})
     bring(fleet, versions.new, {"node1"})
     old_program = fleet.work(1) / "program-0123456789ab"
@@ -335,7 +339,8 @@ def test_prune_leaves_what_is_used(fleet: Fleet, versions: Versions) -> None:
     fleet.play("prune.yml", "--limit", "node1")
     assert {path.name for path in fleet.work(1).glob("program-*")} == recent - {old_program.name}
     assert "node1" in running(fleet, versions.new)
-    assert len(list((fleet.home(1) / "envs").iterdir())) == 1
+    assert fleet.play("rollback.yml", "--limit", "node1").hosts("changed") == {"node1"}
+    assert "node1" in running(fleet, versions.old)
     assert not fleet.play("prune.yml", "--limit", "node1").hosts("changed")
 
 
@@ -373,17 +378,17 @@ def test_what_can_be_judged_here_is_judged_before_anything_is_sent(fleet: Fleet,
 
 
 @needs_root
-def test_become_is_not_for_the_controller(fleet: Fleet, versions: Versions) -> None:
-    """With become for everybody and no way to become anybody here, the controller's own tasks still work."""
-    fleet.roll_out(versions.new)
-    run = fleet.play("preflight.yml", "--limit", "node1", "--become", ansible_become_method="nonsense", check=False)
-    assert "node1" in run.hosts("failed")  # the host itself is to become, and has no such method
-    tasks = (COLLECTION / "roles" / "colab_local" / "tasks").glob("*.yml")
-    assert not any(word in path.read_text() for path in tasks for word in ("delegate_to", "local_action"))
-    ran = [line for line in run.output.splitlines() if line.startswith("TASK")]
-    assert any("Read what the bundle was made for" in line for line in ran), (
-        "settings are judged before the host is asked"
-    )
+def test_nothing_becomes_root_on_the_controller(fleet: Fleet, versions: Versions, tmp_path: Path) -> None:
+    """With become for everything, as an option and as a variable, sudo is called on the host and never here."""
+    bring(fleet, versions.old, {"node1"})
+    shutil.rmtree(fleet.records, ignore_errors=True)
+    log, sudo = tmp_path / "log", tmp_path / "sudo"
+    sudo.write_text(f'#!/bin/sh\nhostname >>{log}\nwhile [ "$1" != /bin/sh ]; do shift; done\nexec "$@"\n')
+    sudo.chmod(0o755)
+    everybody = json.dumps({"ansible_become": True, "ansible_become_exe": str(sudo)})
+    fleet.play("deploy.yml", "--limit", "node1", "--become", "-e", everybody)
+    assert set(log.read_text().split()) == {"node1"}
+    assert list(fleet.records.glob("*.json")), "what the controller has to do is done"
 
 
 @needs_root
@@ -397,8 +402,7 @@ def test_serial_roll_out_goes_on_with_those_that_lack_it(fleet: Fleet, versions:
 
 @needs_root
 def test_rollback_returns_to_the_version_before_and_only_once(fleet: Fleet, versions: Versions) -> None:
-    if not running(fleet, versions.new) >= FEW:
-        bring(fleet, versions.old)
+    bring(fleet, versions.old)
     bring(fleet, versions.new)
     assert fleet.play("rollback.yml", "--check", "--limit", "node1").hosts("changed") == {"node1"}
     assert running(fleet, versions.new) >= FEW

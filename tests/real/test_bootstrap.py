@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -356,11 +357,15 @@ def test_a_port_in_use_is_told_with_a_free_one(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         home = tmp_path / "home"
-        done = bootstrap_run(
-            ["--engine", "host", "--port", str(port), "--prefix", str(home)], env=clean_environment(tmp_path)
-        )
+        argv = ["--engine", "host", "--port", str(port), "--prefix", str(home)]
+        done = bootstrap_run([*argv, "--launch"], env=clean_environment(tmp_path))
+        planned = bootstrap_run([*argv, "--dry-run"], env=clean_environment(tmp_path))
     assert done.returncode == EXIT_MACHINE
-    assert f"port {port} is taken" in done.stderr and "hint: python3 bootstrap.py --port" in done.stderr
+    assert f"port {port} is taken" in done.stderr
+    assert re.search(rf"hint: \S+ bootstrap\.py --engine host --prefix {home} --launch --port \d+\n", done.stderr)
+    assert f"note: port {port} is taken by another program: the next steps use" in planned.stdout, (
+        "no reason to refuse"
+    )
     assert not home.exists()
 
 

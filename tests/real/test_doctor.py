@@ -289,6 +289,29 @@ def test_other_port_on_this_side_of_a_tunnel(base: Path, tmp_path: Path, overlay
     assert codes == ([] if overlay else ["port-mismatch"])
 
 
+@pytest.mark.parametrize(
+    ("cell", "warned", "detail"),
+    [
+        ('print(\'GPU: {"ok": true, "sentence": "Your GPU is used: A10, 9x the CPU"}\')', [], "A10, 9x the CPU"),
+        ('print(\'GPU: {"ok": false, "sentence": "Your GPU is not used: x"}\')', ["gpu-not-used"], ""),
+        ("import os; print('LLVM ERROR: out of ideas')", ["gpu-not-used"], ""),
+    ],
+)
+def test_the_gpu_is_asked_for_in_a_kernel(
+    prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str, warned: list[str], detail: str
+) -> None:
+    """The cell's answer is played; tests/real/test_gpu.py has the real one."""
+    monkeypatch.setattr(examination, "HAS_GPU", "print('yes')")
+    monkeypatch.setattr(examination, "GPU", cell)
+    with serve(prefix, tmp_path) as running:
+        shown: list[str] = []
+        examined = examination.Examination(colab_page.parse_url(running.url), lambda step: shown.append(step.title))
+        examined.run()
+    assert [w.code for w in examined.warnings if w.code == "gpu-not-used"] == warned and not examined.faults
+    assert any("takes a moment" in title for title in shown)
+    assert (examined.steps[-1].title == "use the GPU") == bool(detail) and detail in examined.steps[-1].detail
+
+
 def test_server_from_another_environment(prefix: Path, base: Path, tmp_path: Path) -> None:
     make_receipt(tmp_path, jupyter_environment(base, NEWEST, "6.4"))
     with serve(prefix, tmp_path):

@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from colab_local.base.errors import EXIT_MACHINE
+from colab_local.base.network import free_port, listens
+from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from tests.conftest import HARDWARE, REPO, clean_environment, supported_python
 from tests.support.gpu_machines import cases, make_libcuda, make_nvidia_smi
 
@@ -107,6 +111,31 @@ def test_the_locks_own_tools_come_first(gpu_environment: Path, tmp_path: Path) -
     assert flags.startswith("--xla_dump_max_hlo_modules=1 --xla_gpu_cuda_data_dir=")
     said = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
     assert "release 12.8" in said
+
+
+def test_the_doctor_asks_in_a_kernel_of_the_running_server(gpu_environment: Path, tmp_path: Path) -> None:
+    port, token = free_port(20000), "not-secret"
+    (tmp_path / "token").write_text(token)
+    argv = jupyter_argv(str(gpu_environment), port, str(tmp_path), os.geteuid() == 0)
+    env = clean_environment(tmp_path) | {TOKEN_FILE: str(tmp_path / "token")}
+    with subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 60
+            while not listens(port) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            doctor = [sys.executable, str(REPO / "scripts" / "doctor.py"), f"http://localhost:{port}/?token={token}"]
+            done = subprocess.run(
+                [*doctor, "--json"], env=env, capture_output=True, text=True, timeout=300, check=False
+            )
+        finally:
+            server.terminate()
+    told = json.loads(done.stdout)
+    assert done.returncode == 0 and not told["faults"], done.stdout + done.stderr
+    if HAS_GPU:
+        assert told["gpu"]["ok"] and "Your GPU" in told["steps"][-1]["detail"]
+    else:
+        (warning,) = [one for one in told["warnings"] if one["code"] == "gpu-not-used"]
+        assert warning["what"].startswith("Your GPU is not used: the NVIDIA driver is not here")
 
 
 @pytest.mark.skipif(not HAS_GPU, reason=HARDWARE + "an NVIDIA GPU")

@@ -67,7 +67,17 @@ def test_launch_starts_jupyter_in_the_same_terminal(installed: Any, tmp_path: Pa
     """The process that was bootstrap.py becomes Jupyter: Ctrl-C reaches it, and nothing else stays."""
     port = free_port()
     with start([*bootstrap_argv(installed, port), "--launch"], tmp_path, port) as running:
-        assert "Next steps" in running.log and f"http://localhost:{port}/?token=" in running.log
+        assert "Next steps" not in running.log, "the card says all that is needed"
+        assert f"http://localhost:{port}/?token={running.token}" in running.log
+        again = subprocess.run(
+            [*bootstrap_argv(installed, port), "--launch"],
+            env=user_environment(tmp_path),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert f"?token={running.token}" in again and "Jupyter runs already" in again
+        assert all(len(line) <= 90 for line in again.splitlines()[-9:])
         with connect(running.url, "direct") as colab:
             assert colab.run("print(6 * 7)").stdout == "42\n"
 

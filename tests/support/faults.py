@@ -209,7 +209,7 @@ def main(words: list[str]) -> int:
     lost = 0
     for name in words[:1] or [*GROUPS, "fuzz"]:
         if name == "fuzz":
-            from tests.support import fuzz
+            from tests.support import fuzz  # it needs this module
 
             found = fuzz.run(int(words[1]) if words[1:] else 1_000_000)
             title = f"{len(fuzz.READERS)} readers of files and answers, damaged"

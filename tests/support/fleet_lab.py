@@ -11,10 +11,12 @@ installations take seconds. The hosts have no network but the lab's.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -201,26 +203,42 @@ class Fleet:
         """Let the next plays be about this checkout and its bundle."""
         self.variables.update(colab_local_checkout=str(checkout.folder), colab_local_bundle=str(checkout.bundle))
 
-    def serve(self, folder: Path, login: str = "") -> str:
-        """Serve a folder over HTTP on the lab's network, from the laptop; return its URL, the login in it.
+    def serve(self, folder: Path, login: str = "", machine: Machine | None = None) -> str:
+        """Serve a folder over HTTP on the lab's network; return its URL, the login in it.
 
-        login: USER:PASSWORD that is asked for, or "". What was asked for is in folder.log, beside the folder.
+        login: USER:PASSWORD that is asked for, or ""; machine: where the server runs, the laptop by default. What was
+        asked for is in folder.log, beside the folder.
         """
+        machine = machine or self.lab.laptop
         port = free_port()
         argv = [
             sys.executable,
-            str(REPO / "tests" / "web.py"),
+            str(REPO / "tests" / "support" / "web.py"),
             str(folder),
-            self.lab.laptop.address,
+            machine.address,
             str(port),
             login,
         ]
         with folder.with_suffix(".log").open("wb") as log:
             self.servers.append(
-                subprocess.Popen(self.lab.laptop.enter(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                subprocess.Popen(machine.enter(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             )
         wait_for(lambda: b"serving" in folder.with_suffix(".log").read_bytes(), 30, "the web server")
-        return f"http://{login}{'@' if login else ''}{self.lab.laptop.address}:{port}/"
+        return f"http://{login}{'@' if login else ''}{machine.address}:{port}/"
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that Ansible and its ssh have taken on the laptop until now.
+
+        Its children that have ended count by themselves. The masters of ssh's connections do not: they outlive the
+        play by a minute, and they are the ones that encrypt.
+        """
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total = ended.ru_utime + ended.ru_stime
+        for pid in self.lab.laptop.inhabitants():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return total
 
     def play(self, playbook: str, *options: str, check: bool = True, **variables: object) -> Play:
         """Run a playbook of scripts/fleet on the laptop with `variables` for all hosts; return what it did.

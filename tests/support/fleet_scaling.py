@@ -2,42 +2,58 @@
 
     python -m tests.support.fleet_scaling [--full] [--hosts 1,2,4,8]
 
-For each number, hosts in network namespaces of their own are made, and deploy.yml runs three times: a first
-installation from a bundle, a second run that finds nothing to do, and the same again on hosts that have lost their
-environments but not their bundles. All hosts share this machine's cores and disk, and each has a package cache of
-its own, so the time per host is that of one machine doing the work of all. --full: the whole cpu environment,
-otherwise without TensorFlow and its like. Needs root, as the tests do.
+For each number, hosts in network namespaces of their own are made, and deploy.yml runs: a first installation
+from a bundle that is pushed, a second run that finds nothing to do, and an installation on hosts that have lost
+all, from a bundle that a web server on the first of them has. For each, the time and the processor time on the
+controller, ssh's masters included, which encrypt what is pushed. All hosts share this machine's cores and disk,
+and each has a package cache of its own, so the time per host is that of one machine doing the work of all.
+--full: the whole cpu environment, otherwise without TensorFlow and its like. Needs root, as the tests do.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
-import resource
 import shutil
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import REPO
 from tests.support.fleet_lab import Checkout, Fleet, make_checkout, small_layer
 
 
-def measure(folder: Path, checkout: Checkout, count: int) -> tuple[float, float, float, float]:
-    """Return the seconds of a first run, of a run without anything to do, and of an installation anew.
+def measured(fleet: Fleet, **variables: Any) -> tuple[float, float]:
+    """Run deploy.yml; return its seconds, and those of the controller's processor."""
+    before = fleet.processor_seconds()
+    seconds = fleet.play("deploy.yml", **variables).seconds
+    return seconds, fleet.processor_seconds() - before
 
-    The last number is the processor time, in seconds, that Ansible and ssh took for the run without anything to do.
-    """
+
+def measure(folder: Path, checkout: Checkout, count: int) -> list[tuple[float, float]]:
+    """Return what was measured of a first run, of one with nothing to do, and of one through a relay."""
     with Fleet(folder, count) as fleet:
         fleet.roll_out(checkout)
         fleet.environment.pop("UV_CACHE_DIR")
-        first = fleet.play("deploy.yml").seconds
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        second = fleet.play("deploy.yml").seconds
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found = [measured(fleet), measured(fleet)]
         for node in fleet.nodes:
             shutil.rmtree(fleet.home(node))
-        anew = fleet.play("deploy.yml").seconds
-        return first, second, anew, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+            shutil.rmtree(fleet.work(node))
+        started, before = time.monotonic(), fleet.processor_seconds()
+        relay = fleet.nodes[0]
+        shared = relay.home / "shared"
+        shared.mkdir()
+        fleet.lab.laptop.run(["scp", "-q", str(checkout.bundle), f"{relay.name}:shared/cpu.tar"])
+        sent, cost = time.monotonic() - started, fleet.processor_seconds() - before
+        seconds, more = measured(
+            fleet,
+            colab_local_bundle="",
+            colab_local_bundle_url=fleet.serve(shared, machine=relay) + "cpu.tar",
+            colab_local_bundle_sha256=hashlib.sha256(checkout.bundle.read_bytes()).hexdigest(),
+        )
+        return [*found, (sent + seconds, cost + more)]
 
 
 def main() -> None:
@@ -52,13 +68,11 @@ def main() -> None:
         checkout = make_checkout(folder / "checkout", layer).with_bundle()
         size = checkout.bundle.stat().st_size
         print(f"{os.cpu_count()} cores, bundle of {size / 1e6:.0f} MB, load {os.getloadavg()[0]:.1f}", flush=True)
-        print("hosts   first run   nothing to do (its cost here)   installed anew   load")
+        print("hosts   first run, pushed (processor)   nothing to do   through a relay   load")
         for count in map(int, args.hosts.split(",")):
-            first, second, anew, cost = measure(folder / f"fleet{count}", checkout, count)
-            load = os.getloadavg()[0]
-            print(
-                f"{count:5} {first:9.1f} s {second:13.1f} s ({cost:11.1f} s) {anew:14.1f} s {load:6.1f}", flush=True
-            )
+            found = measure(folder / f"fleet{count}", checkout, count)
+            shown = "   ".join(f"{seconds:7.1f} s ({cost:5.1f} s)" for seconds, cost in found)
+            print(f"{count:5}   {shown}   {os.getloadavg()[0]:.1f}", flush=True)
             shutil.rmtree(folder / f"fleet{count}")
 
 

@@ -26,7 +26,7 @@ UV = "0.12.1"  # one that the package index has: host.txt locks it
 
 CPU = """\
 name: cpu
-channels: [conda-forge, nodefaults]
+channels: [conda-forge]
 dependencies:
   - python 3.13.*
   - pip

@@ -1,6 +1,6 @@
 """A web server of files: for the lab's network, with a password if wanted, or for a test on loopback.
 
-python tests/web.py FOLDER ADDRESS PORT [USER:PASSWORD]
+python tests/support/web.py FOLDER ADDRESS PORT [USER:PASSWORD]
 """
 
 from __future__ import annotations

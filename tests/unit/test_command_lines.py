@@ -25,12 +25,12 @@ PROGRAMS = (
     "scripts/lock.py",
 )
 # Wrong for every program, whatever its options; then a program's own.
-WRONG = [["--nosuch"], ["--helpp"], ["-Z"], ["--json=yes"], ["--nosuch=1", "x"], ["--versionn"], ["--"] + ["x"] * 9]
+WRONG = [["--nosuch"], ["--helpp"], ["-Z"], ["--json=yes"], ["--nosuch=1", "x"], ["--versionn"]]
 OWN = {
     "bootstrap.py": [["--gup"], ["gpu"], ["install", "--gpu"], ["--verify", "cpu"], ["--engine", "minforge"]],
     "scripts/bundle.py": [["--engine", "pixy"], ["--jobs", "many"], ["cpu"], ["--env"], ["--env", "nosuch"]],
     "scripts/connect.py": [[], ["--port", "0", "h"], ["--port", "eighty", "h"], ["a", "b"], ["--stpo", "h"]],
-    "scripts/doctor.py": [["a", "b"], ["--timeout", "soon"], ["--tabel"], ["--token-fil", "x"], ["ftp://x"]],
+    "scripts/doctor.py": [["--timeout"], ["--timeout", "soon"], ["--tabel"], ["--token-fil", "x"], ["--jso"]],
     "scripts/compare.py": [[], ["a"], ["a", "b", "c"], ["--jsno", "a", "b"], ["/nosuch", "/nosuch"]],
     "scripts/benchmark.py": [[], ["trian"], ["install", "--rounds", "x"], ["train", "--step", "1"], ["verify", "x"]],
     "scripts/lock.py": [["--chek"], ["--channel"], ["--index-onl"], ["--python"], ["--folow", "x"]],
@@ -52,8 +52,6 @@ def call(
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_wrong_command_lines_give_two_lines_and_the_documented_code(program: str) -> None:
     for arguments in [*WRONG, *OWN[program]]:
-        if program == "scripts/lock.py" and arguments[0] == "--":
-            continue  # it takes any number of names
         done = call(program, *arguments)
         lines = done.stderr.splitlines()
         assert done.returncode == EXIT_USAGE, (arguments, done.stderr)

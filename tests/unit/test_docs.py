@@ -114,3 +114,41 @@ def test_programs_can_be_run_and_only_programs_can() -> None:
         mode = entry.split()[0]
         runs = (REPO / name).read_bytes()[:2] == b"#!"
         assert (mode == "100755") == (runs and not name.endswith(".sbatch")), name
+
+
+def code_and_numbers(text: str) -> tuple[list[str], list[str]]:
+    """Return a document's commands and other code, in order, and the numbers in its prose, sorted."""
+    blocks = re.findall(r"```.*?\n(.*?)```", text, re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    spans = re.findall(r"`([^`]+)`", prose)
+    prose = re.sub(r"`[^`]+`|\]\([^)]*\)", "", prose)
+    return blocks + spans, sorted(re.findall(r"\d+(?:\.\d+)*", prose))
+
+
+def test_the_japanese_readme_has_the_same_commands_numbers_and_links() -> None:
+    english, japanese = ((REPO / name).read_text() for name in ("README.md", "README.ja.md"))
+    for ours, theirs in zip(code_and_numbers(english), code_and_numbers(japanese), strict=True):
+        assert sorted(ours) == sorted(theirs)
+    links = [set(re.findall(r"\]\(([^)]+)\)", text)) for text in (english, japanese)]
+    assert links[0] ^ links[1] == {"README.md", "README.ja.md"}
+    headings = [len(re.findall(r"(?m)^##? ", text)) for text in (english, japanese)]
+    assert headings[0] == headings[1]
+
+
+def test_the_map_of_the_house_is_that_of_the_tree() -> None:
+    text = (REPO / "CONTRIBUTING.md").read_text()
+    section = text.split("## The map of the house", 1)[1].split("\n## ", 1)[0]
+    places = set(re.findall(r"(?m)^\| `([^`]+)` \|", section))
+    assert [place for place in sorted(places) if not (REPO / place).exists()] == []
+    files = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=True).stdout.split()
+    # Each folder that holds code is on the map, by itself or by the nearest folder above it that is.
+    homeless = [
+        name
+        for name in files
+        if name.endswith((".py", ".sh", ".sbatch")) and not any(name.startswith(place) for place in places)
+    ]
+    assert [
+        name for name in homeless if not name.startswith((".", "tests/conftest.py", "colab_local/__init__"))
+    ] == []
+    packages = [path.parent for path in (REPO / "colab_local").glob("*/__init__.py")]
+    assert {f"colab_local/{path.name}/" for path in packages} <= places

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from colab_local.install.tryout import gpu_environment
+from colab_local.manage import service
 from tests.conftest import REPO
 
 sys.path.insert(0, str(REPO / "environments" / "jupyter" / "site-packages"))
@@ -111,3 +112,15 @@ def test_of_library_folders_the_drivers_alone_stay(tmp_path: Path) -> None:
     libraries, visible, arguments = done.stdout.strip().split("|")
     assert libraries == str(tmp_path / "driver") and visible == env["CUDA_VISIBLE_DEVICES"]
     assert arguments.endswith("--port=1")
+
+
+def test_a_service_keeps_the_devices_that_were_chosen() -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2", "TF_CPP_MIN_LOG_LEVEL": "0", "HOME": "/h", "CUDA": "no"}
+    choices = service.chosen_devices(environ)
+    text = service.unit_text(["/env/jupyter"], "gpu", Path("/home"), Path("/home/token"), choices)
+    lines = [line for line in text.splitlines() if line.startswith("Environment=")]
+    assert lines == [
+        'Environment="COLAB_LOCAL_TOKEN_FILE=/home/token"',
+        'Environment="CUDA_VISIBLE_DEVICES=GPU-1,GPU-2"',
+        'Environment="TF_CPP_MIN_LOG_LEVEL=0"',
+    ]

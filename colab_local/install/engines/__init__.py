@@ -41,6 +41,11 @@ def choose_engine(wanted: str, python: str, job: Job) -> tuple[Engine, list[str]
     name, notices = what_auto_means(job)
     try:
         engine = make_engine(name, job)
+        if name == "host":
+            locked = job.index["environments"][job.env]["python"]
+            notices = [
+                f"{notice} (Python {engine.layer.partition('-')[2]} instead of {locked})" for notice in notices
+            ]
         engine.spares = [make_engine(other, job) for other in spare_names(name, job)]
         return engine, notices
     except Failure as problem:  # the reason for the engine belongs to the reason why it can't be

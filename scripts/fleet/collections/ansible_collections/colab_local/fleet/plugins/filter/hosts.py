@@ -58,9 +58,8 @@ def verdict(host: str, found: dict[str, dict[str, Any]], wanted: str, index: dic
 
 def drifted(ran: dict[str, Any]) -> str:
     """Return in one line what --verify found. ran: the registered result."""
-    lines = [
-        line for line in str(ran.get("stderr") or "").splitlines() if not line.startswith(("note:", "colab-local "))
-    ]
+    quiet = ("note:", "hint:", "colab-local ", "Checking ")
+    lines = [line for line in str(ran.get("stderr") or "").splitlines() if not line.startswith(quiet)]
     return words.plain("; ".join(lines[:6]))
 
 

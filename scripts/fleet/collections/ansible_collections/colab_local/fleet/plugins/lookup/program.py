@@ -68,4 +68,6 @@ class LookupModule(LookupBase):
             first = next((line for line in said if line.startswith("error: ")), f"error: can't pack {checkout}")
             return [{**nothing, "problem": f"{first}; {hint}"}]
         index, digest = judge.read_index(checkout), judge.index_digest(checkout)
-        return [{**json.loads(packed.stdout), "checkout": checkout, "index": index, "lock": digest, "problem": ""}]
+        repairs = '"--repair"' in (Path(checkout) / "bootstrap.py").read_text(encoding="utf-8")
+        found = {"checkout": checkout, "index": index, "lock": digest, "repairs": repairs, "problem": ""}
+        return [{**json.loads(packed.stdout), **found}]
