@@ -542,9 +542,20 @@ def make_parser() -> Parser:
     return made
 
 
+def found_by(check: Callable[[], Problems]) -> Problems:
+    """Yield what a check finds; what it can't read is a problem, too, and no end of the run."""
+    try:
+        yield from check()
+    except Failure as failure:
+        yield failure.what
+
+
 def check_all(args: argparse.Namespace, screen: Screen) -> int:
     """Run the checks; return the exit code."""
-    files = Lockfiles(args.environments, args.lockfiles)
+    try:
+        files = Lockfiles(args.environments, args.lockfiles)
+    except Failure as failure:  # a file that can't be read at all is wrong like any other
+        raise Failure(failure.what, failure.hint, EXIT_FAILED) from None
     for name in args.names:
         if name not in files.specs:
             raise Failure(f"no environment {name!r} (there are: {', '.join(files.specs)})", code=EXIT_USAGE)
@@ -555,7 +566,7 @@ def check_all(args: argparse.Namespace, screen: Screen) -> int:
         checks.append(("installers are what their projects publish", partial(check_published, files)))
     for title, check in checks:
         started = time.monotonic()
-        problems = list(check())
+        problems = list(found_by(check))
         print(f"{'WRONG' if problems else 'ok':5}  {title}  ({time.monotonic() - started:.1f} s)", flush=True)
         for problem in problems:
             print(f"       {problem}", flush=True)

@@ -139,6 +139,16 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return kept
 
 
+def starting_environment(token: Path) -> dict[str, str]:
+    """Return the environment that Jupyter is started in: it drops by itself what would mislead it.
+
+    The libraries' path of the log-in was kept aside while this program started (ssh.py): the driver may be in it.
+    """
+    environ = dict(os.environ, **{TOKEN_FILE: str(token)})
+    libraries = environ.pop("COLAB_LOCAL_LIBRARIES", "")
+    return dict(environ, LD_LIBRARY_PATH=libraries) if libraries else environ
+
+
 def open_log(home: Path) -> Path:
     """Return the path of a new log file that its user alone can read; drop the oldest ones."""
     folder = home / "logs"
@@ -169,7 +179,7 @@ def launch(home: Path, receipt: Json, wanted: int | None) -> Json:
     with log.open("ab") as output:
         child = subprocess.Popen(
             jupyter_argv(str(home / "current" / receipt["env"]), port, receipt["notebook_dir"], os.geteuid() == 0),
-            env=dict(os.environ, **{TOKEN_FILE: str(token_file(home))}),
+            env=starting_environment(token_file(home)),
             cwd=str(home),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -29,7 +29,8 @@ from colab_local.install.home import FOLDERS, begun_mark, demand_ours, is_half_m
 OURS = (
     "cache/sha256",
     "cache/conda",
-    "cache/conda-pkgs",
+    "cache/conda-pkgs",  # of earlier versions, as are mamba, pixi and pixi-home
+    "cache/engine",
     "cache/mamba",
     "cache/pixi",
     "cache/pixi-home",

@@ -614,6 +614,7 @@ def test_what_auto_chooses(trial: Trial, conda: Path) -> None:
     assert by_variable.document["engine"] == "miniforge" and len(trial.mirror.requests) == 2
     assert plan(trial, "--prefix", str(trial.folder / "with blanks"))["engine"] == "pixi"
     (conda.parent.parent / "version").write_text("4.12.0\n")
+    (conda.parent.parent / "mamba-version").write_text("2.0.6\n")  # it drops `#sha256:` in silence
     assert plan(trial, environ=where)["engine"] == "miniforge"  # it would not check hashes
     done = trial.run("--engine", "conda", environ=where)
     assert done.code == 3 and "found conda 4.12.0, need 24.9" in done.err

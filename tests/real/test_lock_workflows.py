@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ci import check_lockfiles
 from scripts import lock
 from tests.support.lock_lab import REPO
 
@@ -75,8 +76,8 @@ def test_commands_exist_and_take_their_options(path: Path) -> None:
             called += 1
             if program != "scripts/compare.py":  # its own tests say what it takes
                 assert (REPO / program).is_file(), program
-            if program == "scripts/lock.py" or program == "ci/check_lockfiles.py":
-                lock.make_parser().parse_args(arguments)
+            if program in ("scripts/lock.py", "ci/check_lockfiles.py"):
+                (lock if program == "scripts/lock.py" else check_lockfiles).make_parser().parse_args(arguments)
             elif program == "bootstrap.py":
                 run = subprocess.run(
                     [sys.executable, str(REPO / program), "--help"], capture_output=True, text=True, check=True

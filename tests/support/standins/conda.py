@@ -6,8 +6,8 @@ conda-anaconda-tos 0.3.0; mamba 2.4 was read only); each place names its source.
 by which it is called: conda, mamba or micromamba.
 
 Files in its root are for the tests: it appends every call with its whole environment to `calls.jsonl`; while `hold`
-exists it waits half-way through an installation, so that a test can kill it there; `version` is the version to
-show; `tos` stands for the plugin conda-anaconda-tos, which Anaconda's installers bring.
+exists it waits half-way through an installation, so that a test can kill it there; `version` and `mamba-version` are
+the versions to show; `tos` stands for the plugin conda-anaconda-tos, which Anaconda's installers bring.
 """
 
 from __future__ import annotations
@@ -515,8 +515,8 @@ def link(packages: Sequence[Cached], prefix: Path, how: dict[str, Any]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line of the program that this stands for."""
-    version = ROOT / "version"
-    shown = version.read_text().strip() if version.is_file() else VERSION
+    version = ROOT / ("version" if KIND == "conda" else "mamba-version")
+    shown = version.read_text().strip() if version.is_file() else VERSION if KIND == "conda" else "2.4.0"
     made = argparse.ArgumentParser(prog=KIND)
     made.add_argument("--version", "-V", action="version", version=f"conda {shown}" if KIND == "conda" else shown)
     create_ = made.add_subparsers(dest="command", required=True).add_parser("create")
