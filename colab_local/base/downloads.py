@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, NamedTuple, Sequence, Tuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import CHUNK, disk_failure, is_full, sha256_of
 from colab_local.base.progress import Progress
@@ -66,7 +67,8 @@ class _OnlyHttp(urllib.request.HTTPRedirectHandler):
 
 def open_url(request: Any, timeout: float) -> Any:
     """Open a URL like urllib.request.urlopen(), but follow redirects to http and https alone."""
-    return urllib.request.build_opener(_OnlyHttp).open(request, timeout=timeout)
+    secure = urllib.request.HTTPSHandler(context=certificates.context())
+    return urllib.request.build_opener(_OnlyHttp, secure).open(request, timeout=timeout)
 
 
 def rewrite(url: str, rules: Rules) -> str:

@@ -31,9 +31,9 @@ from colab_local.install.installation import Installation
 from colab_local.install.jupyter import add_jupyter
 from colab_local.install.lockfiles import Lock, locked_entry, make_lock, read_index
 from colab_local.install.options import Options
-from colab_local.install.packages import uv_environment
 from colab_local.install.requirements import normalise
 from colab_local.install.seal import close_to_others
+from colab_local.install.sources import uv_environment
 from colab_local.manage import environments, verify
 from colab_local.manage.records import Difference, Package, read_conda, site_packages
 

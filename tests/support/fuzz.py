@@ -17,7 +17,7 @@ from typing import Any
 from colab_local.base import documents, downloads, programs, text
 from colab_local.base.errors import Failure
 from colab_local.base.network import parse_listeners
-from colab_local.install import home, lockfiles, packages, requirements
+from colab_local.install import home, lockfiles, requirements
 from colab_local.install.servers import DESCRIPTION_SHAPE
 from colab_local.manage import records
 from tests.support.faults import Tally
@@ -46,7 +46,6 @@ EXPLICIT = f"@EXPLICIT\nhttps://c.example/conda-forge/linux-64/zlib-1.3-h1.conda
 PYPI = (
     f"six==1.17.0 ; python_version >= '3.11' \\\n    --hash=sha256:{'b' * 64}\nuv==0.12.1 --hash=sha256:{'c' * 64}\n"
 )
-PIP = "[global]\nindex-url = https://u:p@mirror.example/simple\n[install]\nindex-url=https://m/\n"
 SAID = "error: Failed to install: x\n  cause: b\n  × a\n  ├─▶ No space left on device (os error 28)\n"  # noqa: RUF001
 LAUNCHER = "#!/p/bin/python\nfrom a.b import c\nsys.exit(c())\n"
 LATER = "Fri, 31 Dec 1999 23:59:59 GMT"
@@ -102,7 +101,6 @@ READERS: dict[str, tuple[Callable[[bytes], object], tuple[type[Exception], ...],
     "locked names": (lambda content: lockfiles.locked_names(plain(content)), (), PYPI),
     "locked entry": (lambda content: lockfiles.locked_entry(plain(content), "uv"), (Failure,), PYPI),
     "requirements": (lambda content: requirements.parse(plain(content)), (Failure, ValueError), PYPI),
-    "pip's settings": (lambda content: packages.pip_index_url({}, [plain(content)]), (), PIP),
     "RECORD": (read_record, (ValueError, csv.Error), "six.py,sha256=AAAA,12\nsix-1.17.0.dist-info/RECORD,,\n"),
     "conda record": (
         lambda content: records.conda_entry(documents.parse(content, "it", {"_path": str})),
