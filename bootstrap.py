@@ -319,9 +319,9 @@ def look(options: Options, screen: Screen) -> Installation:
         lock = make_lock(index, options.lockfiles, options.env, platform, maker.layer)
         installation = Installation(options, lock, maker.name, screen, maker, wheels)
         installation.notices += notices
-    check_room(installation, index)
     if installation.lock.accelerator == "gpu" and options.gpu_check:
         look_at_gpus(installation, known)
+    check_room(installation, index)
     check_port(installation)
     return installation
 
