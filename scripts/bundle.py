@@ -65,8 +65,8 @@ from colab_local.install.lockfiles import (
     read_index,
     read_locked,
 )
-from colab_local.install.packages import pip_settings, uv_environment
 from colab_local.install.program import program_names
+from colab_local.install.sources import pip_texts, uv_environment
 
 MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
@@ -506,7 +506,7 @@ def make(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         changed = not is_there(output, manifest, signature, screen)
         if changed:
             check_disk(output.parent, 2 * sum(source.size for source in sources))
-            fetcher = Fetcher(folder, credentials(dict(os.environ), pip_settings()))
+            fetcher = Fetcher(folder, credentials(dict(os.environ), [text for _, text in pip_texts()]))
             fetcher.fetch_all(sources, args.jobs)
             fetched = {source.name: fetcher.path(source) for source in sources}
             digest = write(output, manifest, files, fetched, signature)

@@ -11,6 +11,7 @@ import rattler
 import requests
 from packaging.utils import canonicalize_name
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
@@ -235,7 +236,7 @@ def fetch_text(source: str) -> str:
     try:
         if "://" not in source:
             return Path(source).read_text(encoding="utf-8")
-        answer = requests.get(source, timeout=TIMEOUT_S)
+        answer = requests.get(source, timeout=TIMEOUT_S, verify=str(certificates.bundle() or "") or True)
         answer.raise_for_status()
         return answer.text
     except OSError as problem:  # requests' exceptions are OSErrors too

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, Failure
 from colab_local.base.programs import child_environment
 from colab_local.base.text import mask
@@ -91,7 +92,7 @@ def uv_lock(project: str) -> tuple[dict[str, Any], str]:
 
 def run_uv(arguments: Sequence[str]) -> str:
     """Run uv and return its standard output; raise Failure with uv's own explanation."""
-    child = child_environment(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1")
+    child = child_environment(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1", **certificates.environment())
     done = subprocess.run(
         [find_uv(), *arguments], env=child, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

@@ -17,6 +17,7 @@ from packaging.markers import Marker
 from packaging.utils import parse_wheel_filename
 from tqdm import tqdm
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_NETWORK, Failure
 from colab_local.base.text import mask
 from colab_local.install.requirements import MACHINES
@@ -212,6 +213,7 @@ def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:
     """Return what each wheel says of itself, by SHA-256; several are read at once."""
     chosen = sorted(set(wheels), key=lambda wheel: wheel.file)
     with requests.Session() as session, ThreadPoolExecutor(READERS) as pool:
+        session.verify = str(certificates.bundle() or "") or True
         session.mount("https://", requests.adapters.HTTPAdapter(max_retries=3, pool_maxsize=READERS))
         try:
             found = list(

@@ -139,7 +139,9 @@ def test_permit_open_by_name(lab: Lab, installed: Installed) -> None:
 
 def test_a_line_that_drops_after_the_first_word_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
     ssh = tmp_path / "ssh"
-    ssh.write_text('#!/bin/sh\nread -r program\nprintf \'colab-local>{"ok": true, "hello": "gpubox"}\\n\'\nexit 255\n')
+    ssh.write_text(
+        '#!/bin/sh\nread -r program\nprintf \'colab-local>{"ok": true, "hello": "gpubox"}\\n\'\nexit 255\n'
+    )
     ssh.chmod(0o755)
     for option in ("--status", "--stop"):
         done = run(lab, "--ssh", str(ssh), option, "gpubox", timeout=30)
