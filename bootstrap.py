@@ -70,7 +70,7 @@ try:
         EXIT_USAGE,
         Failure,
     )
-    from colab_local.base.files import check_disk, sha256_of
+    from colab_local.base.files import check_disk, existing_parent, sha256_of
     from colab_local.base.network import (
         address_for_others,
         free_port,
@@ -95,7 +95,13 @@ try:
         read_index,
         runtime_of,
     )
-    from colab_local.install.machine import inspect_host, machine_refusal
+    from colab_local.install.machine import (
+        folder_refusal,
+        inspect_host,
+        machine_refusal,
+        memory_limit,
+        memory_refusal,
+    )
     from colab_local.install.next_steps import next_steps
     from colab_local.install.options import ENGINES, Options
     from colab_local.install.servers import running_servers, token_file
@@ -350,6 +356,9 @@ def check_room(installation: Installation, index: Dict[str, Any]) -> None:
         )
     if installation.is_made() or installation.is_aside() or installation.maker is None:
         return
+    refusal = folder_refusal(existing_parent(installation.home)) or memory_refusal(memory_limit())
+    if refusal:
+        raise refusal
     installation.maker.check()
     lock = installation.lock
     sizes = index["environments"][lock.env]["platforms"][lock.platform].get("bytes", {})

@@ -32,7 +32,7 @@ _SERVER = {
     "pid": int,
     "port": int,
     "token": str,
-    "base_url": str,
+    "base_url": r"/[^\s?#]*",  # what follows localhost:PORT in the address: another word could change the port
     "name": str,
     "env": str,
     "host": str,
@@ -50,6 +50,7 @@ ANSWER_SHAPES: dict[str, Any] = {
     "desktops": {"ports": {"*": bool}},
     "submit": {**_JOB, "pid": int},
     "job": {"job": None},
+    "ended": {"how": str},
     "cancel": {"stopped": bool, "host": str},
 }
 ANSWER_SECONDS = 60.0
