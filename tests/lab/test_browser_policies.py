@@ -73,7 +73,7 @@ def connected(browser: Browser, url: str, transport: str) -> bool:
         return state if state in ("done", "failed") else None
 
     try:
-        return poll(look, "waits for an answer to the question", timeout=60) == "done"
+        return poll(look, "waits for an answer to the question", timeout=25) == "done"
     except BrowserError:
         return False
 
