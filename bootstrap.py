@@ -70,7 +70,7 @@ try:
         EXIT_USAGE,
         Failure,
     )
-    from colab_local.base.files import check_disk, sha256_of
+    from colab_local.base.files import check_disk, existing_parent, sha256_of
     from colab_local.base.network import (
         address_for_others,
         free_port,
@@ -93,12 +93,19 @@ try:
         conda_platform,
         make_lock,
         read_index,
+        runtime_of,
     )
-    from colab_local.install.machine import inspect_host, machine_refusal
+    from colab_local.install.machine import (
+        folder_refusal,
+        inspect_host,
+        machine_refusal,
+        memory_limit,
+        memory_refusal,
+    )
     from colab_local.install.next_steps import next_steps
     from colab_local.install.options import ENGINES, Options
     from colab_local.install.servers import running_servers, token_file
-    from colab_local.manage import environments, notebook, service, verify
+    from colab_local.manage import content, environments, notebook, service, verify
     from colab_local.manage.card import show_card
 except ImportError as problem:
     sys.stderr.write(f"error: this copy of colab-local is not complete: {problem}\n")
@@ -136,6 +143,9 @@ def make_parser() -> Parser:
     choice.add_argument("--cpu", dest="env", action="store_const", const="cpu", help="CPU TensorFlow (the default)")
     choice.add_argument("--gpu", dest="env", action="store_const", const="gpu", help="TensorFlow for an NVIDIA GPU")
     choice.add_argument("--env", dest="env", metavar="NAME", help="an environment of lockfiles/index.json by name")
+    what.add_argument(
+        "--runtime", metavar="YYYY.MM", default="", help="hosted Colab's runtime of that month (default: the newest)"
+    )
     lockfiles = str(REPOSITORY / "lockfiles")
     what.add_argument(
         "--lockfiles", metavar="DIR", default=lockfiles, help="use other lockfiles than this checkout's"
@@ -174,6 +184,9 @@ def make_parser() -> Parser:
     jupyter.add_argument("--port", type=port_number, help=f"its port on loopback (default: {DEFAULT_PORT})")
     jupyter.add_argument(
         "--notebook-dir", metavar="DIR", default="~", help="what Colab's file pane shows (default: your home folder)"
+    )
+    jupyter.add_argument(
+        "--content", action="store_true", help="make /content, where notebooks write, a link to --notebook-dir"
     )
     jupyter.add_argument("--lab", action="store_true", help="JupyterLab 4 for Colab, instead of Notebook 6")
     jupyter.add_argument("--launch", action="store_true", help="start it at the end, in this terminal")
@@ -231,10 +244,11 @@ def read_options(args: argparse.Namespace) -> Options:
     if args.home == "":
         raise Failure("--prefix needs a folder (found '')", "python3 bootstrap.py", EXIT_USAGE)
     homes.user_home()  # there is one, or it ends here: what follows relies on it
+    lockfiles, env = absolute(args.lockfiles), DEFAULT_ENVIRONMENT if args.env is None else args.env
     return Options(
-        env=DEFAULT_ENVIRONMENT if args.env is None else args.env,
+        env=runtime_of(read_index(lockfiles), env, args.runtime) if args.runtime else env,
         home=absolute(args.home or str(homes.default_home())),
-        lockfiles=absolute(args.lockfiles),
+        lockfiles=lockfiles,
         engine=args.engine,
         python=args.python,
         mirrors=(*os.environ.get("COLAB_LOCAL_MIRROR", "").split(), *args.mirror),
@@ -311,9 +325,9 @@ def look(options: Options, screen: Screen) -> Installation:
         lock = make_lock(index, options.lockfiles, options.env, platform, maker.layer)
         installation = Installation(options, lock, maker.name, screen, maker, wheels)
         installation.notices += notices
-    check_room(installation, index)
     if installation.lock.accelerator == "gpu" and options.gpu_check:
         look_at_gpus(installation, known)
+    check_room(installation, index)
     check_port(installation)
     return installation
 
@@ -341,6 +355,9 @@ def check_room(installation: Installation, index: Dict[str, Any]) -> None:
         )
     if installation.is_made() or installation.is_aside() or installation.maker is None:
         return
+    refusal = folder_refusal(existing_parent(installation.home)) or memory_refusal(memory_limit())
+    if refusal:
+        raise refusal
     installation.maker.check()
     lock = installation.lock
     sizes = index["environments"][lock.env]["platforms"][lock.platform].get("bytes", {})
@@ -447,6 +464,8 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
     options = read_options(args)
     home, env = options.home, options.env
     beside: Dict[str, Any] = {}
+    if args.content:
+        content.make_link(options.notebook_dir, args.dry_run, screen)
     if args.desktop:
         wished = read_desktop_options(args, home)
         if args.uninstall:

@@ -68,7 +68,6 @@ from colab_local.locking.pypi import find_uv, solve_python
 from colab_local.locking.render import (
     GPU_CODE,
     HOST_HEAD,
-    PYPI_HEAD,
     Solution,
     conda_lock_text,
     conda_sizes,
@@ -78,6 +77,7 @@ from colab_local.locking.render import (
     packages_text,
     pixi_lock_text,
     pixi_toml_text,
+    pypi_head,
     requirements_text,
     sizes,
 )
@@ -100,6 +100,7 @@ from colab_local.locking.specs import (
     constraints,
     read_cards,
     read_exceptions,
+    read_missing,
     read_pins,
     read_specs,
 )
@@ -148,7 +149,11 @@ class Lockfiles:
         self.files = read_files(lockfiles)
         self.locked = read_pixi_lock(lockfiles / "pixi.lock")
         self.conda = {name: records for name, records in self.locked.items() if name in self.specs}
-        self.pins, self.exceptions = read_pins(environments), read_exceptions(environments)
+        self.exceptions = read_exceptions(environments)
+
+    def pins(self, name: str) -> dict[str, str]:
+        """Return hosted Colab's versions that an environment follows."""
+        return read_pins(self.environments, self.specs[name].pins)
 
     def records(self, name: str, platform: str) -> list[Any]:
         """Return the locked conda records of an environment on a platform, sorted by name."""
@@ -198,6 +203,7 @@ def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
     return {
         "accelerator": spec.accelerator,
         "python": files.version(name, "python"),
+        **({} if spec.pythons == PYTHONS else {"pythons": list(spec.pythons)}),
         "platforms": {
             platform: {
                 "requires": machine_needs(spec, platform, files.text(f"{name}/{GPU_CODE}")),
@@ -245,7 +251,7 @@ def check_digests(files: Lockfiles) -> Problems:
 
 def check_pixi(files: Lockfiles) -> Problems:
     """Yield where pixi.toml and pixi.lock are not what follows from the specs and the locked records."""
-    series = ".".join(next(iter(files.index["environments"].values()))["python"].split(".")[:2])
+    series = {name: entry["python"] for name, entry in files.index["environments"].items()}
     yield from differences({"pixi.toml": files.text("pixi.toml")}, {"pixi.toml": pixi_toml_text(files.specs, series)})
     extra = set(files.locked) - set(files.specs) - {"default"}
     for name in sorted(extra | (set(files.specs) - set(files.locked))):
@@ -306,11 +312,12 @@ def check_requirements(files: Lockfiles, name: str) -> Problems:
     """Yield where pypi.txt or packages.txt is not as it is written, or not what environments/ want."""
     path = f"{name}/pypi.txt"
     text, spec = files.text(path), files.specs[name]
-    yield from check_requirements_text(path, text, PYPI_HEAD)
+    yield from check_requirements_text(path, text, pypi_head(spec.pythons))
     yield from check_wanted(spec, text, path)
-    yield from check_followed(spec, text, path, files.pins, files.exceptions)
+    yield from check_followed(spec, text, path, files.pins(name), files.exceptions)
     shown = files.text(f"{name}/packages.txt")
-    problems = list(check_packages_text(spec, files.conda.get(name, {}), text, shown, files.pins, files.exceptions))
+    missing, conda = read_missing(files.environments, name), files.conda.get(name, {})
+    problems = list(check_packages_text(spec, conda, text, shown, files.pins(name), files.exceptions, missing))
     yield from problems
     if not problems:
         told = next(iter(files.index["environments"][name]["platforms"].values()))["bytes"]["pypi_download"]
@@ -414,10 +421,10 @@ def check_python_layer(files: Lockfiles, name: str) -> Problems:
 
     The wheels are looked into: packages.txt has their licences, index.json their sizes.
     """
-    spec, pins = files.specs[name], constraints(files.pins, files.exceptions)
+    spec, pins = files.specs[name], constraints(files.pins(name), files.exceptions)
     try:
         packages = solve_python(spec, [*pins, *files.requirements(name)])
-        need = requirements_text(PYPI_HEAD, packages)
+        need = requirements_text(pypi_head(spec.pythons), packages)
         solved = Solution(spec, files.conda[name], packages, {})
         solved.about.update(read_wheels(solved.all_wheels()))
     except Failure as failure:
@@ -426,7 +433,10 @@ def check_python_layer(files: Lockfiles, name: str) -> Problems:
     path = f"{name}/pypi.txt"
     yield from differences({path: files.text(path)}, {path: need})
     path = f"{name}/packages.txt"
-    shown = packages_text(solved, files.pins, files.pins.get("python"), files.exceptions)
+    pins_of = files.pins(name)
+    shown = packages_text(
+        solved, pins_of, pins_of.get("python"), files.exceptions, read_missing(files.environments, name)
+    )
     yield from differences({path: files.text(path)}, {path: shown})
     for platform, entry in files.index["environments"][name]["platforms"].items():
         yield from compare(f"index.json, {name}/{platform}'s bytes", entry["bytes"], sizes(solved, platform))
@@ -516,7 +526,8 @@ def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
         yield f"{name}: solver, Python layer", partial(check_python_layer, files, name)
         targets = [(t, ["--python-platform", UV_PLATFORMS[t[0]], "--python-version", t[1]]) for t in spec.targets]
         if here in spec.platforms:
-            targets += [((here, series), ["--python", python]) for series, python in pythons.items()]
+            mine = {series: python for series, python in pythons.items() if series in spec.pythons}
+            targets += [((here, series), ["--python", python]) for series, python in mine.items()]
         for target, options in targets:
             title = f"{name}: uv accepts all {files.count(name, target)} with {' '.join(options)}"
             yield title, partial(check_accepted, files, name, target, options)

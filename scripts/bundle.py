@@ -57,9 +57,16 @@ from colab_local.base.terminal import Screen
 from colab_local.base.text import mask, megabytes
 from colab_local.install import offline, requirements
 from colab_local.install.home import default_home
-from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, conda_platform, read_index, read_locked
-from colab_local.install.packages import pip_settings, uv_environment
+from colab_local.install.lockfiles import (
+    DEFAULT_ENVIRONMENT,
+    REPOSITORY,
+    conda_platform,
+    pythons_of,
+    read_index,
+    read_locked,
+)
 from colab_local.install.program import program_names
+from colab_local.install.sources import pip_texts, uv_environment
 
 MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
@@ -110,10 +117,11 @@ def choose(args: argparse.Namespace) -> Choice:
     """
     lockfiles = Path(args.lockfiles).absolute()
     index = read_index(lockfiles)
+    series = pythons_of(index, args.env)
     known = {
         "environment": (args.env, index["environments"]),
         "platform": (args.platform, index["environments"].get(args.env, {}).get("platforms", {})),
-        "Python": (args.python or index["python"][-1], index["python"]),
+        "Python": (args.python or series[-1], series),
     }
     for what, (wanted, there) in known.items():
         if wanted not in there:
@@ -125,7 +133,7 @@ def choose(args: argparse.Namespace) -> Choice:
     python = args.python or ".".join(index["environments"][args.env]["python"].split(".")[:2])
     if args.engine == "host" and not args.python:
         own = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        python = own if own in index["python"] else index["python"][-1]
+        python = own if own in series else series[-1]
     return Choice(args.env, args.platform, args.engine, python, lockfiles, index)
 
 
@@ -498,7 +506,7 @@ def make(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         changed = not is_there(output, manifest, signature, screen)
         if changed:
             check_disk(output.parent, 2 * sum(source.size for source in sources))
-            fetcher = Fetcher(folder, credentials(dict(os.environ), pip_settings()))
+            fetcher = Fetcher(folder, credentials(dict(os.environ), [text for _, text in pip_texts()]))
             fetcher.fetch_all(sources, args.jobs)
             fetched = {source.name: fetcher.path(source) for source in sources}
             digest = write(output, manifest, files, fetched, signature)

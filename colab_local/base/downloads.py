@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Iterable, NamedTuple, Sequence, Tuple
 from urllib.parse import unquote_to_bytes
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import CHUNK, sha256_of
 from colab_local.base.progress import Progress
@@ -132,7 +133,7 @@ def _fetch(source: str, part: Path, bar: Progress) -> bool:
         if have and not source.startswith("file:"):
             request.add_header("Range", f"bytes={have}-")
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=certificates.context()) as response:
                 goes_on = getattr(response, "status", None) == 206
                 start = have if goes_on else 0
                 resumed = resumed or bool(start)
@@ -209,7 +210,7 @@ def is_reachable(url: str) -> bool:
     if url.startswith("file:"):
         return True
     try:
-        urllib.request.urlopen(make_request(url, "HEAD"), timeout=8).close()
+        urllib.request.urlopen(make_request(url, "HEAD"), timeout=8, context=certificates.context()).close()
     except urllib.error.HTTPError as problem:
         return problem.code < 500
     except (OSError, ValueError):

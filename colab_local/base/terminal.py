@@ -18,6 +18,7 @@ from colab_local.base.files import private_file
 from colab_local.base.text import mask, printable
 
 LOGS_KEPT = 10
+JSON_SCHEMA = 1  # of every document of --json: docs/json.md
 COLOURS = {"red": "31;1", "yellow": "33", "cyan": "36", "green": "32", "dim": "2"}  # ECMA-48, SGR
 WORDS = {"error:": "red", "hint:": "cyan", "note:": "yellow", "warning:": "yellow"}  # at the start of a line
 
@@ -98,7 +99,7 @@ class Screen:
     def show_document(self, document: dict[str, Any]) -> None:
         """Print what --json promises, where it was asked for."""
         if self.json:
-            print(json.dumps(document, indent=1), flush=True)
+            print(json.dumps({"schema": JSON_SCHEMA, **document}, indent=1), flush=True)
 
     def log(self, text: str) -> None:
         """Write to this run's log, if it has one by now; credentials are masked."""

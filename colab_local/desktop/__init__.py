@@ -5,7 +5,7 @@
     python3 bootstrap.py --desktop virtual --uninstall
 
 Safe by default: listens on loopback only, wants a password of everybody, opens no X port; looks at the running
-server afterwards, and stops and disables it when a check fails. README.md in this folder tells what was measured.
+server afterwards, and stops and disables it when a check fails. docs/desktop.md tells what was measured.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ from colab_local.base.terminal import Screen
 from colab_local.install.home import default_home, locked
 from colab_local.install.jupyter import ssh_line
 
-from . import look, mirror, packages, person, plan, rdp, secret, service, virtual
+from . import look, mirror, owned, packages, person, plan, rdp, secret, service, virtual
 from .options import Options
 from .person import Person
 from .plan import Receipt, Step
+
+AS_ROOT = (
+    "this is a desktop of root itself: whoever gets in may do anything here, so may a page that its browser shows, "
+    "and some programs refuse to start. For that of an ordinary user add: --desktop-user NAME"
+)
 
 
 def remove(options: Options, screen: Screen) -> int:
@@ -54,20 +59,28 @@ def set_up(options: Options, screen: Screen) -> dict[str, Any]:
     prepare = _virtual if options.kind == "virtual" else _mirror
     kind = prepare(options, receipt, secret.read(options.password_file))
     todo = plan.pending(kind.steps)
+    if not options.dry_run:  # a plan is shown when it will be carried out, so what is missing is said first
+        for step in todo:
+            if not (options.install_packages and isinstance(step, packages.Install)):
+                step.demand()
     if todo:
         screen.say(f"This {'would be' if options.dry_run else 'will be'} done for {who.name}:")
         plan.show(todo, screen, details=options.dry_run)
     else:
         screen.say(f"Nothing to do: the {options.kind} desktop of {who.name} is set up.")
+    if todo and who.uid == 0:
+        screen.report(f"note: {AS_ROOT}")
     done: list[Step] = []
     seen: list[str] = []
     if not options.dry_run:
-        for step in todo:
-            if not (options.install_packages and isinstance(step, packages.Install)):
-                step.demand()
         # Nothing to do takes no lock, so that it changes nothing at all.
-        with _locked(home, who, screen) if todo else contextlib.nullcontext():
-            done, seen = carry_out(options.kind, kind, receipt)
+        try:
+            with _locked(home, who, screen) if todo else contextlib.nullcontext():
+                done, seen = carry_out(options.kind, kind, receipt)
+        except BaseException:
+            if not Receipt(home, who, options.kind, screen).exists:  # all was taken back
+                _tidy_home(home, who)
+            raise
         for line in [*kind.after(done), *(f"  ok: {line}" for line in seen)]:
             screen.say(line)
     port = int(kind.facts["port"])
@@ -169,12 +182,13 @@ def _virtual(options: Options, receipt: Receipt, given: str | None) -> Kind:
     with_systemd = service.systemd(who)
 
     def after(done: Sequence[Step]) -> list[str]:
+        notes = virtual.notes(who, wished.display, with_systemd) if virtual.started_by(done) else []
         if not virtual.needs_restart(done):
-            return []
+            return notes
         again = f"systemctl --user restart {service.unit(wished.display)}"
-        stop = f"kill {getattr(service.session(who, wished.display), 'pid', '')} and run this again"
+        stop = f"kill {getattr(owned.leader(who, wished.display), 'pid', '')} and run this again"
         how = again if with_systemd else stop
-        return [f"note: the running desktop keeps its old settings until: {how}   (closes its programs)"]
+        return [*notes, f"note: the running desktop keeps its old settings until: {how}   (closes its programs)"]
 
     return Kind(
         virtual.plan(wished, receipt, given, options.reset_password),
@@ -186,7 +200,7 @@ def _virtual(options: Options, receipt: Receipt, given: str | None) -> Kind:
             "server": virtual.SERVERS[wished.vnc],
             "session": wished.session,
         },
-        service.session(who, wished.display) is not None,
+        owned.leader(who, wished.display) is not None,
         lambda: service.log_tail(who, wished.display),
         after,
     )
@@ -198,13 +212,14 @@ def _mirror(options: Options, receipt: Receipt, given: str | None) -> Kind:
     if seen.kind == "wayland":
         has_systemd = Path("/run/systemd/system").is_dir()
         has_nft = packages.here("nft")
-        refusal = rdp.refuse(seen, os.getuid() == 0, has_systemd, has_nft, rdp.version())
+        refusal = rdp.refuse(seen, os.getuid() == 0, has_systemd, has_nft, rdp.version(), rdp.has_xorg())
         if refusal:
             raise refusal
+        is_first = not receipt.exists
         return Kind(
             rdp.plan(receipt, given, options.reset_password),
             lambda done: rdp.check(seconds=look.STAYS_ALIVE if done else 0),
-            lambda: rdp.disable(receipt),
+            lambda: rdp.take_back(receipt) if is_first else rdp.disable(receipt),
             {"port": rdp.PORT, "how": "rdp"},
             rdp.is_up(receipt),
         )

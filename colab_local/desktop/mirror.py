@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.base.terminal import Screen
 
 from . import files, look, packages, proc, secret, virtual
-from .person import Person
+from .person import Person, system_python
 from .plan import File, Private, PutBack, Receipt, Step, Tidy, digest
 
 DCONF = "/org/gnome/desktop/remote-access/"
@@ -379,11 +378,6 @@ def vino_program() -> str:
     )
 
 
-def _python() -> str:
-    """Return a Python that is still there when the user logs in next time: the system's, else this one."""
-    return "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Start, stop, autostart
 
@@ -442,6 +436,13 @@ class StopServer(Step):
 
     def apply(self) -> None:
         stop(self.receipt)
+        entry = self.receipt.entry
+        left = server(self.receipt.person, entry["screen"], entry["how"])
+        if left:
+            raise Failure(
+                f"the server of display {entry['screen']} did not end (process {left.pid}). Nothing was removed",
+                f"kill -KILL {left.pid}   then the same command again",
+            )
 
 
 def stop(receipt: Receipt) -> None:
@@ -505,7 +506,7 @@ def plan(wished: Wish, receipt: Receipt, given: str | None, reset: bool) -> list
     steps: list[Step] = [packages.Install(wished.needs, receipt.screen)]
     if wished.how == "vino":
         guard = person.home / ".vnc" / "vino-loopback"
-        argv = [_python(), str(guard), str(wished.port), vino_program(), "--sm-disable"]
+        argv = [system_python(), str(guard), str(wished.port), vino_program(), "--sm-disable"]
         dconf = dconf_of(person, seen.display, seen.bus)
         return [
             *steps,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Callable, ContextManager, Iterator, Sequence
@@ -20,7 +21,23 @@ try:
 except ImportError:  # Windows, which is refused by name before it is needed
     pwd = None  # type: ignore[assignment]
 
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/games"
+DEFAULT_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/games:/usr/local/sbin:/usr/local/bin"
+
+
+def system_path() -> str:
+    """Return PATH without the folders of conda and virtual environments.
+
+    Their dbus-run-session, xrdb or gsettings do not fit the system's desktop, and are gone when the environment is
+    (OSC/ondemand issue 700).
+    """
+    inside = [os.environ.get(name) for name in ("CONDA_PREFIX", "VIRTUAL_ENV")]
+    kept = [
+        folder
+        for folder in os.environ.get("PATH", DEFAULT_PATH).split(":")
+        if folder and not any(prefix and Path(prefix) == Path(folder).parent for prefix in inside)
+        if not any((Path(folder).parent / mark).exists() for mark in ("conda-meta", "pyvenv.cfg"))
+    ]
+    return ":".join([*kept, *(folder for folder in DEFAULT_PATH.split(":") if folder not in kept)])
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ class Person:
             "USER": self.name,
             "LOGNAME": self.name,
             "SHELL": self.shell,
-            "PATH": os.environ.get("PATH", DEFAULT_PATH) if self.is_me else DEFAULT_PATH,
+            "PATH": system_path() if self.is_me else DEFAULT_PATH,
             "LANG": os.environ.get("LANG", "C.UTF-8"),
         }
         if self.runtime.is_dir():
@@ -163,6 +180,11 @@ class Person:
         )
         child.returncode = 0  # not ours to wait for: silences ResourceWarning, init adopts it when we end
         return child.pid
+
+
+def system_python() -> str:
+    """Return a Python that is still there when the user logs in next time: the system's, else this one."""
+    return "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 
 
 def find(name: str | None = None) -> Person:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,15 @@ class Process:
         return Path(words[0]).name if words else ""
 
 
+def _owner(folder: Path) -> int:
+    """Return whose process it is. The folder of one that guards its memory, such as ssh-agent, belongs to root."""
+    owner = folder.stat().st_uid
+    if owner != 0:
+        return owner
+    found = re.search(r"^Uid:\s+(\d+)", (folder / "status").read_text(errors="replace"), re.M)
+    return int(found.group(1)) if found else owner
+
+
 def processes(uid: int) -> list[Process]:
     """Return the living processes of one user."""
     found = []
@@ -37,7 +47,7 @@ def processes(uid: int) -> list[Process]:
         if not folder.name.isdigit():
             continue
         with contextlib.suppress(OSError, IndexError, ValueError):
-            if folder.stat().st_uid != uid:
+            if _owner(folder) != uid:
                 continue
             # The name in stat is in parentheses and may hold anything, so the fields are counted from the last one.
             fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()

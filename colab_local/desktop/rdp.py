@@ -6,31 +6,33 @@ is no setting). So it is enabled only behind a firewall rule, and refused where 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Sequence
 
 from colab_local.base import network
 from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.base.files import write_atomically
 
-from . import files, look, packages, secret
+from . import files, keyring, look, packages, secret
 from .mirror import PhysicalScreen
 from .person import Person
 from .plan import SECRET, PutBack, Receipt, Step, Tidy
+from .plan import carry_out as plan_carry_out
 
 PORT = 3389
 # With port negotiation on it takes the next free one, so the rule covers these, too.
 PORTS = range(3389, 3400)
-STDIN_SINCE = 47  # older grdctl take the password as an argument, which everybody sees in ps
+RDP_SINCE = 42  # what is older shares the screen by VNC alone, with a password that is an argument
 TABLE = "colab_local_desktop"
 RULES = Path("/etc/colab-local/desktop.nft")
 UNIT = Path("/etc/systemd/system/colab-local-desktop-firewall.service")
 SERVICE = "gnome-remote-desktop.service"
 FALLBACK = "python3 bootstrap.py --desktop virtual   (an X11 desktop of its own, loopback only, opens on a Mac, too)"
+ON_XORG = 'or choose "on Xorg" at the log-in screen (the wheel beside the password), log in, and run this again'
 
 
 def firewall_text() -> str:
@@ -96,37 +98,39 @@ def version() -> int | None:
     return int(found.group(1)) if found else None
 
 
+def has_xorg() -> bool:
+    """Say whether GNOME's X11 session can be chosen at the log-in screen (gone since GNOME 49)."""
+    folder = Path("/usr/share/xsessions")
+    return any(re.search("gnome|ubuntu", path.name) for path in folder.glob("*.desktop"))
+
+
 def refuse(
-    seen: PhysicalScreen, is_root: bool, has_systemd: bool, has_nft: bool, major: int | None
+    seen: PhysicalScreen, is_root: bool, has_systemd: bool, has_nft: bool, major: int | None, has_xorg: bool = False
 ) -> Failure | None:
     """Return why a Wayland screen cannot be shared safely here, or None. Takes facts, looks at nothing.
 
-    major: version of gnome-remote-desktop, None if there is none.
+    major: version of gnome-remote-desktop, None if there is none; has_xorg: the log-in screen offers X11 sessions.
     """
+    other = f"{FALLBACK}   {ON_XORG}" if has_xorg else FALLBACK
     loopback = "gnome-remote-desktop cannot be bound to loopback, so it needs a firewall rule in front of it"
     if "GNOME" not in seen.desktop.upper():
         return Failure(
             f"only GNOME's Wayland screens can be shared (found {seen.desktop or 'an unknown desktop'} on Wayland): "
             "VNC servers for X11 cannot see a Wayland session",
-            FALLBACK,
+            other,
             EXIT_MACHINE,
         )
     if major is None:
-        return Failure("this Wayland screen needs gnome-remote-desktop (found none)", FALLBACK, EXIT_MACHINE)
-    if major < STDIN_SINCE:
-        return Failure(
-            f"gnome-remote-desktop {major} takes its password only as an argument, which every user of this machine "
-            f"can read (need {STDIN_SINCE} or newer)",
-            FALLBACK,
-            EXIT_MACHINE,
-        )
+        return Failure("this Wayland screen needs gnome-remote-desktop (found none)", other, EXIT_MACHINE)
+    if major < RDP_SINCE:
+        return Failure(f"gnome-remote-desktop {major} has no RDP (need {RDP_SINCE} or newer)", other, EXIT_MACHINE)
     if not has_systemd or not has_nft:
         lacking = "systemd" if not has_systemd else "nft (package nftables)"
-        return Failure(f"{loopback}, and that needs {lacking}", FALLBACK, EXIT_MACHINE)
+        return Failure(f"{loopback}, and that needs {lacking}", other, EXIT_MACHINE)
     if not is_root:
         return Failure(
             f"{loopback}, and that needs root",
-            "sudo python3 bootstrap.py --desktop mirror   or: " + FALLBACK,
+            "sudo python3 bootstrap.py --desktop mirror   or: " + other,
             EXIT_MACHINE,
         )
     return None
@@ -185,32 +189,34 @@ class Rdp(Step):
     def demand(self) -> None:
         if self.given is None:
             secret.demand_terminal()
+        keyring.demand_open(self.receipt.person)
 
     def apply(self) -> None:
         if not firewall_is_up():
             raise Failure("the firewall rule is gone: RDP stays off", FALLBACK)
         person = self.receipt.person
-        password = self.given or secret.generate()
-        if self.given is None:
-            secret.show_once(password, f"{person.name} over RDP on {os.uname().nodename}")
+        keyring.demand_open(person)
+        before = keyring.settings(person)
+        had = keyring.has_credentials(person)
+        self.receipt.entry.setdefault("rdp_before", before)
+        self.receipt.entry.setdefault("rdp_credentials_before", had)
+        self.receipt.entry.setdefault("rdp_service_before", keyring.starts_at_login(person, SERVICE))
+        if had and not self.receipt.entry.get("rdp"):
+            self.receipt.screen.say("note: the user name and the password that were set for RDP are replaced")
         certificate = self._certificate(person)
         self.receipt.note(rdp=True, port=PORT)
-        for words in self.commands(person, certificate):
-            feed = f"{person.name}\n{password}\n".encode() if words[-1] == "set-credentials" else b""
-            person.run(words, feed=feed)
+        password = self.given or secret.generate()
+        helps = person.run(["grdctl", "--help"]).decode(errors="replace")
+        first, last = keyring.commands(str(certificate[0]), str(certificate[1]), helps)
+        for words in first:
+            person.run(words)
+        keyring.store(person, keyring.asks(helps), password)
+        for words in last:
+            person.run(words)
+        self.receipt.note(rdp_written=keyring.settings(person))
         person.run(["systemctl", "--user", "enable", "--now", SERVICE])
-
-    def commands(self, person: Person, certificate: Sequence[Path]) -> list[list[str]]:
-        """Return the grdctl commands in order. None of them holds the password: that goes to standard input."""
-        commands = [
-            ["grdctl", "rdp", "set-tls-key", str(certificate[0])],
-            ["grdctl", "rdp", "set-tls-cert", str(certificate[1])],
-            ["grdctl", "rdp", "disable-view-only"],
-            ["grdctl", "rdp", "set-credentials"],
-        ]
-        if b"disable-port-negotiation" in person.run(["grdctl", "--help"]):
-            commands.append(["grdctl", "rdp", "disable-port-negotiation"])
-        return [*commands, ["grdctl", "rdp", "enable"]]
+        if self.given is None:  # not before: a password that was never set is of no use
+            secret.show_once(password, f"{person.name} over RDP on {os.uname().nodename}")
 
     def _certificate(self, person: Person) -> list[Path]:
         """Make a key and a self-signed certificate, or return those of an earlier run."""
@@ -245,12 +251,22 @@ def disable(receipt: Receipt) -> None:
     person.succeeds(["grdctl", "rdp", "disable"])
 
 
+def take_back(receipt: Receipt) -> None:
+    """Take back what a first run had written before it failed; what cannot be taken back stays listed."""
+    try:
+        plan_carry_out(undo(receipt))
+    except Failure as fault:
+        receipt.screen.report(
+            f"note: {fault.what}; to try again: sudo python3 bootstrap.py --desktop mirror --uninstall"
+        )
+
+
 class RdpOff(Step):
-    """Switch RDP off, then take the firewall rule away."""
+    """Switch RDP off and put GNOME's settings back, then take the firewall rule away."""
 
     def __init__(self, receipt: Receipt) -> None:
         self.receipt = receipt
-        self.title = "switch GNOME Remote Desktop off, then remove its firewall rule"
+        self.title = "switch GNOME Remote Desktop off, put its settings back, then remove its firewall rule"
 
     def difference(self) -> str | None:
         return "" if self.receipt.entry.get("firewall") or self.receipt.entry.get("rdp") else None
@@ -259,22 +275,44 @@ class RdpOff(Step):
         if os.getuid() != 0:
             raise Failure("removing the firewall rule needs root", "run it with sudo")
         disable(self.receipt)
+        look.still_open(PORT)  # it may take a moment to close
         if network.listeners(PORTS):
             raise Failure("RDP still listens, so its firewall rule stays", f"systemctl --user stop {SERVICE}")
-        subprocess.run(
-            ["systemctl", "disable", "--now", UNIT.name], stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-        subprocess.run(
-            ["nft", "delete", "table", "inet", TABLE], stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
+        self._settings_back()
+        self._firewall_off()
+
+    def _settings_back(self) -> None:
+        person, entry = self.receipt.person, self.receipt.entry
+        if not entry.get("rdp"):
+            return
+        if not entry.get("rdp_credentials_before") and keyring.has_credentials(person) and not keyring.forget(person):
+            self.receipt.screen.say(
+                "note: the password for RDP is still in the keyring; to remove it: grdctl rdp clear-credentials"
+            )
+        with contextlib.suppress(Failure):  # no session bus any more: then no one can be let in either
+            # A run that failed half-way wrote less than this; what it did not write is as it was.
+            written = entry.get("rdp_written") or keyring.settings(person)
+            keyring.put_back(person, entry.get("rdp_before", {}), written)
+        if entry.get("rdp_service_before") and entry.get("rdp_before", {}).get("enable") == "true":
+            person.succeeds(["systemctl", "--user", "enable", SERVICE])
+
+    def _firewall_off(self) -> None:
+        for argv in (["systemctl", "disable", "--now", UNIT.name], ["nft", "delete", "table", "inet", TABLE]):
+            subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         for path in (UNIT, RULES):
-            if path.exists():
+            with contextlib.suppress(FileNotFoundError):
                 path.unlink()
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            RULES.parent.rmdir()
+        subprocess.run(["systemctl", "daemon-reload"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def plan(receipt: Receipt, given: str | None, reset: bool) -> list[Step]:
     """Return the steps, the firewall before the service."""
-    return [packages.Install(["grdctl", "openssl"], receipt.screen), Firewall(receipt), Rdp(receipt, given, reset)]
+    needs = ["grdctl", "openssl", "gsettings"]
+    if (version() or 0) < keyring.STDIN_SINCE:
+        needs.append("secret-tool")
+    return [packages.Install(needs, receipt.screen), Firewall(receipt), Rdp(receipt, given, reset)]
 
 
 def check(appears: float = look.APPEARS_WITHIN, seconds: float = look.STAYS_ALIVE) -> list[str]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
+from typing import Sequence
 
+from colab_local.base import network
 from colab_local.base.errors import Failure
 
-from . import files, proc
+from . import files, owned, proc
 from .person import Person, find
 from .plan import Receipt, Step
 
 LINGER = Path("/var/lib/systemd/linger")
-STOPS_WITHIN = 15.0
+COMES_BACK_WITHIN = 5.0  # seconds; RestartSec of the unit is 3
 
 
 def unit(display: int) -> str:
@@ -42,27 +43,6 @@ def _says(person: Person, *words: str) -> str:
         return _systemctl(person, *words).strip()
     except Failure:
         return ""
-
-
-def session(person: Person, display: int) -> proc.Process | None:
-    """Return the living vnc-session process of a display, found by its command line, never by a pid file.
-
-    A pid file outlives its process, and then names an innocent one.
-    """
-    script = str(person.home / ".vnc" / "vnc-session")
-    with person.hat():
-        for process in proc.processes(person.uid):
-            if process.argv[-2:] == [script, str(display)]:
-                return process
-    return None
-
-
-def sessions(person: Person) -> list[int]:
-    """Return the displays on which a vnc-session of this user runs."""
-    script = str(person.home / ".vnc" / "vnc-session")
-    with person.hat():
-        found = [p.argv[-1] for p in proc.processes(person.uid) if p.argv[-2:-1] == [script]]
-    return sorted(int(number) for number in found if number.isdigit())
 
 
 class Linger(Step):
@@ -120,13 +100,15 @@ class Start(Step):
     def difference(self) -> str | None:
         person, name = self.receipt.person, unit(self.display)
         if not self.with_systemd:
-            return None if session(person, self.display) else ""
+            return None if owned.leader(person, self.display) else ""
         up = _says(person, "is-active", name) == "active" and _says(person, "is-enabled", name) == "enabled"
         return None if up else ""
 
     def apply(self) -> None:
         person, name = self.receipt.person, unit(self.display)
         self.receipt.note(unit=name if self.with_systemd else "")
+        if owned.leader(person, self.display) is None:
+            owned.end(person, self.display)  # what a killed session has left: the check would take it for the new one
         if self.with_systemd:
             wait_for_manager(person)
             _systemctl(person, "daemon-reload")
@@ -146,13 +128,52 @@ class Stop(Step):
         self.title = f"stop the desktop on display :{display} (closes its programs)"
 
     def difference(self) -> str | None:
-        if session(self.person, self.display):
-            return ""
-        enabled = self.with_systemd and _says(self.person, "is-enabled", unit(self.display)) == "enabled"
-        return "" if enabled else None
+        belongs, jobs = owned.find(self.person, self.display)
+        note = f"left running, detached from it by you (nohup, tmux): {owned.name_all(jobs)}" if jobs else ""
+        if belongs:
+            return note
+        if not self.with_systemd:
+            return None
+        # One that was killed a moment ago comes back ("activating"), even if it is disabled.
+        state = _says(self.person, "show", "-p", "ActiveState", "--value", unit(self.display))
+        enabled = _says(self.person, "is-enabled", unit(self.display)) == "enabled"
+        return note if enabled or state not in ("", "inactive", "failed") else None
 
     def apply(self) -> None:
+        owned.demand_outside(self.person, self.display)
         stop(self.person, self.display, self.with_systemd)
+
+
+class Ended(Step):
+    """Before anything of it is removed or forgotten: nothing of the desktop runs, and its port is closed."""
+
+    title = "see that nothing of the desktop is left running"
+
+    def __init__(self, person: Person, display: int, port: int) -> None:
+        self.person, self.display, self.port = person, display, port
+
+    def difference(self) -> str | None:
+        return None if self._left() is None else ""
+
+    def _left(self) -> str | None:
+        """Return what is still there, in words."""
+        belongs, _ = owned.find(self.person, self.display)
+        if belongs:
+            return f"these processes: {owned.name_all(belongs)}"
+        # A port that another user has taken since is none of ours, nor is that of a server started by hand.
+        holders = [found for found in network.listeners([self.port]) if found.uid == self.person.uid]
+        with self.person.hat():
+            known = {inode for p in proc.processes(self.person.uid) for inode in proc.sockets_of(p.pid)}
+        hidden = [found for found in holders if found.inode not in known]
+        return f"a process that holds port {self.port} ({hidden[0]})" if hidden else None
+
+    def apply(self) -> None:
+        left = self._left()
+        if left:
+            raise Failure(
+                f"the desktop on display :{self.display} did not end: still there are {left}. Nothing was removed",
+                f"ps -o pid,args -u {self.person.name}   then end them, and run the same command again",
+            )
 
 
 class Unlinger(Step):
@@ -175,49 +196,32 @@ class Unlinger(Step):
 
 
 def stop(person: Person, display: int, with_systemd: bool) -> None:
-    """Stop and disable a desktop. Only processes that belong to it are touched."""
+    """Stop and disable a desktop. Only processes that belong to it are touched, jobs detached from it are not."""
+    told = True
     if with_systemd:
-        with contextlib.suppress(Failure):
+        try:
             _systemctl(person, "disable", "--now", unit(display))
+        except Failure:
+            told = False
+        with contextlib.suppress(Failure):
             _systemctl(person, "reset-failed", unit(display))
-    running = session(person, display)
-    if running is None:
-        return
-    with person.hat():
-        # A plain desktop got a session of its own; what the user detached from it (nohup, tmux) has another one.
-        tree = {running.pid} | {p.pid for p in proc.descendants(running.pid, proc.processes(person.uid))}
-        _end([running.pid], signal.SIGTERM)
-        deadline = time.monotonic() + STOPS_WITHIN
-        while time.monotonic() < deadline and any(_same(person, pid, running.session) for pid in tree):
-            time.sleep(0.1)
-        rest = [p.pid for p in proc.processes(person.uid) if p.session == running.session == running.pid]
-        _end(rest, signal.SIGKILL)
+    ran = owned.leader(person, display) is not None
+    owned.end(person, display)
+    if ran and not told:
+        time.sleep(COMES_BACK_WITHIN)  # a manager that did not hear us starts it again
 
 
-def _same(person: Person, pid: int, session_id: int) -> bool:
-    """Whether a process still lives and is the one it was (ids are used again, sessions much more slowly)."""
-    return any(p.pid == pid and p.session == session_id for p in proc.processes(person.uid))
-
-
-def _end(pids: list[int], how: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, how)
-
-
-def complaint(person: Person, display: int, program: str) -> str | None:
+def complaint(person: Person, display: int, programs: Sequence[str]) -> str | None:
     """Return what is wrong with a running desktop, or None.
 
-    program: name of the process that makes it a desktop, such as xfce4-session; "" to look at the session alone.
+    programs: names of the processes that make it a desktop, such as xfce4-panel; none to look at the session alone.
     """
-    running = session(person, display)
-    if running is None:
+    if owned.leader(person, display) is None:
         return "the session ended"
-    if not program:
+    if not programs:
         return None
-    with person.hat():
-        names = {p.name for p in proc.descendants(running.pid, proc.processes(person.uid))}
-    return None if program in names else f"no {program} is running"
+    names = {seen.process.name for seen in owned.find(person, display)[0]}
+    return next((f"no {program} is running" for program in programs if program not in names), None)
 
 
 def log_tail(person: Person, display: int, lines: int = 30) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Sequence
 from colab_local.base import network
 from colab_local.base.errors import EXIT_BUSY, EXIT_USAGE, Failure
 
-from . import files, look, packages, proc, secret, service
+from . import files, look, owned, packages, picture, proc, secret, service
 from .options import Options
 from .person import Person
 from .plan import SECRET, File, Private, PutBack, Receipt, Step, Tidy, digest
@@ -22,7 +21,13 @@ from .plan import SECRET, File, Private, PutBack, Receipt, Step, Tidy, digest
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 SERVERS = {"tiger": "Xtigervnc", "tight": "Xtightvnc"}
 # What shows that the desktop, and not just an X server, is running.
-PROGRAMS = {"xfce": "xfce4-session", "lxde": "openbox", "gnome-flashback": "metacity", "openbox": "openbox"}
+PROGRAMS = {
+    "xfce": ("xfce4-session", "xfwm4", "xfce4-panel", "xfdesktop"),
+    "lxde": ("openbox", "lxpanel"),
+    "gnome-flashback": ("metacity", "gnome-panel"),
+    "openbox": ("openbox",),
+}
+PRIVATE_BUS = "session bus: one of its own"  # what xstartup says then
 X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 - where X servers put them
 DISPLAYS = range(1, 64)
 # A password file with the empty password (both vncpasswd programs): anybody could log in with it.
@@ -51,8 +56,9 @@ class Wish:
     def needs(self) -> list[str]:
         """What must be on the machine."""
         tool = "tightvncpasswd" if self.vnc == "tight" else "vncpasswd"
-        common = [SERVERS[self.vnc], tool, "xauth", "xset", "dbus-launch", "/usr/share/fonts/X11/misc/fonts.dir"]
-        return [*common, *packages.SESSIONS[self.session]]
+        common = [SERVERS[self.vnc], tool, "xauth", "xset", "dbus-run-session", "/usr/share/fonts/X11/misc/fonts.dir"]
+        clipboard = ["autocutsel"] if self.vnc == "tight" else []
+        return [*common, *clipboard, *packages.SESSIONS[self.session]]
 
     @property
     def settings(self) -> str:
@@ -113,7 +119,7 @@ def choose_display(asked: int | None, used: int | None, person: Person) -> int:
                 "",
                 EXIT_USAGE,
             )
-        reason = None if wanted in service.sessions(person) else taken_by(wanted, person)
+        reason = None if wanted in owned.displays(person) else taken_by(wanted, person)
         if reason is None:
             return wanted
         free = next((n for n in DISPLAYS if taken_by(n, person) is None), 2)
@@ -164,7 +170,7 @@ def encode(person: Person, password: str) -> bytes:
     Raises:
         Failure: no such program, or it answered something else.
     """
-    program = next((p for p in ("tigervncpasswd", "tightvncpasswd", "vncpasswd") if shutil.which(p)), "vncpasswd")
+    program = next((p for p in ("tigervncpasswd", "tightvncpasswd", "vncpasswd") if packages.program(p)), "vncpasswd")
     encoded = person.run([program, "-f"], feed=password.encode("ascii") + b"\n", timeout=15)
     if len(encoded) != 8:
         raise Failure(f"{program} made no password (found {len(encoded)} bytes, need 8)")
@@ -275,7 +281,7 @@ def check(wished: Wish, person: Person, started: bool) -> list[str]:
 
     # systemd starts the session again after a crash, so a short absence alone is no complaint while waiting.
     def dead() -> str | None:
-        return None if with_systemd else service.complaint(person, wished.display, "")
+        return None if with_systemd else service.complaint(person, wished.display, ())
 
     look.listening(wished.port, wished.display, dead, look.APPEARS_WITHIN if started else 2)
     look.modes(person.uid, secrets_of(person))
@@ -284,23 +290,32 @@ def check(wished: Wish, person: Person, started: bool) -> list[str]:
     said.append("this machine's network addresses refuse connections")
     if started:
         said += look.password_wanted(wished.port)
-        program = PROGRAMS[wished.session]
-        running = service.session(person, wished.display)
+        programs = PROGRAMS[wished.session]
+        running = owned.leader(person, wished.display)
 
         def wrong() -> str | None:
             look.working(dead)  # without systemd nobody starts it again: no use waiting
-            return service.complaint(person, wished.display, program)
+            return service.complaint(person, wished.display, programs)
 
         look.stays_up(wrong)
         look.private([wished.port])
         look.x_over_tcp(wished.display)
-        again = service.session(person, wished.display)
+        again = owned.leader(person, wished.display)
         if running is None or again is None or running.pid != again.pid:
             raise look.Problem("the session ended and was started again")
-        said.append(f"{program} has been running for {look.STAYS_ALIVE:g} s")
+        said.append(f"{programs[0]} has been running for {look.STAYS_ALIVE:g} s")
+        said += picture.check(person, wished.display, bare=wished.session == "openbox")
     else:
         look.working(dead)
     return said
+
+
+def notes(person: Person, display: int, with_systemd: bool) -> list[str]:
+    """Return what the user should know of a desktop that was started: what does not start in it."""
+    private = next((line for line in service.log_tail(person, display, 200) if PRIVATE_BUS in line), None)
+    if private is None or not with_systemd:  # without systemd there are no snaps either
+        return []
+    return [f"note: this desktop has a session bus of its own{private.partition(PRIVATE_BUS)[2]}"]
 
 
 def undo(receipt: Receipt) -> list[Step]:
@@ -310,6 +325,7 @@ def undo(receipt: Receipt) -> list[Step]:
     steps: list[Step] = []
     if display is not None:
         steps.append(service.Stop(person, display, bool(entry.get("unit"))))
+        steps.append(service.Ended(person, display, 5900 + int(display)))
     # Cookies and logs of every display that was used.
     with person.hat():
         vnc = sorted((person.home / ".vnc").glob("*-*"))

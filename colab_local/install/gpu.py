@@ -224,6 +224,8 @@ def card_failure(
         if any(judge(verdict.gpu, needs, cuda).usable for verdict in verdicts if verdict.gpu.compute_capability):
             words += f"; the environment {name} has code for it"
             return Failure(words, f"python3 bootstrap.py --env {name}", EXIT_MACHINE)
+    if reasons == {"no-code"}:
+        return Failure(f"{words}; docs/gpu.md says what else there is", CPU, EXIT_MACHINE)
     if "old-driver" in reasons:
         return gpu_reasons.newer_driver(words, situation)
     if "no-jit" in reasons:

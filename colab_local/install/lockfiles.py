@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from colab_local.base import documents
-from colab_local.base.errors import EXIT_INTEGRITY, Failure
+from colab_local.base.errors import EXIT_INTEGRITY, EXIT_USAGE, Failure
 from colab_local.base.files import sha256_of
 from colab_local.base.text import mask
 
@@ -27,6 +27,7 @@ _FILE = {"url": r"\w+://.+/.+", "sha256": _HASH, "size": (int, type(None))}
 INDEX_SHAPE = {
     "schema": int,
     "python": [r"3\.\d+"],
+    "runtime?": r"(\d{4}\.\d\d)?",
     "uv": {"version": r"\d.*", "file": _PATH, "sha256": _HASH},
     "installers": {name: {"files": {"*": _FILE}} for name in ("miniforge", "anaconda", "pixi")},
     "pixi": {"*": _HASH},
@@ -35,6 +36,7 @@ INDEX_SHAPE = {
         "*": {
             "accelerator": "cpu|gpu",
             "python": r"3\.\d+.*",
+            "pythons?": [r"3\.\d+"],
             "pypi": {"file": _PATH, "sha256": _HASH},
             "platforms": {"*": {"file": _PATH, "sha256": _HASH, "requires?": _NEEDS, "bytes?": {"*": int}}},
         }
@@ -46,6 +48,33 @@ def version_tuple(text: str) -> tuple[int, ...]:
     """Return the leading numbers of a version: '525.60.13' -> (525, 60, 13), '2.36-9' -> (2, 36)."""
     found = re.match(r"\d+(\.\d+)*", text)
     return tuple(int(part) for part in found.group().split(".")) if found else ()
+
+
+def runtimes_of(index: dict[str, Any], env: str) -> dict[str, str]:
+    """Return hosted Colab's runtimes that an environment is locked for, oldest first: {"2026.04": "cpu-2026-04"}."""
+    prefix = env + "-"
+    found = {name[len(prefix) :]: name for name in index["environments"] if name.startswith(prefix)}
+    # pixi allows no dot in an environment's name
+    months = {month.replace("-", "."): name for month, name in found.items() if re.match(r"\d{4}-\d\d$", month)}
+    if index.get("runtime"):
+        months[index["runtime"]] = env
+    return dict(sorted(months.items()))
+
+
+def runtime_of(index: dict[str, Any], env: str, month: str) -> str:
+    """Return the environment that is `env` at the versions of hosted Colab's runtime of a month, 2026.04."""
+    months = runtimes_of(index, env)
+    if month not in months:
+        known = ", ".join(months) or "none"
+        newest = next(reversed(list(months)), "")
+        hint = f"python3 bootstrap.py --env {env}" + (f" --runtime {newest}" if newest else "")
+        raise Failure(f"no runtime {month!r} of Colab's for {env} (there are: {known})", hint, EXIT_USAGE)
+    return months[month]
+
+
+def pythons_of(index: dict[str, Any], env: str) -> list[str]:
+    """Return the Python series that an environment's Python layer is locked for."""
+    return list(index["environments"].get(env, {}).get("pythons", index["python"]))
 
 
 def conda_platform(system: str, machine: str) -> str:

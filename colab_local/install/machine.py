@@ -95,3 +95,51 @@ def inspect_host() -> Host:
             found = re.search(r"(?m)^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(errors="replace"))
             flags = set(found.group(1).split()) if found else set()
     return Host(system, platform.machine(), libc, libc_version, platform.mac_ver()[0], flags)
+
+
+LEAST_MEMORY = 400 << 20  # bytes: TensorFlow's import alone takes 350 MB, and less is killed in the middle
+
+
+def folder_refusal(folder: Path) -> Failure | None:
+    """Return why no program can run from a folder that is there, or None: many servers mount /tmp or /home noexec."""
+    no_programs = getattr(os, "ST_NOEXEC", 0)
+    with contextlib.suppress(OSError):
+        if no_programs and os.statvfs(str(folder)).f_flag & no_programs:
+            return Failure(
+                f"no program can be run from {folder}: it is mounted noexec (the environment would not start)",
+                f"python3 bootstrap.py --prefix /a/folder/on/another/disk   # findmnt -T {folder} shows this one",
+                EXIT_MACHINE,
+            )
+    return None
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that processes here can have, swap included; 0 where that can't be told.
+
+    The machine's own, or less where a container or a job has less (cgroup v2 and v1).
+    """
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        text = (root / "proc/meminfo").read_text()
+        sizes = [int(size) << 10 for size in re.findall(r"(?m)^(?:MemTotal|SwapTotal):\s+(\d+) kB", text)]
+        limits += [sum(sizes)] if sizes else []
+    group = ""
+    with contextlib.suppress(OSError):
+        found = re.search(r"(?m)^0::(/.*)$", (root / "proc/self/cgroup").read_text())
+        group = found.group(1).lstrip("/") if found else ""
+    places = [root / "sys/fs/cgroup" / group / "memory.max", root / "sys/fs/cgroup/memory.max"]
+    for path in [*places, root / "sys/fs/cgroup/memory/memory.limit_in_bytes"]:
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(path.read_text()))
+    return min(limits, default=0)
+
+
+def memory_refusal(found: int) -> Failure | None:
+    """Return why TensorFlow can't be tried out with so many bytes of memory, or None; found: 0 if it is not known."""
+    if not found or found >= LEAST_MEMORY:
+        return None
+    return Failure(
+        f"too little memory for TensorFlow (found {found >> 20} MB, need {LEAST_MEMORY >> 20} MB)",
+        "free -m   # a container or a job has a limit of its own, which whoever starts it can raise",
+        EXIT_MACHINE,
+    )

@@ -1,55 +1,19 @@
-"""The Python layer: uv, and pip's and uv's own settings."""
+"""The Python layer: uv, and what it installs."""
 
 from __future__ import annotations
 
-import configparser
-import contextlib
-import os
 import shutil
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
+from colab_local.base import certificates
 from colab_local.base.files import remove_tree, write_atomically
-from colab_local.base.programs import child_environment, run, succeeds
+from colab_local.base.programs import run, succeeds
 from colab_local.base.progress import Size
 from colab_local.base.terminal import Screen
-from colab_local.install.home import config_folder
+from colab_local.install import sources
 from colab_local.install.lockfiles import Lock, locked_entry
-
-
-def pip_index_url(environ: dict[str, str], texts: Iterable[str]) -> str:
-    """Return the index URL that pip is configured with, or "": uv reads only its own configuration.
-
-    environ: os.environ; texts: pip's configuration files, the weakest first.
-    """
-    url = ""
-    for text in texts:
-        parser = configparser.RawConfigParser(strict=False)
-        with contextlib.suppress(configparser.Error):
-            parser.read_string(text)
-            for section in ("global", "install"):
-                url = parser.get(section, "index-url", fallback=url)
-    return environ.get("PIP_INDEX_URL", url).strip()
-
-
-def pip_settings() -> list[str]:
-    """Return the texts of pip's configuration files, the weakest first."""
-    places = [Path("/etc/pip.conf"), Path.home() / ".pip" / "pip.conf", config_folder() / "pip" / "pip.conf"]
-    places += [Path(os.environ["PIP_CONFIG_FILE"])] if os.environ.get("PIP_CONFIG_FILE") else []
-    return [path.read_text(errors="replace") for path in places if path.is_file()]
-
-
-def uv_environment() -> dict[str, str]:
-    """Return uv's environment: the user's own, and pip's index where only pip has been told of one."""
-    # Copied, not linked: a file that is changed in one environment is not changed in uv's cache and in the next one.
-    # Where the file system can share blocks between copies (APFS, Btrfs, XFS), a copy costs no room.
-    env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never", UV_LINK_MODE="copy")
-    told = any(name in env for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_CONFIG_FILE"))
-    if not told and not (config_folder() / "uv" / "uv.toml").exists() and not Path("/etc/uv/uv.toml").exists():
-        url = pip_index_url(dict(os.environ), pip_settings())
-        if url:
-            env["UV_DEFAULT_INDEX"] = url
-    return env
+from colab_local.install.sources import pip_environment, uv_environment
 
 
 def install_uv(uv: Path, python: str, requirements: str, cache: Path, wheels: Path | None, screen: Screen) -> None:
@@ -70,13 +34,13 @@ def install_uv(uv: Path, python: str, requirements: str, cache: Path, wheels: Pa
     try:
         if succeeds([python, "-I", "-c", "import pip"], screen):
             flags = ["--quiet", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
-            env = child_environment(PIP_ROOT_USER_ACTION="ignore")
-            run([python, "-I", "-m", "pip", "install", *flags, *hashed, *offline], screen, env)
+            run([python, "-I", "-m", "pip", "install", *flags, *hashed, *offline], screen, pip_environment())
         elif shutil.which("uv"):
             run(["uv", "pip", "install", "--quiet", "--python", python, *hashed, *offline], screen, uv_environment())
         else:  # a venv of its own brings the pip that is bundled with Python
             run([python, "-I", "-m", "venv", venv], screen)
-            run([venv / "bin" / "python", "-I", "-m", "pip", "install", "--quiet", *hashed, *offline], screen)
+            pip = [venv / "bin" / "python", "-I", "-m", "pip", "install", "--quiet", "--only-binary=:all:"]
+            run([*pip, *hashed, *offline], screen, pip_environment())
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(folder)
         temporary.replace(folder)
@@ -99,4 +63,8 @@ def install_packages(uv: Path, prefix: Path, lock: Lock, kept: Path, wheels: Pat
         argv += ["--no-index", "--find-links", wheels]
     written, download = lock.bytes.get("pypi_installed"), lock.bytes.get("pypi_download")
     size = Size(written, written if wheels else download) if written and download else None
-    run(argv, screen, uv_environment(), size=size)
+    try:
+        run(argv, screen, uv_environment(), size=size)
+    finally:  # --launch becomes Jupyter, and nothing that waits for this program's end is done
+        sources.clean_up()
+        certificates.clean_up()

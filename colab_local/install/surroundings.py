@@ -186,7 +186,8 @@ def packages(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
         try:
             parser.read_string(text)
         except configparser.Error as problem:
-            line = int(getattr(problem, "lineno", 0) or 1)
+            said = re.search(r"line:?\s+(\d+)", str(problem))
+            line = int(getattr(problem, "lineno", 0) or (said.group(1) if said else 1))
             yield Finding(f"{path}:{line}", "pip can't read this file, and ends", edit(path, line))
             continue
         for found in re.finditer(r"(?m)^\s*(target|prefix|root|no-deps|dry-run)\s*=", text):
@@ -201,7 +202,7 @@ def packages(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
     for path in (Path("/etc/uv/uv.toml"), config / "uv/uv.toml"):
         text = read(path)
         for found in re.finditer(r"(?m)^\s*required-version\s*=\s*(.+)$", text):
-            line = line_of(text, found.start())
+            line = line_of(text, found.start(1))
             what = f"`required-version` ({found.group(1).strip()}) ends any other uv"
             yield Finding(f"{path}:{line}", what, edit(path, line), False)
 

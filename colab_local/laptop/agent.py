@@ -19,6 +19,7 @@ import json
 import os
 import queue
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -41,6 +42,7 @@ MARK = "colab-local>"
 START_SECONDS = 180.0  # a cold start of Jupyter on a network file system
 SILENT_SECONDS = 60.0  # how long a Jupyter may not answer: its machine may be busy, swapping, just awake
 LOGS_KEPT = 5
+FEWEST_FILES = 128  # a server and one kernel do with 48, each further kernel takes a dozen
 UNSHARED_SECONDS = 60.0  # so long may a network file system take to show what another machine wrote
 JOB_NAME = "colab-local"
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED")  # states of jobs that are not over
@@ -139,6 +141,16 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return kept
 
 
+def starting_environment(token: Path) -> dict[str, str]:
+    """Return the environment that Jupyter is started in: it drops by itself what would mislead it.
+
+    The libraries' path of the log-in was kept aside while this program started (ssh.py): the driver may be in it.
+    """
+    environ = dict(os.environ, **{TOKEN_FILE: str(token)})
+    libraries = environ.pop("COLAB_LOCAL_LIBRARIES", "")
+    return dict(environ, LD_LIBRARY_PATH=libraries) if libraries else environ
+
+
 def open_log(home: Path) -> Path:
     """Return the path of a new log file that its user alone can read; drop the oldest ones."""
     folder = home / "logs"
@@ -165,11 +177,15 @@ def launch(home: Path, receipt: Json, wanted: int | None) -> Json:
     if port != preferred:
         send({"note": f"port {preferred} is taken on {socket.gethostname()}: Jupyter uses {port} there"})
     send({"note": f"starting Jupyter on {socket.gethostname()}"})
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if most != resource.RLIM_INFINITY and most < FEWEST_FILES:
+        limit = f"only {most} files can be open at a time on {socket.gethostname()}"
+        send({"note": f"{limit} (ulimit -n in a start-up file?): kernels may not start"})
     log = open_log(home)
     with log.open("ab") as output:
         child = subprocess.Popen(
             jupyter_argv(str(home / "current" / receipt["env"]), port, receipt["notebook_dir"], os.geteuid() == 0),
-            env=dict(os.environ, **{TOKEN_FILE: str(token_file(home))}),
+            env=starting_environment(token_file(home)),
             cwd=str(home),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -55,6 +55,10 @@ def pauses() -> Iterator[float]:
         pause = min(pause * 2, LONGEST_PAUSE_S)
 
 
+class Forbidden(Failure):
+    """The host's sshd refuses the tunnel."""
+
+
 def await_answer(local: int, server: Json, connection: Connection) -> None:
     """Poll Jupyter through the tunnel until it answers to its token; Failure after ANSWER_SECONDS."""
     deadline = time.monotonic() + ANSWER_SECONDS
@@ -65,10 +69,11 @@ def await_answer(local: int, server: Json, connection: Connection) -> None:
             return
         except (OSError, ValueError, http.client.HTTPException) as failed:
             problem = str(failed)
-        if any("administratively prohibited" in line for line in connection.said):
-            raise Failure(
+        if connection.is_forbidden():
+            raise Forbidden(
                 "{} forbids tunnels (its sshd says: administratively prohibited)".format(server["host"]),
-                "as root on {}: set 'AllowTcpForwarding yes' in /etc/ssh/sshd_config".format(server["host"]),
+                f"as root on {server['host']}: set 'AllowTcpForwarding yes', and 'PermitOpen any' where there is a "
+                "PermitOpen, in /etc/ssh/sshd_config",
             )
         event = connection.event(0.2)
         if event == "gone":
@@ -236,8 +241,7 @@ class Session:
         """Forward, show the URL, and stay until the line drops (Dropped) or Jupyter ends (Failure)."""
         server = self.server
         wanted = self.local or self.wished.port or server["port"]
-        local = connection.forward(server["port"], wanted, exact=again)
-        await_answer(local, server, connection)
+        local = self.tunnel(connection, wanted, again)
         same = again and self.shown == colab_url(local, server)
         self.local, self.line = local, connection
         if self.wished.desktop:
@@ -257,11 +261,25 @@ class Session:
                     "Jupyter on {} has ended{}".format(server["host"], job), self.typed() + "   starts it again"
                 )
 
+    def tunnel(self, connection: Connection, wanted: int, again: bool) -> int:
+        """Forward Jupyter's port to one of this machine's, wait until it answers there, and return that port."""
+        server = self.server
+        while True:
+            local = connection.forward(server["port"], wanted, exact=again)
+            try:
+                await_answer(local, server, connection)
+                return local
+            except Forbidden:
+                if not connection.try_other_name():
+                    raise
+
     def forward_desktop(self, connection: Connection) -> None:
         """Forward the ports of the desktops to 50000 higher ones and say which of them show something."""
         found = self.request(connection, "desktops", ports=DESKTOP_PORTS)["ports"]
         for port, is_up in found.items():
-            remote = int(port)  # a JSON object's keys are texts
+            if not re.fullmatch(r"[1-9]\d{0,4}", port, re.ASCII):  # a JSON object's keys are texts
+                continue
+            remote = int(port)
             again = remote in self.desktop
             local = connection.forward(remote, self.desktop.get(remote, 50000 + remote), exact=again)
             self.desktop[remote] = local
@@ -373,13 +391,17 @@ class Session:
 
     def once(self, op: str) -> int:
         """Ask one thing (--stop, --status), show the answer and return the exit code."""
-        with Connection(self.ssh, self.folder, self.screen) as connection:
-            if self.wished.slurm:
-                op = {"stop": "cancel", "status": "job"}[op]
-            answer = self.request(connection, op)
+        try:
+            with Connection(self.ssh, self.folder, self.screen) as connection:
+                if self.wished.slurm:
+                    op = {"stop": "cancel", "status": "job"}[op]
+                answer = self.request(connection, op)
+        except Dropped as dropped:
+            what = f"the line to {self.ssh.destination} dropped before the answer ({dropped})"
+            raise Failure(what, self.typed("--status "), EXIT_NETWORK) from None
         self.emit({"event": op, **{name: value for name, value in answer.items() if name != "token"}})
         if op == "job":
-            job = answer["job"]
+            job = answer["job"] if isinstance(answer["job"], dict) else None
             text = "Slurm job {job}: {state} {node}".format(**job) if job else "no Slurm job of colab-local"
             until = self.note_end(job) if job else ""
             if until:

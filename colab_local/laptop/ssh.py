@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -12,10 +13,12 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Callable, Deque, NamedTuple, Sequence
+from typing import Any, Callable, Deque, Iterable, NamedTuple, Sequence
 
+from colab_local.base import documents
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.network import answers, free_port
 from colab_local.base.terminal import Screen
@@ -24,14 +27,50 @@ from colab_local.install.servers import Json
 from colab_local.laptop import agent
 from colab_local.laptop.far import program_text
 
+# What the agent sends: agent.py. Texts end on the user's terminal, through Screen; numbers are dialled.
+_SERVER = {
+    "pid": int,
+    "port": int,
+    "token": str,
+    "base_url": r"/[^\s?#]*",  # what follows localhost:PORT in the address: another word could change the port
+    "name": str,
+    "env": str,
+    "host": str,
+    "kernels": int,
+    "notebook_dir": str,
+    "current": bool,
+}
+_JOB = {"job": r"\w[\w.-]*", "state": str, "node": str}
+MESSAGE_SHAPE = {"note?": str, "ok?": bool, "event?": str, "hello?": str}
+REFUSAL_SHAPE = {"error": str, "kind?": str}
+ANSWER_SHAPES: dict[str, Any] = {
+    "serve": {**_SERVER, "started": bool},
+    "status": {"running": bool, "host": str},
+    "stop": {"stopped": bool, "host": str},
+    "desktops": {"ports": {"*": bool}},
+    "submit": {**_JOB, "pid": int},
+    "job": {"job": None},
+    "ended": {"how": str},
+    "cancel": {"stopped": bool, "host": str},
+}
 ANSWER_SECONDS = 60.0
+# From the log-in to our program's first word, slow start-up files of a cluster included. Typing a password may take
+# as long as it takes.
+HELLO_SECONDS = 45.0
+# For each answer or note of the agent. It waits by itself for a cold start of Jupyter, up to 240 s (agent.py).
+OP_SECONDS = {"serve": 300.0, "stop": 120.0, "submit": 300.0, "program": 600.0, "install": 3600.0}
+LONGEST_LINE = 1 << 20  # characters of one answer
+AUTHENTICATED = re.compile(r"Authenticated to \S+ \((\[|via proxy)")  # sshconnect2.c, LogLevel VERBOSE
 # Finds a Python >= 3.8 on the host and hands it the agent, which comes as the first line of stdin. Within '...'
-# it means the same to sh, bash, zsh, fish and csh.
+# it means the same to sh, bash, zsh, fish and csh. Python is isolated (-I), and libraries of other software are out
+# of its way: both are set in start-up files, and end it before it can say so.
 FAR_COMMAND = (
-    """exec sh -c 'for p in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 """
+    """exec sh -c 'COLAB_LOCAL_LIBRARIES=${LD_LIBRARY_PATH-}; export COLAB_LOCAL_LIBRARIES; """
+    """unset LD_LIBRARY_PATH LD_PRELOAD; """
+    """for p in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 """
     """"${COLAB_LOCAL_HOME:-$HOME/.local/share/colab-local}"/current/*/bin/python; do """
-    """if "$p" -c "import sys; sys.exit(sys.version_info < (3, 8))" 2>/dev/null </dev/null; then """
-    """exec "$p" -c "import json, sys; exec(json.loads(sys.stdin.readline()))"; fi; done; """
+    """if "$p" -I -c "import sys; sys.exit(sys.version_info < (3, 8))" 2>/dev/null </dev/null; then """
+    """exec "$p" -I -c "import json, sys; exec(json.loads(sys.stdin.readline()))"; fi; done; """
     """echo no Python 3.8 or newer >&2; exit 127'"""
 )
 
@@ -48,11 +87,27 @@ class Ssh(NamedTuple):
     program: str = "ssh"
 
 
+@functools.lru_cache(maxsize=None)
+def version(program: str) -> tuple[int, int]:
+    """Return the version of an OpenSSH, (0, 0) if it is none."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run([program, "-V"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10)
+        found = re.search(r"OpenSSH_(?:for_Windows_)?(\d+)\.(\d+)", done.stderr + done.stdout)
+        return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
+    return 0, 0
+
+
+def knows_sessions(ssh: Ssh) -> bool:
+    """Return whether this ssh has SessionType and its like: older ones end at an option that they don't know."""
+    return version(ssh.program) >= (8, 7)
+
+
 def master_argv(ssh: Ssh, socket_path: str) -> list[str]:
     """Return the command of the one connection: it runs the agent, and forwards are added to it later.
 
     ssh takes the first value it hears of an option, so the user's come first. From the user's configuration
-    only what would disturb is overruled: forwards to the same ports, a command or a terminal of its own.
+    only what would disturb is overruled: forwards to the same ports, a command or a terminal of its own, a session
+    without a shell, without input or in the background, and silence on what went wrong.
     """
     ours = {
         "ServerAliveInterval": "10",  # a dead line is noticed within 30 s
@@ -67,6 +122,12 @@ def master_argv(ssh: Ssh, socket_path: str) -> list[str]:
         "ClearAllForwardings": "yes",
         "RemoteCommand": "none",
         "ForwardX11": "no",
+        "LogLevel": "VERBOSE",  # says when the log-in is over, and why there was none
+        **(
+            {"SessionType": "default", "StdinNull": "no", "ForkAfterAuthentication": "no"}
+            if knows_sessions(ssh)
+            else {}
+        ),
     }
     return [
         ssh.program,
@@ -100,14 +161,43 @@ def connect_line(ssh: Ssh, option: str) -> str:
     return f"python3 scripts/connect.py {option}{words}"
 
 
-def explain(said: Sequence[str], ssh: Ssh) -> Failure:
+def words(lines: Iterable[str]) -> list[str]:
+    """Return what was said, without what ssh adds at LogLevel VERBOSE and without empty lines."""
+    chatter = re.compile(r"Authenticated to |Transferred: sent|Bytes per second|Connection to \S+ closed\.?$")
+    return [line.strip() for line in lines if line.strip() and not chatter.match(line.strip())]
+
+
+def in_the_way(ssh: Ssh, heard: Iterable[str], what: str) -> Failure:
+    """Return the failure of a host that lets the user in and then does not run our program.
+
+    heard: what it printed before; what: how it ended.
+    """
+    host, said = ssh.destination.rpartition("@")[2], words(heard)
+    told = f"; it said: {said[-1][:200]}" if said else ""
+    text = "\n".join(said)
+    if re.search(r"account is (currently )?not available|nologin|no shell", text, re.IGNORECASE):
+        return Failure(
+            f"{host} lets you log in and runs no programs for you{told}", "ask whoever runs it for a shell"
+        )
+    if re.search(r"not a terminal|open terminal failed|must be run from a terminal|No tty", text, re.IGNORECASE):
+        what = "a start-up file there starts a program that needs a terminal"
+    return Failure(
+        f"{host} let you in, and our program did not start there ({what}): its start-up files (~/.bashrc, "
+        f"~/.profile, ~/.zshenv ...) or a ForceCommand of its sshd took the line{told}",
+        typed(ssh, " true") + "   has to end by itself; if not, look there for exec, tmux, screen or read",
+    )
+
+
+def explain(said: Sequence[str], ssh: Ssh, heard: Sequence[str] = (), logged_in: bool = False) -> Failure:
     """Return what ssh's last words mean for the user and what to type next.
 
-    said: the lines it wrote to stderr. The texts are OpenSSH's (ssh.c, sshconnect.c, packet.c).
+    said: the lines it wrote to stderr. The texts are OpenSSH's (ssh.c, sshconnect.c, packet.c). heard: what the host
+    printed before our program spoke; logged_in: the user was let in.
     """
+    said = words(said)
     text = "\n".join(said)
     host = ssh.destination.rpartition("@")[2]
-    last = next((line.strip() for line in reversed(said) if line.strip()), "ssh ended without a word")
+    last = said[-1] if said else "ssh ended without a word"
     network, failed = EXIT_NETWORK, EXIT_FAILED
     table: list[tuple[str, str, str, int]] = [
         (
@@ -163,6 +253,8 @@ def explain(said: Sequence[str], ssh: Ssh) -> Failure:
     for pattern, what, hint, code in table:
         if re.search(pattern, text):
             return Failure(what.format(host=host, last=last), hint.format(host=host, typed=typed(ssh)), code)
+    if logged_in:
+        return in_the_way(ssh, [*heard, *said], "the line was closed")
     return Failure(f"the ssh connection to {host} ended ({last})", typed(ssh, " -v true"), network)
 
 
@@ -198,6 +290,10 @@ class Connection:
         self.ssh, self.screen = ssh, screen
         self.socket_path = str(Path(tempfile.mkdtemp(dir=folder)) / "s")  # short: sockets' names are limited
         self.said: deque[str] = Deque(maxlen=50)
+        self.heard: deque[str] = Deque(maxlen=50)  # what the host printed before our program spoke
+        self.logged_in: float = 0.0  # when, by time.monotonic()
+        self.far_end = "127.0.0.1"  # the host's own address, as forwards name it
+        self.forwards: list[str] = []
         self.host = ssh.destination.rpartition("@")[2]  # as the user calls it
         self._own_name = ""  # as it calls itself
         self.job: str | None = None  # the Slurm job that the agent's notes spoke of
@@ -228,10 +324,10 @@ class Connection:
         try:
             try:
                 self._send(program_text("colab_local.laptop.agent"))
-                hello = self._next_message(None)  # passwords and host keys are between ssh and the user's terminal
+                hello = self._await_hello()
             except Dropped:
                 listener.join(5)
-                raise explain(self.said, self.ssh) from None
+                raise explain(self.said, self.ssh, self.heard, bool(self.logged_in)) from None
             self._own_name = str(hello.get("hello") or "")
         except BaseException:
             self.close()
@@ -241,18 +337,35 @@ class Connection:
     def __exit__(self, *problem: object) -> None:
         self.close()
 
+    def _await_hello(self) -> Json:
+        """Wait until our program speaks there: passwords and host keys are between ssh and the user's terminal.
+
+        Raises Failure when that takes too long after the log-in, Dropped if the line ends.
+        """
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._next_message(0.5)
+            if self.logged_in and time.monotonic() - self.logged_in > HELLO_SECONDS:
+                said = [*self.heard, *self.said]
+                raise in_the_way(self.ssh, said, f"nothing came within {HELLO_SECONDS:.0f} s")
+
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(agent.MARK):  # what login scripts print is not ours
-                with contextlib.suppress(ValueError):
-                    self._messages.put(json.loads(line[len(agent.MARK) :]))
+        for line in iter(lambda: process.stdout.readline(LONGEST_LINE), ""):  # type: ignore[union-attr]
+            if not line.startswith(agent.MARK):  # what login scripts print is not ours
+                self.heard.append(line.rstrip()[:500])
+                continue
+            with contextlib.suppress(ValueError):
+                message = documents.parse(line[len(agent.MARK) :], "the answer", MESSAGE_SHAPE)
+                self._messages.put(message)
         self._messages.put(None)
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
         for line in process.stderr:
             self.said.append(line.rstrip())
+            if AUTHENTICATED.match(line):
+                self.logged_in = time.monotonic()
             if self.screen.verbose:
                 self.screen.report("ssh: " + line.rstrip())
 
@@ -269,7 +382,7 @@ class Connection:
         message = self._messages.get(timeout=timeout)
         if message is None:
             self._messages.put(None)
-            raise Dropped(next((line for line in reversed(self.said) if line), "the line ended"))
+            raise Dropped(next(iter(reversed(words(self.said))), "the line ended"))
         return message
 
     def named(self, text: str) -> str:
@@ -288,18 +401,36 @@ class Connection:
     ) -> Json:
         """Have the agent do something and return its answer, whose "ok" may be false. Shows its notes meanwhile.
 
-        timeout: seconds; queue.Empty when they are over; on_said: takes what a program says there. Raises Dropped if
-        the line ends first.
+        timeout: seconds for each note and the answer; None for what this request may take; on_said: takes what a
+        program says there. Raises Failure when the time is over, or when the answer is not one to this request;
+        Dropped if the line ends first.
         """
         self._send(dict(request, op=op))
+        wait = timeout or OP_SECONDS.get(op, ANSWER_SECONDS)
+        host = self.ssh.destination.rpartition("@")[2]
         while True:
-            message = self._next_message(timeout)
+            try:
+                message = self._next_message(wait)
+            except queue.Empty:
+                if op == "submit":  # a job may wait in the queue for days; a dead line is noticed by ssh itself
+                    continue
+                what = f"{host} does not answer any more (asked to {op}, waited {wait:.0f} s)"
+                raise Failure(what, typed(self.ssh, " true"), EXIT_NETWORK) from None
             if "note" in message:
                 self.screen.report(self.named(str(message["note"])))
                 self.job = message.get("job", self.job)
             elif "said" in message and on_said:
                 on_said(message)
             elif "ok" in message:
+                shape = ANSWER_SHAPES.get(op) if message["ok"] else REFUSAL_SHAPE
+                if op == "status" and message.get("running") is True:
+                    shape = _SERVER
+                if op == "job" and message.get("job") is not None:
+                    shape = {"job": _JOB}
+                wrong = documents.misfit(message, shape, "its answer")
+                if wrong:
+                    what = f"{host} answers in a way that is not understood ({wrong} is missing or malformed)"
+                    raise Failure(what, "is the same version of colab-local there and here? git pull, on both")
                 texts: Json = {name: self.named(str(message[name])) for name in ("error", "host") if name in message}
                 return {**message, **texts}
 
@@ -312,16 +443,38 @@ class Connection:
 
     def _forward(self, address: str, local: int, remote: int) -> str:
         """Have ssh forward a port at one of this machine's addresses; return why it can't, "" if it does."""
-        spec = f"{address}:{local}:127.0.0.1:{remote}"
-        done = subprocess.run(
-            control_argv(self.ssh, self.socket_path, "-O", "forward", "-L", spec),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        spec = f"{address}:{local}:{self.far_end}:{remote}"
+        problem = self._control("forward", "-L", spec)
+        if not problem:
+            self.forwards.append(spec)
+        return problem
+
+    def _control(self, *order: str) -> str:
+        """Give the open connection an order; return why it can't carry it out, "" if it does."""
+        argv = control_argv(self.ssh, self.socket_path, "-O", *order)
+        try:
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+        except subprocess.TimeoutExpired:
+            return "ssh does not answer"
         said = done.stderr.strip().splitlines() or ["ssh said nothing"]
         return said[-1] if done.returncode else ""
+
+    def is_forbidden(self) -> bool:
+        """Return whether the host's sshd refused to open a forward (channels.c)."""
+        return any("administratively prohibited" in line for line in self.said)
+
+    def try_other_name(self) -> bool:
+        """Drop the forwards and name the host's own end otherwise from now on; False if that was done before.
+
+        sshd's PermitOpen compares the text of the address: `PermitOpen localhost:8888` does not allow 127.0.0.1.
+        """
+        if self.far_end == "localhost":
+            return False
+        for spec in self.forwards:
+            self._control("cancel", "-L", spec)
+        self.forwards, self.far_end = [], "localhost"
+        self.said.clear()
+        return True
 
     def _forward_localhost(self, local: int, remote: int) -> str:
         """Have ssh forward localhost:local; return why it can't, "" if it does.

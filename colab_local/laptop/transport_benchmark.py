@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Measure both of Colab's transports in one run: the time that a cell takes, and how quickly output arrives.
 
-    python3 scripts/transport_benchmark.py http://localhost:8888/?token=...
-    python3 scripts/transport_benchmark.py --megabytes 50 --cells 50 -      the address from standard input
+    python3 -m colab_local.laptop.transport_benchmark http://localhost:8888/?token=...
+    python3 -m colab_local.laptop.transport_benchmark --megabytes 50 --cells 50 -      the address from standard input
 
 Round trip: the median over many cells of the time from sending `1` until the kernel is idle again. Throughput: the
 best of a few cells that print so many megabytes. The transports take turns, so that a busy machine hurts both alike.

@@ -11,6 +11,7 @@ import rattler
 import requests
 from packaging.utils import canonicalize_name
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
@@ -30,7 +31,7 @@ from colab_local.locking.render import (
     requirements_text,
 )
 from colab_local.locking.specs import (
-    PYTHONS,
+    PINS,
     Spec,
     card_differences,
     constraints,
@@ -104,7 +105,7 @@ def solve(
     for platform in spec.platforms:
         screen.report(f"Solving {spec.name}/{platform}")
         conda[platform] = solve_conda(spec, platform, channel, [] if platform in platforms else old.get(platform, []))
-    screen.report(f"Solving {spec.name}'s Python layer for Python {', '.join(PYTHONS)}")
+    screen.report(f"Solving {spec.name}'s Python layer for Python {', '.join(spec.pythons)}")
     try:
         python = solve_python(spec, [*pins, *old_python])
     except Failure:
@@ -151,14 +152,17 @@ def build(
 
     names: what to solve anew, as on the command line; keep: prefer what is locked everywhere.
     """
-    specs, pins = read_specs(environments), read_pins(environments)
+    specs, exceptions = read_specs(environments), read_exceptions(environments)
     chosen = select(names, specs)
-    limits = constraints(pins, read_exceptions(environments))
     before = read_files(lockfiles) if lockfiles.is_dir() else {}
     anew = not keep and chosen == {name: set(spec.platforms) for name, spec in specs.items()}
     old = {} if anew or "pixi.lock" not in before else read_pixi_lock(lockfiles / "pixi.lock")
     known = {} if anew or "index.json" not in before else read_index(lockfiles)["environments"]
     told, conda, files = {}, {}, {}
+    code: dict[str, Code] = {}  # by the wheel's hash: Colab's runtimes share many
+    for path in before:
+        if path.endswith(f"/{GPU_CODE}"):
+            code.update(parse_code(before[path]))
     for name, spec in specs.items():
         if name not in chosen and name in known and name in old:
             told[name], conda[name] = known[name], old[name]
@@ -167,18 +171,18 @@ def build(
         platforms = set() if keep else chosen.get(name, set(spec.platforms))
         whole = not keep and (name in names or not names)
         kept = [] if whole else locked_requirements(lockfiles / name / "pypi.txt")
-        code = parse_code(before.get(f"{name}/{GPU_CODE}", ""))
-        lock = solve(spec, platforms, old.get(name, {}), kept, channel, limits, code, screen)
+        pins = read_pins(environments, spec.pins)
+        lock = solve(spec, platforms, old.get(name, {}), kept, channel, constraints(pins, exceptions), code, screen)
+        code.update(lock.code)
         told[name], conda[name] = index_entry(lock), lock.conda
         files.update(render(lock, environments, pins))
         if spec.accelerator == "gpu":
             report_cards(environments, name, files[f"{name}/{GPU_CODE}"], screen)
     one_layer = next(iter(next(iter(conda.values())).values()))
     uv_version = conda_version(one_layer, "uv")
-    series = ".".join(next(iter(told.values()))["python"].split(".")[:2])
     every_platform = sorted({platform for spec in specs.values() for platform in spec.platforms})
     files["host.txt"] = requirements_text(HOST_HEAD, host_tools(one_layer, every_platform))
-    files["pixi.toml"] = pixi_toml_text(specs, series)
+    files["pixi.toml"] = pixi_toml_text(specs, {name: entry["python"] for name, entry in told.items()})
     files["pixi.lock"] = pixi_lock_text(conda)
     files["index.json"] = index_text(environments, files, told, uv_version)
     return files
@@ -232,7 +236,7 @@ def fetch_text(source: str) -> str:
     try:
         if "://" not in source:
             return Path(source).read_text(encoding="utf-8")
-        answer = requests.get(source, timeout=TIMEOUT_S)
+        answer = requests.get(source, timeout=TIMEOUT_S, verify=str(certificates.bundle() or "") or True)
         answer.raise_for_status()
         return answer.text
     except OSError as problem:  # requests' exceptions are OSErrors too
@@ -260,6 +264,7 @@ def adopt_freeze(environments: Path, source: str, date: str | None, python: str 
     names = {
         package.name
         for spec in read_specs(environments).values()
+        if spec.pins == PINS
         for package in solve_python(spec, constraints(pins, exceptions))
     }
     write_atomically(path, follow(freeze, names, str(date), python))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, Failure
 from colab_local.base.programs import child_environment
 from colab_local.base.text import mask
@@ -46,15 +47,20 @@ def find_uv() -> str:
     return found
 
 
-def project_text(requirements: Iterable[str], pins: Iterable[str], platforms: Iterable[str]) -> str:
-    """Return the pyproject.toml that has uv solve some requirements for several platforms at once."""
+def project_text(
+    requirements: Iterable[str], pins: Iterable[str], platforms: Iterable[str], pythons: Sequence[str] = PYTHONS
+) -> str:
+    """Return the pyproject.toml that has uv solve some requirements for several platforms and Pythons at once."""
     markers = [platform_marker([platform]) for platform in platforms]
     exact = [marker if "machine" in marker else f"{marker} and platform_machine == 'arm64'" for marker in markers]
+    if tuple(pythons) != PYTHONS:
+        some = f"python_full_version >= '{pythons[0]}' and python_full_version < '{bump(pythons[-1])}'"
+        exact = [f"{marker} and {some}" for marker in exact]
     lines = [
         "[project]",
         'name = "lock"',
         'version = "0"',
-        f'requires-python = ">={PYTHONS[0]},<{bump(PYTHONS[-1])}"',
+        f'requires-python = ">={PYTHONS[0]},<{bump(PYTHONS[-1])}"',  # uv itself runs on one of them
         f"dependencies = {json.dumps(list(requirements))}",
         "[tool.uv]",
         "package = false",
@@ -86,7 +92,7 @@ def uv_lock(project: str) -> tuple[dict[str, Any], str]:
 
 def run_uv(arguments: Sequence[str]) -> str:
     """Run uv and return its standard output; raise Failure with uv's own explanation."""
-    child = child_environment(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1")
+    child = child_environment(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1", **certificates.environment())
     done = subprocess.run(
         [find_uv(), *arguments], env=child, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -118,7 +124,7 @@ def parse_export(text: str) -> list[tuple[str, str, str, tuple[str, ...]]]:
 
 def solve_python(spec: Spec, pins: Sequence[str]) -> list[Package]:
     """Return the Python layer of an environment; pins: uv's constraints. Raise Failure if there is none."""
-    lock, exported = uv_lock(project_text(spec.python, pins, spec.platforms))
+    lock, exported = uv_lock(project_text(spec.python, pins, spec.platforms, spec.pythons))
     offered = {
         (package["name"], package["version"]): [
             Wheel(Path(w["url"]).name, w["url"], w["hash"].removeprefix("sha256:"), w.get("size", 0))
@@ -138,7 +144,11 @@ def solve_python(spec: Spec, pins: Sequence[str]) -> list[Package]:
                     missing.append(f"{name} {version} for {target[0]}, Python {target[1]}")
                 else:
                     wheels[target] = wheel
-        packages.append(Package(name, version, shortest_marker(marker, list(spec.platforms)), via, wheels))
+        if not any(applies(marker, target) for target in spec.targets):
+            continue  # for another Python than this environment\'s
+        packages.append(
+            Package(name, version, shortest_marker(marker, list(spec.platforms), spec.pythons), via, wheels)
+        )
     if missing:
         raise Failure(
             f"the {spec.name} environment would have to be compiled: no wheel of {'; '.join(missing)}",

@@ -23,7 +23,18 @@ from colab_local.locking import gpu_code
 from colab_local.locking.conda import Records, conda_version
 from colab_local.locking.gpu_code import Code
 from colab_local.locking.pypi import Package
-from colab_local.locking.specs import CHANNEL, NOTICE, PYTHONS, Spec, read_exceptions, read_yaml
+from colab_local.locking.specs import (
+    CHANNEL,
+    NOTICE,
+    PINS,
+    PYTHONS,
+    Spec,
+    current_runtime,
+    read_exceptions,
+    read_missing,
+    read_text,
+    read_yaml,
+)
 from colab_local.locking.wheels import About, Wheel
 
 # A conda package grows when it is unpacked; its record says only what is downloaded. uv's archive (0.12.1) holds
@@ -138,10 +149,14 @@ def requirements_text(head: Sequence[str], packages: Iterable[Package]) -> str:
 
 
 HOST_HEAD = ("uv and pip for the engine without a conda layer, the same versions as in it.",)
-PYPI_HEAD = (
-    f"Python {', '.join(PYTHONS)}; per platform and Python one wheel, the best for virtual-packages.yml.",
-    "uv pip install --no-deps --require-hashes -r pypi.txt",
-)
+
+
+def pypi_head(pythons: Sequence[str]) -> tuple[str, ...]:
+    """Return the comment at the top of a pypi.txt for these Python series."""
+    return (
+        f"Python {', '.join(pythons)}; per platform and Python one wheel, the best for virtual-packages.yml.",
+        "uv pip install --no-deps --require-hashes -r pypi.txt",
+    )
 
 
 def hosted_status(version: str, hosted: str | None) -> str:
@@ -166,9 +181,16 @@ def size_text(size: int | None) -> str:
 
 
 def packages_text(
-    lock: Solution, pins: Mapping[str, str], hosted_python: str | None, exceptions: Mapping[str, Any]
+    lock: Solution,
+    pins: Mapping[str, str],
+    hosted_python: str | None,
+    exceptions: Mapping[str, Any],
+    missing: Mapping[str, str],
 ) -> str:
-    """Return packages.txt, for people: every package with version, licence, size and how it stands to Colab."""
+    """Return packages.txt, for people: every package with version, licence, size and how it stands to Colab.
+
+    missing: packages of hosted Colab that were left out -> why.
+    """
     rows = [["package", "version", "hosted Colab", "download", "licence", "where"]]
     counts: dict[str, int] = {}
     for package in lock.python:
@@ -180,7 +202,7 @@ def packages_text(
         where = sorted({platform for platform, _ in package.wheels})
         pythons = sorted({python for _, python in package.wheels}, key=Version)
         limits = ([] if len(where) == len(lock.spec.platforms) else where) + (
-            [] if len(pythons) == len(PYTHONS) else [f"Python {', '.join(pythons)}"]
+            [] if len(pythons) == len(lock.spec.pythons) else [f"Python {', '.join(pythons)}"]
         )
         licence = lock.about[wheel.sha256].licence
         rows.append(
@@ -191,7 +213,8 @@ def packages_text(
         "",
         f"Environment {lock.spec.name}: {', '.join(lock.spec.platforms)}",
         "",
-        f"Python layer (pypi.txt): {len(lock.python)} packages. Against hosted Colab (environments/colab-pins.txt):",
+        f"Python layer (pypi.txt): {len(lock.python)} packages. "
+        f"Against hosted Colab (environments/{lock.spec.pins}):",
         ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         + f"; Python {lock.python_version}: {hosted_status(lock.python_version, hosted_python)}.",
         newest_line(lock.conda),
@@ -199,8 +222,11 @@ def packages_text(
         *(
             f"  {name}: {entry['reason']}"
             for name, entry in sorted(exceptions.items())
-            if set(entry.get("platforms", lock.spec.platforms)) & set(lock.spec.platforms)
+            if name in {package.name for package in lock.python}
+            and set(entry.get("platforms", lock.spec.platforms)) & set(lock.spec.platforms)
         ),
+        *(["Hosted Colab has them, this environment does not:"] if missing else []),
+        *(f"  {name}: {reason}" for name, reason in sorted(missing.items())),
         "",
         *table(rows),
     ]
@@ -255,13 +281,14 @@ def sizes(lock: Solution, platform: str) -> dict[str, int]:
     }
 
 
-def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
+def pixi_toml_text(specs: Mapping[str, Spec], pythons: Mapping[str, str]) -> str:
     """Return pixi.toml: each environment's conda layer, and the Python layer as a task.
 
     The tasks are one for all environments, or pixi would ask which is meant: `pixi run jupyter` is that of `default`.
+    pythons: the version of the conda layer's Python, by environment.
     """
     platforms = sorted({platform for spec in specs.values() for platform in spec.platforms})
-    prefix, site = '"$CONDA_PREFIX"', f'"$CONDA_PREFIX/lib/python{series}/site-packages"'
+    prefix, site = '"$CONDA_PREFIX"', '"$CONDA_PREFIX/lib/python$COLAB_LOCAL_PYTHON/site-packages"'
     install = [
         f"uv pip install --python {prefix}/bin/python --no-deps --require-hashes -r $COLAB_LOCAL_ENV/pypi.txt",
         f"cp -R ../environments/jupyter/prefix/* {prefix}/",
@@ -292,7 +319,9 @@ def pixi_toml_text(specs: Mapping[str, Spec], series: str) -> str:
     ]
     for name, spec in specs.items():
         lines += ["", f"[feature.{name}]", f"platforms = {json.dumps(sorted(spec.platforms))}"]
-        lines += ["", f"[feature.{name}.activation.env]", f'COLAB_LOCAL_ENV = "{name}"']
+        series = ".".join(pythons[name].split(".")[:2])
+        lines += ["", f"[feature.{name}.activation.env]"]
+        lines += [f'COLAB_LOCAL_ENV = "{name}"', f'COLAB_LOCAL_PYTHON = "{series}"']
         lines += ["", f"[feature.{name}.system-requirements]", *system_requirements(spec)]
         lines += ["", f"[feature.{name}.dependencies]"]
         for text in spec.conda:
@@ -370,10 +399,11 @@ def render(lock: Solution, folder: Path, pins: Mapping[str, str]) -> dict[str, s
     spec, name = lock.spec, lock.spec.name
     files = {f"{name}/{p}.txt": explicit_text(p, records) for p, records in lock.conda.items()}
     files[f"{name}/conda-lock.yml"] = conda_lock_text(spec, lock.conda)
-    files[f"{name}/pypi.txt"] = requirements_text(PYPI_HEAD, lock.python)
+    files[f"{name}/pypi.txt"] = requirements_text(pypi_head(spec.pythons), lock.python)
     if spec.accelerator == "gpu":
         files[f"{name}/{GPU_CODE}"] = gpu_code.code_text(lock.code)
-    files[f"{name}/packages.txt"] = packages_text(lock, pins, pins.get("python"), read_exceptions(folder))
+    missing = read_missing(folder, name)
+    files[f"{name}/packages.txt"] = packages_text(lock, pins, pins.get("python"), read_exceptions(folder), missing)
     return files
 
 
@@ -382,6 +412,7 @@ def index_entry(lock: Solution) -> dict[str, Any]:
     return {
         "accelerator": lock.spec.accelerator,
         "python": lock.python_version,
+        **({} if lock.spec.pythons == PYTHONS else {"pythons": list(lock.spec.pythons)}),
         "platforms": {
             platform: {
                 "requires": machine_needs(lock.spec, platform, gpu_code.code_text(lock.code)),
@@ -403,6 +434,7 @@ def index_text(folder: Path, files: Mapping[str, str], entries: Mapping[str, Any
         "_": NOTICE,
         "schema": INDEX_SCHEMA,
         "python": list(PYTHONS),
+        "runtime": current_runtime(read_text(folder / PINS)),
         "uv": {"version": uv_version, "file": "host.txt", "sha256": digest(files["host.txt"])},
         "installers": {
             name: {"version": release["version"], "files": release["files"]}
@@ -415,6 +447,7 @@ def index_text(folder: Path, files: Mapping[str, str], entries: Mapping[str, Any
             name: {
                 "accelerator": entry["accelerator"],
                 "python": entry["python"],
+                **({"pythons": entry["pythons"]} if "pythons" in entry else {}),
                 "pypi": {"file": f"{name}/pypi.txt", "sha256": digest(files[f"{name}/pypi.txt"])},
                 "platforms": {
                     platform: {

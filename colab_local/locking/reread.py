@@ -146,6 +146,7 @@ def check_packages_text(
     text: str,
     pins: Mapping[str, str],
     exceptions: Mapping[str, Any],
+    missing: Mapping[str, str],
 ) -> Iterator[str]:
     """Yield where packages.txt is not what follows from pypi.txt, the conda records and hosted Colab's versions.
 
@@ -172,7 +173,7 @@ def check_packages_text(
         if not row[4] or not targets:
             yield f"{path}: {package.name} has no licence, or is for no platform"
     try:
-        need = packages_text(Solution(spec, conda, python, about), pins, pins.get("python"), exceptions)
+        need = packages_text(Solution(spec, conda, python, about), pins, pins.get("python"), exceptions, missing)
     except (IndexError, StopIteration, Failure) as problem:
         yield f"{path}: can't be made again from pypi.txt and pixi.lock ({problem!r})"
         return

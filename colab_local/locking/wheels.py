@@ -17,6 +17,7 @@ from packaging.markers import Marker
 from packaging.utils import parse_wheel_filename
 from tqdm import tqdm
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_NETWORK, Failure
 from colab_local.base.text import mask
 from colab_local.install.requirements import MACHINES
@@ -51,7 +52,7 @@ def applies(marker: str, target: Target) -> bool:
     return not marker or any(Marker(marker).evaluate(values) for values in target_environments(target))
 
 
-def shortest_marker(marker: str, platforms: Sequence[str]) -> str:
+def shortest_marker(marker: str, platforms: Sequence[str], pythons: Sequence[str] = PYTHONS) -> str:
     """Return an equivalent of uv's marker that a reader takes in at a glance: often nothing at all.
 
     uv repeats the platforms of the whole lock in every marker. Where the marker is a choice of platforms, or
@@ -59,16 +60,16 @@ def shortest_marker(marker: str, platforms: Sequence[str]) -> str:
     """
     if not marker:
         return ""
-    targets = list(itertools.product(platforms, PYTHONS))
+    targets = list(itertools.product(platforms, pythons))
     values = {target: [Marker(marker).evaluate(v) for v in target_environments(target)] for target in targets}
     if any(len(set(found)) > 1 for found in values.values()):  # hangs on a patch release
         return marker
-    where = [p for p in platforms if any(values[p, python][0] for python in PYTHONS)]
-    when = [python for python in PYTHONS if any(values[p, python][0] for p in platforms)]
+    where = [p for p in platforms if any(values[p, python][0] for python in pythons)]
+    when = [python for python in pythons if any(values[p, python][0] for p in platforms)]
     if any(values[p, python][0] != (p in where and python in when) for p, python in targets):
         return marker
     parts = [] if len(where) == len(platforms) else [platform_marker(where)]
-    if len(when) < len(PYTHONS):
+    if len(when) < len(pythons):
         parts.insert(0, python_marker(when))
     return " and ".join(f"({p})" if " or " in p and len(parts) > 1 else p for p in parts)
 
@@ -212,6 +213,7 @@ def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:
     """Return what each wheel says of itself, by SHA-256; several are read at once."""
     chosen = sorted(set(wheels), key=lambda wheel: wheel.file)
     with requests.Session() as session, ThreadPoolExecutor(READERS) as pool:
+        session.verify = str(certificates.bundle() or "") or True
         session.mount("https://", requests.adapters.HTTPAdapter(max_retries=3, pool_maxsize=READERS))
         try:
             found = list(

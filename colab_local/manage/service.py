@@ -21,13 +21,14 @@ import json
 import os
 import platform
 import plistlib
+import re
 import shlex
 import shutil
 import time
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from colab_local.base.errors import EXIT_MACHINE, EXIT_OK, Failure
+from colab_local.base.errors import EXIT_BUSY, EXIT_MACHINE, EXIT_OK, Failure
 from colab_local.base.files import sha256_of, write_atomically
 from colab_local.base.network import free_port, port_is_free
 from colab_local.base.programs import child_environment, run
@@ -35,7 +36,7 @@ from colab_local.base.terminal import Screen
 from colab_local.install.home import config_folder, current_receipt, locked, user_name
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.options import Options
-from colab_local.install.servers import find_server, running_servers, token_file
+from colab_local.install.servers import api, find_server, running_servers, token_file
 from colab_local.install.tryout import CHOICES
 
 SCHEMA = 1
@@ -43,6 +44,7 @@ UNIT = "colab-local.service"
 LABEL = "org.colab-local.jupyter"
 MARK = "Made by colab-local: bootstrap.py with its service option. Its uninstall option removes it."  # no -- in XML
 START_SECONDS = 120.0
+LAUNCHD_SECONDS = 45.0  # launchd gives a service 20 s (ExitTimeOut) to end; then it kills it
 
 UNIT_TEXT = """\
 # {mark}
@@ -62,6 +64,18 @@ RestartSec=2
 # Jupyter ends its kernels itself; what is left after the timeout is killed.
 KillMode=mixed
 TimeoutStopSec=30
+# What notebooks never need, whoever has got the token: more rights than the user's own (sudo, ping), other kinds of
+# machine code, real-time priority, core files full of data. No more than a user's systemd can refuse without making a
+# file system of its own: notebooks do work on the whole machine, its GPUs included. Memory is the user's to limit,
+# and the group bit of shared folders (RestrictSUIDSGID) is theirs to set.
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictRealtime=yes
+SystemCallArchitectures=native
+LimitCORE=0
+LimitNOFILE=65536
+TasksMax=16384
+OOMPolicy=continue
 
 [Install]
 WantedBy=default.target
@@ -215,7 +229,7 @@ class Systemd(Manager):
 
 
 class Launchd(Manager):
-    """launchd's domain of the logged-in user."""
+    """launchd's domain of the user who is logged in at the screen."""
 
     kind = "launchd"
 
@@ -233,15 +247,54 @@ class Launchd(Manager):
             return ["launchctl", "kickstart", self.target]
         return ["launchctl", "kill", "SIGTERM", self.target]
 
+    def _shown(self) -> str | None:
+        """Return what launchd says of the service, None if it is not loaded."""
+        try:
+            return self.run(["launchctl", "print", self.target])
+        except Failure:
+            return None
+
     def is_active(self) -> bool:
-        return self.succeeds(["launchctl", "print", self.target])
+        # Loaded is not running: one that was stopped, or that ends at once, stays loaded.
+        shown = self._shown()
+        state = re.search(r"^\s*state = (.+?)\s*$", shown or "", re.M)
+        return shown is not None and (state is None or state.group(1) == "running")
 
     def enable(self) -> None:
-        self.succeeds(["launchctl", "bootout", self.target])  # an older version of the file
-        self.run(["launchctl", "bootstrap", self.domain, str(self.path)])
+        self.disable()  # an older version of the file
+        self.succeeds(["launchctl", "enable", self.target])  # "disabled" is remembered, and bootstrap fails of it
+        deadline = time.monotonic() + LAUNCHD_SECONDS
+        while True:
+            try:
+                self.run(["launchctl", "bootstrap", self.domain, str(self.path)])
+                return
+            except Failure as fault:
+                if re.search(r"\b125\b|Domain does not support", fault.what):
+                    raise Failure(
+                        "macOS runs a user's services only while that user is logged in at the Mac's screen "
+                        f"({fault.what})",
+                        "log in there (Screen Sharing counts), then the same command again",
+                        EXIT_MACHINE,
+                    ) from None
+                # 5, "Input/output error": the one before has not gone yet (headroom issue 1289, tuist issue 10143).
+                if self._shown() is not None or time.monotonic() > deadline:
+                    raise Failure(
+                        f"launchd does not take the service ({fault.what})",
+                        f"plutil -lint {shlex.quote(str(self.path))}   then the same command again",
+                    ) from None
+            time.sleep(0.5)
 
     def disable(self) -> None:
+        """Stop the service and wait until it has gone: bootout returns before that."""
         self.succeeds(["launchctl", "bootout", self.target])  # fails if it isn't loaded: nothing to stop then
+        deadline = time.monotonic() + LAUNCHD_SECONDS
+        while self._shown() is not None:
+            if time.monotonic() > deadline:
+                raise Failure(
+                    f"launchd does not let go of the service (waited {LAUNCHD_SECONDS:g} s)",
+                    f"launchctl bootout {self.target}",
+                )
+            time.sleep(0.2)
 
     def log_command(self, home: Path) -> str:
         return "tail -f " + shlex.quote(str(home / "logs" / "service.log"))
@@ -369,6 +422,40 @@ def check_port(manager: Manager, home: Path, port: int) -> None:
     )
 
 
+def check_running(manager: Manager, home: Path, before: dict[str, Any], env: str) -> None:
+    """Raise Failure if a restart would end somebody's work: of another environment, or with kernels that run.
+
+    before: the receipt of the service that is there; env: the environment that is wanted now.
+    """
+    if not manager.is_active():
+        return
+    stop = " ".join(manager.command("stop")) + "   (ends its kernels)   then the same command again"
+    if before["env"] != env:
+        raise Failure(
+            f"Jupyter runs as a service with environment {before['env']} (need {env}): it is not restarted unasked",
+            stop,
+            EXIT_BUSY,
+        )
+    kernels = running_kernels(home, before["env"])
+    if kernels:
+        raise Failure(
+            f"the service has new settings, and {kernels} kernels run in it: it is not restarted unasked",
+            stop,
+            EXIT_BUSY,
+        )
+
+
+def running_kernels(home: Path, env: str) -> int:
+    """Return how many kernels the service's Jupyter has; 0 where it does not answer."""
+    server = find_server(home, env)
+    if server is None:
+        return 0
+    try:
+        return len(api(server["port"], server["token"], "GET", "/api/kernels"))
+    except (OSError, ValueError, TypeError):
+        return 0
+
+
 def await_answer(manager: Manager, home: Path, env: str, port: int) -> dict[str, Any]:
     """Wait until the service's Jupyter answers and return it (port, token, pid); Failure with its log's command."""
     deadline = time.monotonic() + START_SECONDS
@@ -410,7 +497,8 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     )
     screen.say("  Paste into Colab:  http://localhost:{}/?token={}".format(server["port"], server["token"]))
     screen.say("  Log:               " + manager.log_command(home))
-    screen.say("  Stop, start:       " + " ".join(manager.command("stop")) + "   (or start)")
+    screen.say("  Stop:              " + " ".join(manager.command("stop")))
+    screen.say("  Start:             " + " ".join(manager.command("start")))
     screen.say("  Remove:            python3 bootstrap.py --uninstall")
     if isinstance(manager, Systemd) and not lingers(screen):
         screen.report("note: without lingering, systemd ends this service when you log out and starts it at login")
@@ -423,10 +511,14 @@ def install(manager: Manager, home: Path, env: str, argv: Sequence[str], token_f
     check_ours(manager, home)
     text = manager.text(argv, env, home, token_file)
     before = read_receipt(home)
-    lingering = ensure_linger(manager.screen)[1] if isinstance(manager, Systemd) else False
+    same = False
     with contextlib.suppress(FileNotFoundError):
-        if before and manager.path.read_text(encoding="utf-8") == text and manager.is_active():
-            return False
+        same = before is not None and manager.path.read_text(encoding="utf-8") == text and manager.is_active()
+    if before and not same:
+        check_running(manager, home, before, env)
+    lingering = ensure_linger(manager.screen)[1] if isinstance(manager, Systemd) else False
+    if same:
+        return False
     check_port(manager, home, port)
     folders = missing_parents(manager.path)
     receipt = {

@@ -46,9 +46,10 @@ from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
 from colab_local.base.text import megabytes
 from colab_local.install import requirements
-from colab_local.install.home import current_receipt, default_home, read_receipts
+from colab_local.install.home import current_receipt, default_home, read_receipts, user_home
 from colab_local.install.lockfiles import REPOSITORY, parse_explicit
 from colab_local.install.seal import SEALED, sealed, walk
+from colab_local.install.surroundings import look
 from colab_local.manage.records import (
     PREFIX,
     Difference,
@@ -598,6 +599,10 @@ def command(home: Path, env: str, screen: Screen) -> int:
     found = check(receipt, screen)
     seconds = time.monotonic() - started
     show(receipt, found, seconds, screen)
+    for finding in look(user_home(), os.environ, Path(receipt["notebook_dir"])):  # what no file of ours can show
+        if finding.breaks:
+            screen.report(f"warning: {finding}")
+            screen.report(f"hint: {finding.hint}")
     screen.show_document(document(receipt, found, seconds))
     return EXIT_DIFFERS if found.differences else EXIT_OK
 

@@ -15,7 +15,7 @@ import pytest
 from colab_local import desktop
 from colab_local.base import network
 from colab_local.base.errors import EXIT_BUSY, EXIT_INTEGRITY, EXIT_MACHINE, Failure
-from colab_local.desktop import files, look, mirror, packages, plan, proc, rdp, service, virtual
+from colab_local.desktop import files, keyring, look, mirror, owned, packages, plan, rdp, virtual
 from colab_local.desktop.options import Options
 from colab_local.desktop.person import Person
 from tests.conftest import SCREEN
@@ -239,7 +239,7 @@ def test_a_display_is_taken_by_a_port_a_socket_or_a_living_lock(
     sockets = tmp_path / "t" / ".X11-unix"
     sockets.mkdir(parents=True)
     monkeypatch.setattr(virtual, "X_SOCKETS", sockets)
-    monkeypatch.setattr(proc, "listeners", lambda ports: [])
+    monkeypatch.setattr(network, "listeners", lambda ports: [])
     assert virtual.taken_by(40, person) is None
 
     lock = sockets.parent / ".X40-lock"
@@ -262,7 +262,7 @@ def test_a_taken_display_is_an_error_with_a_free_one_in_the_hint(
     person: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(virtual, "taken_by", lambda n, who: "port 5901 is in use" if n == 1 else None)
-    monkeypatch.setattr(service, "sessions", lambda who: [])
+    monkeypatch.setattr(owned, "displays", lambda who: [])
     with pytest.raises(Failure, match=r"display :1 is taken \(port 5901 is in use\)") as refusal:
         virtual.choose_display(1, None, person)
     assert "--display 2" in refusal.value.hint
@@ -394,7 +394,8 @@ GNOME = mirror.PhysicalScreen("wayland", "", "ubuntu:GNOME")
     [
         (mirror.PhysicalScreen("wayland", "", "KDE"), True, True, True, 48, "only GNOME's Wayland screens"),
         (GNOME, True, True, True, None, "found none"),
-        (GNOME, True, True, True, 46, "only as an argument"),
+        (GNOME, True, True, True, 41, "has no RDP"),
+        (GNOME, True, True, True, 43, None),
         (GNOME, True, True, False, 48, "cannot be bound to loopback"),
         (GNOME, True, False, True, 48, "cannot be bound to loopback"),
         (GNOME, False, True, True, 48, "needs root"),
@@ -419,13 +420,31 @@ def test_rdp_puts_the_firewall_before_the_service(receipt: plan.Receipt) -> None
     assert steps.index("Firewall") < steps.index("Rdp")
 
 
+# As the real one, 48.1: a new buffered reader for each prompt, so the first one swallows a whole pipe, and the second
+# crashes (seen in Debian 13; NixOS/nixpkgs issue 266774). $1 log of what it was told.
+GRDCTL = """
+import os, signal, sys
+words, log = sys.argv[2:], sys.argv[1]
+if words == ["--help"]:
+    print("set-credentials [<username> [<password>]]\\ndisable-port-negotiation")
+    raise SystemExit
+said = ""
+if "set-credentials" in words:
+    for _ in range(4 - len(words)):
+        said = sys.stdin.read()
+        if not said:
+            os.kill(os.getpid(), signal.SIGSEGV)
+print("grdctl", *words, "stdin=" + said.replace("\\n", ","), sep="|", file=open(log, "a"))
+"""
+
+
 @pytest.fixture
 def gnome(receipt: plan.Receipt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand-ins for grdctl 47+ and systemctl, which no release here has; returns the log of what they were told."""
     bin_, log = tmp_path / "bin", tmp_path / "log"
-    record = f'printf "%s|" "${{0##*/}}" "$@" >>"{log}"; printf "stdin=%s\\n" "$(cat | tr "\\n" ",")" >>"{log}"'
-    stand_in(bin_, "grdctl", f'[ "$1" = --help ] && {{ echo disable-port-negotiation; exit; }}; {record}')
-    stand_in(bin_, "systemctl", record)
+    (tmp_path / "grdctl.py").write_text(GRDCTL)
+    stand_in(bin_, "grdctl", f'exec /usr/bin/python3 "{tmp_path}/grdctl.py" "{log}" "$@"')
+    stand_in(bin_, "systemctl", f'printf "%s|" "${{0##*/}}" "$@" >>"{log}"; echo "stdin=$(cat)" >>"{log}"')
     monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
     return log
 
@@ -441,15 +460,40 @@ def test_rdp_gets_its_password_on_standard_input_only(
         f"grdctl|rdp|set-tls-key|{receipt.person.home}/.local/share/colab-local-rdp/rdp.key|",
         f"grdctl|rdp|set-tls-cert|{receipt.person.home}/.local/share/colab-local-rdp/rdp.crt|",
         "grdctl|rdp|disable-view-only|",
-        "grdctl|rdp|set-credentials|",
+        f"grdctl|rdp|set-credentials|{name}|",
         "grdctl|rdp|disable-port-negotiation|",
         "grdctl|rdp|enable|",
         "systemctl|--user|enable|--now|gnome-remote-desktop.service|",
     ]
-    assert [line.partition("stdin=")[2] for line in lines] == ["", "", "", f"{name},s3cret88,", "", "", ""]
+    assert [line.partition("stdin=")[2] for line in lines] == ["", "", "", "s3cret88,", "", "", ""]
     key = receipt.person.home / ".local/share/colab-local-rdp/rdp.key"
     assert "PRIVATE KEY" in key.read_text() and key.stat().st_mode & 0o777 == 0o600
     assert "s3cret88" not in receipt.path.read_text()
+
+
+def test_before_47_the_password_goes_to_the_keyring_on_standard_input(
+    tmp_path: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is the one that the real grdctl 43.3 of Debian 12 read (tried there)."""
+    stand_in(tmp_path / "bin", "secret-tool", f'printf "%s|" "$@" >"{tmp_path}/log"; cat >>"{tmp_path}/log"')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    assert not keyring.asks("    set-credentials <username> <password>    - Set username and password")
+    keyring.store(receipt.person, False, "it's\\8")
+    told, _, fed = (tmp_path / "log").read_text().rpartition("|")
+    assert told.endswith("xdg:schema|org.gnome.RemoteDesktop.RdpCredentials")
+    assert fed == f"{{'username': <'{receipt.person.name}'>, 'password': <'it\\'s\\\\8'>}}"
+
+
+def test_without_a_keyring_that_is_what_is_said(
+    tmp_path: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What grdctl 48.1 says where the log-in was automatic."""
+    said = "Object does not exist at path \u201c/org/freedesktop/secrets/collection/login\u201d"
+    stand_in(tmp_path / "bin", "grdctl", f'echo "{said}" >&2; exit 1')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    with pytest.raises(Failure, match="has no log-in keyring") as refusal:
+        keyring.store(receipt.person, True, "s3cret88")
+    assert "log in at the screen with your password" in refusal.value.hint
 
 
 def test_rdp_may_take_a_moment_to_listen_but_never_without_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:

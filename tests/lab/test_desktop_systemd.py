@@ -35,8 +35,9 @@ FIREWALL = f"""
 import sys
 sys.path.insert(0, {str(REPO)!r})
 from pathlib import Path
+from colab_local.base.terminal import Screen
 from colab_local.desktop import person, plan, rdp
-receipt = plan.Receipt(Path("/root/receipt"), person.find("root"), "mirror")
+receipt = plan.Receipt(Path("/root/receipt"), person.find("root"), "mirror", Screen())
 todo = plan.pending([rdp.Firewall(receipt)]) if sys.argv[1] == "on" else plan.pending(rdp.undo(receipt))
 plan.carry_out(todo)
 print(len(todo), rdp.firewall_is_up())

@@ -389,6 +389,77 @@ def test_other_desktops_and_both_servers(
     wait_for(lambda: not other.pids(program) and not other.pids("vnc"), 20, "the end of all processes")
 
 
+def test_nothing_survives_whatever_dies_first(other: User) -> None:
+    """Without systemd: the X server is killed, then the session; jobs that were detached go on."""
+    options = ["--session", "xfce", "--vnc", "tiger", "--vnc-password-file", "-"]
+    assert other.desktop("virtual", *options, feed=PASSWORD).code == 0
+    [session] = other.pids("xfce4-session")
+    environ = other.run(["cat", f"/proc/{session}/environ"]).split("\0")
+    inside = ["env", "-i", *(pair for pair in environ if "=" in pair)]
+    other.run([*inside, "sh", "-c", "setsid nohup sleep 4321 >/dev/null 2>&1 </dev/null &"])
+    [job] = other.pids("sleep 4321")
+
+    def left() -> dict[int, str]:
+        return {pid: words for pid, words in other.processes().items() if "gpg-agent" not in words}
+
+    wait_for(lambda: bool(other.pids("xfconfd")), 20, "what the private bus starts")
+    other.run(["pkill", "-KILL", "-U", str(other.uid), "-x", "Xtigervnc"])
+    wait_for(lambda: set(left()) == {job}, 30, f"the end of all but the job, not {left()}")
+
+    assert other.desktop("virtual").code == 0
+    old = set(left()) - {job}
+    other.run(["pkill", "-KILL", "-U", str(other.uid), "-x", "vnc-session"])
+    assert other.pids("Xtigervnc"), "it holds the display and the port"
+    again = other.desktop("virtual", "--display", "1")
+    assert again.code == 0 and "start the desktop on display :1" in again.out, again
+    assert not old & set(left()), left()
+    other.run(["pkill", "-KILL", "-U", str(other.uid), "-x", "vnc-session"])
+    gone = other.desktop("virtual", "--uninstall")
+    assert gone.code == 0 and f"{job} sleep" in gone.out, gone
+    assert set(left()) == {job}, left()
+    assert other.machine.listeners() == {("everywhere", 22)}
+    assert other.run(["sh", "-c", "ls -d ~/.vnc ~/.local/share/colab-local 2>/dev/null || :"]) == ""
+    other.run(["kill", str(job)])
+
+
+def test_what_would_not_end_keeps_its_files_and_its_list(other: User) -> None:
+    """A process that holds the port and hides from its own user: then uninstall says so, and removes nothing."""
+    assert other.desktop("virtual", "--session", "openbox", "--vnc-password-file", "-", feed=PASSWORD).code == 0
+    hide = (
+        "import ctypes, signal, socket, time; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); s = socket.socket(); "
+        "s.setsockopt(1, 2, 1); s.setsockopt(1, 15, 1)\n"
+        "while True:\n try: s.bind(('127.0.0.1', 5901)); break\n except OSError: time.sleep(0.05)\n"
+        "s.listen(); time.sleep(600)"
+    )
+    holder = other.spawn([PYTHON, "-c", hide])
+    other.run(["pkill", "-TERM", "-U", str(other.uid), "-x", "vnc-session"])
+    wait_for(lambda: not other.pids("Xtigervnc :"), 20, "the end of the desktop")
+    wait_for(lambda: ("loopback", 5901) in other.machine.listeners(), 20, "the other one on its port")
+    done = other.desktop("virtual", "--uninstall")
+    assert done.code == 1 and "port 5901" in done.err and "Nothing was removed" in done.err, done
+    assert other.run(["sh", "-c", "ls ~/.vnc/passwd ~/.local/share/colab-local/receipts/desktop.json"])
+    holder.kill()
+    holder.wait()
+    other.run(["pkill", "-KILL", "-U", str(other.uid), "-f", "prctl"], check=False)
+    assert other.desktop("virtual", "--uninstall").code == 0
+
+
+def test_programs_of_a_conda_environment_do_not_take_the_systems_place(other: User) -> None:
+    """conda's dbus-run-session and xrdb, first on PATH (OSC/ondemand issue 700)."""
+    for name in ("dbus-run-session", "xrdb", "xset", "xauth", "openbox", "dbus-daemon"):
+        script = (
+            f'mkdir -p ~/miniconda3/bin; printf "#!/bin/sh\ntouch ~/conda-ran\nexit 1\n" >~/miniconda3/bin/{name}'
+        )
+        other.run(["sh", "-c", f"{script}; chmod 755 ~/miniconda3/bin/{name}"])
+    argv = [PYTHON, str(other.machine.repo / "bootstrap.py"), "--desktop", "virtual", "--session", "openbox"]
+    path = f"{other.home}/miniconda3/bin:/usr/bin:/bin"
+    said = other.run([*argv, "--vnc-password-file", "-"], feed=PASSWORD, PATH=path)
+    assert "openbox has been running for 5 s" in said
+    assert other.run(["sh", "-c", "ls ~/conda-ran 2>/dev/null || :"]) == ""
+    assert other.desktop("virtual", "--uninstall").code == 0
+    other.run(["sh", "-c", "rm -r ~/miniconda3"])
+
+
 # --- runs that must fail ---------------------------------------------------------------------------------
 
 
@@ -422,7 +493,7 @@ def test_it_comes_beside_an_environment(box: DesktopMachine) -> None:
     both = user.desktop("virtual", *options, feed=PASSWORD)
     assert both.code == 0, both
     result = json.loads(both.out)
-    alone = user.run([PYTHON, str(box.repo / "scripts/desktop"), "virtual", *options[3:]], feed=PASSWORD)
+    alone = user.desktop("virtual", *options[3:], feed=PASSWORD).out
     assert json.loads(alone)["plan"] == result["desktop"]["plan"]
     assert result["environment"] == "cpu" and result["plan"]
     assert result["desktop"]["port"] == 5901 and "start the desktop on display :1" in result["desktop"]["plan"]

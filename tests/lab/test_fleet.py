@@ -6,6 +6,7 @@ lock is the repository's without TensorFlow and its like.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +92,29 @@ def unpack_index(bundle: Path, folder: Path) -> Path:
                 assert content is not None
                 (project / name).write_bytes(content.read())
     return folder
+
+
+@contextlib.contextmanager
+def watched_arguments(word: str) -> Iterator[set[str]]:
+    """Watch the arguments of all processes, on the hosts and here; give those that hold a word."""
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if word in line:
+                        seen.add(line)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 def few(fleet: Fleet, playbook: str, *options: str, check: bool = True) -> Play:
@@ -239,7 +264,7 @@ def test_bundle_of_another_lock_is_refused_and_a_bundle_that_is_there_not_copied
     assert "the bundle was made for something else" in run.flat
     found = r"found cpu, engine host, lockfiles (\w{12}), need cpu, engine host, lockfiles (?!\1)"
     assert re.search(found, run.flat)
-    assert "set colab_local_bundle_lock to" in run.flat
+    assert "or set colab_local_checkout to a checkout of the bundle's lock" in run.flat
     assert bundle.stat().st_mtime_ns == before
     assert "node1" in running(fleet, versions.old)
 
@@ -262,6 +287,16 @@ def test_a_drifted_host_is_named_and_repaired(fleet: Fleet, versions: Versions) 
     assert "on 2: node1, node2" in run.flat
     assert few(fleet, "deploy.yml", "--check").hosts("changed") == {"node3"}
     assert altered.read_bytes() != content
+    python = fleet.home(3) / "current" / "cpu" / "bin" / "python"
+    argv = fleet.node(3).enter([str(python), "-c", "import time; time.sleep(600)"])
+    busy = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+    try:
+        run = few(fleet, "deploy.yml", check=False)
+        assert run.hosts("failed") == {"node3"}, "nothing is taken from under a running Jupyter"
+        assert re.search(r"node3 has none: error: .*(runs|in use)", run.flat)
+    finally:
+        fleet.node(3).run(["pkill", "-f", "time.sleep.600"])
+        busy.wait(60)
     assert few(fleet, "deploy.yml").hosts("changed") == {"node3"}
     assert altered.read_bytes() == content
     assert not few(fleet, "deploy.yml").hosts("changed")
@@ -307,6 +342,7 @@ def test_hosts_are_judged_by_this_checkout_and_not_by_their_number(fleet: Fleet,
     fleet.roll_out(versions.old)
     assert few(fleet, "verify.yml", check=False).hosts("failed") == {"node1"}
     expected = json.loads(Path(records[0]).read_text())["fingerprint"]
+    fleet.roll_out(versions.new)
     run = few(fleet, "verify.yml", "-e", json.dumps({"colab_local_expected": expected}), check=False)
     assert run.hosts("failed") == {"node2", "node3"}, run.output
 
@@ -414,7 +450,7 @@ def test_rollback_returns_to_the_version_before_and_only_once(fleet: Fleet, vers
 
 @needs_root
 def test_bundle_by_url_is_fetched_once_and_checked(fleet: Fleet, versions: Versions, tmp_path: Path) -> None:
-    """A wrong hash, then a wrong lock, then the right one of both: two downloads, one installation."""
+    """A wrong lock, then a wrong hash, then the right one of both: two downloads, one installation."""
     for folder in (fleet.home(5), fleet.work(5)):
         shutil.rmtree(folder, ignore_errors=True)
     shared = tmp_path / "shared"
@@ -433,17 +469,20 @@ def test_bundle_by_url_is_fetched_once_and_checked(fleet: Fleet, versions: Versi
         )
 
     def downloads() -> int:
-        return (tmp_path / "shared.log").read_text().count("GET /cpu.tar")
+        return (tmp_path / "shared.log").read_text().count(f"{fleet.node(5).address} - - [")
 
     sha256 = hashlib.sha256(versions.old.bundle.read_bytes()).hexdigest()
     fleet.roll_out(versions.new)
-    assert deploy("0" * 64).hosts("failed") == {"node5"}
-    assert downloads() == 1
     refused = deploy(sha256)
+    assert refused.hosts("failed") == {"node5"}
     assert "the bundle was made for something else" in refused.flat
-    assert downloads() == 2
-    assert not fleet.home(5).exists()
+    assert downloads() == 0, "its first bytes, read on the controller, were enough"
     fleet.roll_out(versions.old)
+    damaged = deploy("0" * 64)
+    assert damaged.hosts("failed") == {"node5"}
+    assert "can't fetch the bundle" in damaged.flat
+    assert downloads() == 1
+    assert not fleet.home(5).exists()
     assert not deploy(sha256, keep=False).hosts("failed")
     assert "node5" in running(fleet, versions.old)
     assert downloads() == 2
@@ -458,12 +497,18 @@ def test_index_with_a_password_is_used_and_the_password_not_shown(
     for folder in (fleet.home(6), fleet.work(6)):
         shutil.rmtree(folder, ignore_errors=True)
     index = unpack_index(versions.old.bundle, tmp_path / "index")
-    run = fleet.play(
-        *("deploy.yml", "--limit", "node6", "-vvv"),
-        colab_local_bundle="",
-        colab_local_index_url=fleet.serve(index, login="reader:s3cret-word"),
-        colab_local_environment={"PIP_TRUSTED_HOST": fleet.lab.laptop.address},
-    )
+    with watched_arguments("s3cret-word") as seen:
+        run = fleet.play(
+            *("deploy.yml", "--limit", "node6", "-vvv"),
+            colab_local_bundle="",
+            colab_local_index_url=fleet.serve(index, login="reader:s3cret-word"),
+            colab_local_environment={
+                "PIP_TRUSTED_HOST": fleet.lab.laptop.address,
+                "MY_OWN_TOKEN": "s3cret-word",
+            },
+        )
+    # The web server here is told its password by its arguments.
+    assert not [line for line in seen if "web.py" not in line], "a password in a list of processes"
     assert "node6" in running(fleet, versions.old)
     assert "s3cret-word" not in run.output
     config = fleet.work(6) / "pip.conf"

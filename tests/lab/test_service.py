@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import plistlib
+import re
 import shutil
 import socket
 import subprocess
@@ -157,12 +158,28 @@ def test_without_a_service_manager_it_says_so_and_gives_the_command(
 
 
 LAUNCHCTL = """#!/bin/sh
-# Stands in for macOS's launchctl: notes what it is asked and remembers whether the agent is loaded.
-echo "$*" >>"{folder}/asked"
+# Stands in for macOS's launchctl as public issues describe it: bootout returns while the service is still going
+# (headroom issue 1289), bootstrap fails of that with code 5 (tuist issue 10143), "loaded" is not "running", over ssh
+# with nobody at the screen the domain is refused, and there is no `start` in a domain.
+cd "{folder}" || exit 1
+echo "$*" >>asked
+[ ! -e going ] || [ $(($(date +%s) - $(cat going))) -lt 1 ] || rm -f going loaded running
 case $1 in
-bootstrap) [ -e "$3" ] && : >"{folder}/loaded" ;;
-bootout) [ -e "{folder}/loaded" ] && rm "{folder}/loaded" ;;
-print) [ -e "{folder}/loaded" ] ;;
+bootstrap)
+    [ ! -e nobody ] || {{ echo "Bootstrap failed: 125: Domain does not support specified action" >&2; exit 125; }}
+    [ ! -e loaded ] || {{ echo "Bootstrap failed: 5: Input/output error" >&2; exit 5; }}
+    [ -e "$3" ] || exit 1
+    : >loaded; [ -e dies ] || : >running ;;
+bootout)
+    [ -e loaded ] || {{ echo "Boot-out failed: 3: No such process" >&2; exit 3; }}
+    [ -e going ] || date +%s >going ;;
+kickstart) [ -e loaded ] || exit 113; : >running ;;
+kill) [ -e running ] || exit 3; rm running ;;
+enable | disable) ;;
+print)
+    [ -e loaded ] || {{ echo "Could not find service" >&2; exit 113; }}
+    [ -e running ] && echo "	state = running" || echo "	state = not running" ;;
+*) echo "Unrecognized subcommand: $1" >&2; exit 64 ;;
 esac
 """
 
@@ -211,6 +228,65 @@ def test_launchd_agent_is_made_once_and_removed(tmp_path: Path, mac: Path) -> No
     assert not token_file.exists()
     assert not (home / "receipts" / "service.json").exists()
     assert service.uninstall(home, False, SCREEN) == 0, "nothing there: nothing to do"
+
+
+def test_launchd_is_waited_for_and_loaded_is_not_running(tmp_path: Path, mac: Path) -> None:
+    home = prepared_home(tmp_path)
+    args = options(home)
+    assert install_on_mac(home, args)
+    manager = service.Launchd(SCREEN)
+    assert manager.is_active()
+    subprocess.run(manager.command("stop"), check=True)
+    assert not manager.is_active(), "it is still loaded"
+    subprocess.run(manager.command("start"), check=True)
+    assert manager.is_active()
+    subprocess.run(manager.command("stop"), check=True)
+    # New settings: the older version has to go first, and that takes a moment.
+    assert install_on_mac(home, args._replace(port=free_port()))
+    assert (mac / "running").exists()
+    asked = (mac / "asked").read_text().splitlines()
+    boots = [line.split()[0] for line in asked if line.split()[0] in ("bootout", "bootstrap")]
+    assert boots[-2:] == ["bootout", "bootstrap"], "and not bootstrap again and again"
+
+
+def test_over_ssh_with_nobody_at_the_screen_macos_refuses_and_that_is_explained(tmp_path: Path, mac: Path) -> None:
+    home = prepared_home(tmp_path)
+    (mac / "nobody").touch()
+    with pytest.raises(Failure, match="only while that user is logged in at the Mac's screen") as refusal:
+        install_on_mac(home, options(home))
+    assert "125" in refusal.value.what and refusal.value.code == EXIT_MACHINE
+    (mac / "nobody").unlink()
+    assert install_on_mac(home, options(home)), "the same command again"
+
+
+def test_a_running_service_of_another_environment_is_not_restarted_unasked(tmp_path: Path, mac: Path) -> None:
+    home = prepared_home(tmp_path)
+    assert install_on_mac(home, options(home))
+    path = service.Launchd(SCREEN).path
+    before, asked = path.read_bytes(), (mac / "asked").read_text()
+    argv = jupyter_argv(str(home / "current/gpu"), free_port(), str(home))
+    again = (service.Launchd(SCREEN), home, "gpu", argv, servers.token_file(home), free_port())
+    with pytest.raises(Failure, match=r"with environment cpu \(need gpu\): it is not restarted") as refusal:
+        service.install(*again)
+    assert path.read_bytes() == before
+    new = (mac / "asked").read_text().removeprefix(asked)
+    assert not re.search("bootout|bootstrap|kill|kickstart", new), new
+    # What the hint says does it.
+    subprocess.run(refusal.value.hint.partition("   ")[0].split(), check=True)
+    assert service.install(*again)
+    assert "current/gpu" in path.read_text()
+
+
+def test_new_settings_wait_while_kernels_run(tmp_path: Path, mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = prepared_home(tmp_path)
+    args = options(home)
+    assert install_on_mac(home, args)
+    monkeypatch.setattr(service, "find_server", lambda home, env: {"port": 1, "token": "t"})
+    monkeypatch.setattr(service, "api", lambda port, token, method, path: [{}, {}])
+    with pytest.raises(Failure, match="2 kernels run in it"):
+        install_on_mac(home, args._replace(port=free_port()))
+    monkeypatch.setattr(service, "api", lambda port, token, method, path: [])
+    assert install_on_mac(home, args._replace(port=free_port()))
 
 
 def test_what_the_user_changed_is_kept(tmp_path: Path, mac: Path) -> None:

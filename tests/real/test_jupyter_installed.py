@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,30 @@ def test_the_proxied_way_costs_less_than_twice_the_direct_one(server: Running) -
 
 
 def test_benchmark_command_reads_the_address_from_stdin(server: Running) -> None:
-    argv = [sys.executable, transport_benchmark.__file__, "--cells", "2", "--megabytes", "1", "--json", "-"]
-    done = subprocess.run(argv, input=server.url, capture_output=True, text=True, check=True, timeout=300)
+    argv = [sys.executable, "-m", transport_benchmark.__name__, "--cells", "2", "--megabytes", "1", "--json", "-"]
+    done = subprocess.run(argv, input=server.url, capture_output=True, text=True, check=True, timeout=300, cwd=REPO)
     assert set(json.loads(done.stdout)["measured"]) == set(TRANSPORTS)
+
+
+def test_the_classic_page_has_no_banner_that_leads_away(server: Running) -> None:
+    """It advises Notebook 7, in which Colab's extension does not load."""
+    with urllib.request.urlopen(server.url.replace("/?", "/tree?"), timeout=30) as answer:
+        page = answer.read().decode()
+    assert "Jupyter" in page
+    assert "migration" not in page.lower() and "Notebook 7" not in page
+
+
+IDIOMS = json.loads((REPO / "tests" / "support" / "idioms.ipynb").read_text())["cells"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_idioms_of_colab_notebooks(server: Running, transport: str) -> None:
+    """A notebook of what public Colab notebooks do most, run from top to bottom."""
+    with connect(server.url, transport, answer=lambda kind, body: None) as colab:
+        for cell in (cell for cell in IDIOMS if cell["cell_type"] == "code"):
+            source = "".join(cell["source"])
+            told = colab.run(source, timeout=300)
+            assert told.error == "", source
+            seen = told.stdout + told.stderr + json.dumps(told.data).replace('\\"', '"')
+            for expected in cell["metadata"]["expects"]:
+                assert any(text in seen for text in expected.split("|")), (source, expected, seen[:500])

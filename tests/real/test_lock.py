@@ -570,7 +570,8 @@ def test_pixi_task_installs_the_python_layer(tmp_path: Path) -> None:
         return done.stdout
 
     series = f"{sys.version_info.major}.{sys.version_info.minor}"
-    manifest = tomllib.loads(pixi_toml_text(read_specs(ENVIRONMENTS), series))
+    specs = read_specs(ENVIRONMENTS)
+    manifest = tomllib.loads(pixi_toml_text(specs, dict.fromkeys(specs, series)))
     prefix = tmp_path / "my envs" / "cpu"
     base = getattr(sys, "_base_executable", sys.executable)
     subprocess.run([base, "-m", "venv", "--without-pip", str(prefix)], check=True)

@@ -303,11 +303,10 @@ class Chromium:
             raise BrowserError(str(answer["exceptionDetails"].get("exception", {}).get("description")))
         return answer["result"].get("value")
 
-    def press_enter(self, modifiers: int = 0) -> None:
-        """Press Enter where the cursor is; modifiers: 8 for Shift (DevTools' numbers)."""
-        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "modifiers": modifiers}
+    def press(self, key: str, number: int) -> None:
+        """Press a key where the focus is; number: its virtual key code."""
         for kind in ("keyDown", "keyUp"):
-            self._call("Input.dispatchKeyEvent", type=kind, **key)
+            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=number)
 
     def screenshot(self, path: Path, width: int = 1200, height: int = 2400) -> None:
         """Save what the tab shows in a window of this size, in pixels, as a PNG file."""

@@ -309,6 +309,15 @@ def vncdo(machine: Machine, port: int, password: str, *words: str) -> subprocess
     )
 
 
+def vncdo_in(leader: int, port: int, password: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run vncdotool in the network of the process `leader` against its localhost:port."""
+    program = str(Path(sys.executable).parent / "vncdo")
+    argv = ["nsenter", f"--target={leader}", "--net", "--", program, "-s", f"127.0.0.1::{port}", "-t", "30"]
+    return subprocess.run(
+        [*argv, "-p", password, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90
+    )
+
+
 # Chooses type 1 (None) although it was not offered, by hand: no VNC program does that. $1 port.
 CHOOSE_NONE = """
 import socket, sys

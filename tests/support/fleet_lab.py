@@ -80,9 +80,8 @@ def make_ansible(which: str, folder: Path) -> Path:
     The newest is the newest that takes one of this machine's Pythons.
     """
     requirement, least, most = ANSIBLES[which]
-    places = sorted(Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"), reverse=True)
     names = [f"python3.{minor}" for minor in range(most[1] if most[1] < 20 else 14, least[1] - 1, -1)]
-    candidates = [*(path for name in names if (path := shutil.which(name))), *map(str, places), supported_python()]
+    candidates = [*(path for name in names if (path := shutil.which(name))), supported_python()]
     code = "import sys; print(*sys.version_info[:2])"
     for python in candidates:
         asked = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)

@@ -249,8 +249,8 @@ def serve(
 
 
 @contextmanager
-def serve_lab(prefix: Path, home: Path, env: Mapping[str, str] | None = None) -> Iterator[Running]:
-    """Start the JupyterLab of the environment at `prefix` with the flags that Colab needs."""
+def serve_lab(prefix: Path, home: Path, *more: str, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """Start the JupyterLab of the environment at `prefix` with the flags that Colab needs, and `more`."""
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     flags = [flag.replace("--NotebookApp.", "--ServerApp.") for flag in colab_flags(port, home)]
@@ -258,5 +258,5 @@ def serve_lab(prefix: Path, home: Path, env: Mapping[str, str] | None = None) ->
         str(prefix / "bin" / "jupyter-lab"),
         *(flag.replace("--notebook-dir", "--ServerApp.root_dir") for flag in flags),
     ]
-    with start(argv, home, port, env) as running:
+    with start([*argv, *more], home, port, env) as running:
         yield running

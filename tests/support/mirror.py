@@ -359,13 +359,12 @@ class World:
 
         The conda layer is written as scripts/lock.py writes the real one.
         """
-        series = ".".join(self.python.split(".")[:2])
         real = json.loads((REPO / "lockfiles" / "index.json").read_text())
         (folder / "cpu").mkdir(parents=True)
         for name, text in (
             (f"cpu/{self.platform}.txt", explicit_text(self.platform, self.records)),
             ("cpu/pypi.txt", pypi),
-            ("pixi.toml", pixi_toml_text({"cpu": self.spec}, series)),
+            ("pixi.toml", pixi_toml_text({"cpu": self.spec}, {"cpu": self.python})),
             ("pixi.lock", pixi_lock_text({"cpu": {self.platform: self.records}})),
             (real["uv"]["file"], (REPO / "lockfiles" / real["uv"]["file"]).read_text()),
         ):

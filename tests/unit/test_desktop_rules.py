@@ -13,7 +13,7 @@ from PIL import Image
 import bootstrap
 from colab_local import desktop
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
-from colab_local.desktop import look, packages, plan, secret
+from colab_local.desktop import look, packages, plan, secret, virtual
 from tests.conftest import SCREEN
 from tests.support.desktop_machine import check_picture
 
@@ -123,3 +123,10 @@ def test_root_believes_no_list_that_another_user_wrote(tmp_path: Path, monkeypat
     with pytest.raises(Failure, match="belongs to another user"):
         desktop.uninstall(tmp_path / "theirs", False, SCREEN)
     assert keys.read_text() == "mine"
+
+
+@pytest.mark.parametrize("session", sorted(packages.SESSIONS))
+@pytest.mark.parametrize("vnc", ["tiger", "tight"])
+def test_every_need_has_a_package(session: str, vnc: str) -> None:
+    needs = virtual.Wish(vnc, session, 1, "1600x900").needs
+    assert [need for need in needs if not packages.NEEDS.get(need)] == []

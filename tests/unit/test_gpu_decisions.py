@@ -158,6 +158,18 @@ def test_kin_of_the_recorded_answers(name: str, tmp_path: Path, monkeypatch: pyt
     assert word in (found.refusal.what if found.refusal else "\n".join(found.notices))
 
 
+def test_a_virtual_gpu_without_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in cases() if case.name == "vgpu-na")
+    program = make_nvidia_smi(case, tmp_path / "bin") / "nvidia-smi"
+    licence = "    vGPU Software Licensed Product\\n        License Status : Unlicensed (Restricted)\\n"
+    program.write_text(program.read_text().replace('case "$1" in', f'case "$1" in\n-q) printf "{licence}"; exit;;'))
+    monkeypatch.setenv("PATH", str(program.parent))
+    monkeypatch.setattr(gpu_questions, "find_libcuda", lambda: "libcuda-that-is-not-there.so.1")
+    driver, smi = gpu_questions.ask(NEEDS, lambda _: None)
+    found = gpu.decide(NEEDS, driver, smi, BARE)
+    assert smi.unlicensed and found.refusal is None and any("has no licence" in notice for notice in found.notices)
+
+
 def test_equal_cards_are_counted() -> None:
     cards = tuple(Gpu("NVIDIA A10", "570.1", "8.6", 23028) for _ in range(8))
     found = gpu.decide(NEEDS, DriverAnswer("libcuda.so.1", "12.8", gpus=cards), SmiAnswer(), BARE)

@@ -22,7 +22,6 @@ from colab_local.install.engines.host import install_command
 from colab_local.install.lockfiles import (
     parse_explicit,
 )
-from colab_local.install.packages import pip_index_url
 from tests.conftest import SCREEN
 
 
@@ -54,28 +53,6 @@ def test_a_lockfile_without_a_hash_is_refused() -> None:
 def test_secrets_are_masked_wherever_text_is_shown() -> None:
     assert mask("get https://me:secret@host/x?token=abc&y=1") == "get https://***@host/x?token=***&y=1"
     assert mask("from https://me:s@cret@host/ to http://x/") == "from https://***@host/ to http://x/"
-
-
-@pytest.mark.parametrize(
-    ("environ", "texts", "url"),
-    [
-        ({}, [], ""),
-        ({}, ["[global]\nindex-url = https://a.example/simple\n"], "https://a.example/simple"),
-        (
-            {},
-            ["[global]\nindex-url = https://a.example/\n", "[install]\nindex-url=https://b.example/"],
-            "https://b.example/",
-        ),
-        (
-            {"PIP_INDEX_URL": "https://env.example/"},
-            ["[global]\nindex-url = https://a.example/\n"],
-            "https://env.example/",
-        ),
-        ({}, ["index-url = no section\n"], ""),
-    ],
-)
-def test_pips_own_index_is_what_uv_gets(environ: dict[str, str], texts: list[str], url: str) -> None:
-    assert pip_index_url(environ, texts) == url
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from colab_local.install.engines.engine import Engine, Job
 from colab_local.install.engines.host import Host, find_python
 from colab_local.install.engines.pixi import Pixi
 from colab_local.install.engines.tool import MARK_SHAPE
-from colab_local.install.lockfiles import parse_explicit, read_locked
+from colab_local.install.lockfiles import parse_explicit, pythons_of, read_locked
 
 __all__ = ["Engine", "Job", "choose_engine", "make_engine"]
 
@@ -25,7 +25,7 @@ def make_engine(name: str, job: Job, python: str = "") -> Engine:
         return Pixi(job)
     if name == "conda":
         return FoundConda(job, demand_conda(job.screen))
-    return Host(job, *find_python(python, job.index["python"], job.screen))
+    return Host(job, *find_python(python, pythons_of(job.index, job.env), job.screen))
 
 
 def choose_engine(wanted: str, python: str, job: Job) -> tuple[Engine, list[str]]:

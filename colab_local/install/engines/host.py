@@ -15,9 +15,19 @@ from colab_local.install.engines.engine import Engine, Job
 from colab_local.install.lockfiles import Lock
 from colab_local.install.packages import install_uv
 
-ASK_PYTHON = (
-    "import sys, venv; print(sys._base_executable or sys.executable, '%d.%d' % sys.version_info[:2], sep='\\n')"
-)
+# Parts of Python's own library that a Python built by hand lacks where their headers were missing: TensorFlow's,
+# Jupyter's and pandas' imports end without them, long after the download. (https://github.com/pyenv/pyenv/issues/1800)
+PARTS = ("sqlite3", "ctypes", "lzma", "bz2", "ssl", "zlib")
+ASK_PYTHON = f"""
+import importlib, sys, venv
+missing = []
+for name in {PARTS!r}:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        missing.append(name)
+print(sys._base_executable or sys.executable, "%d.%d" % sys.version_info[:2], ", ".join(missing), sep="\\n")
+"""
 
 
 class Host(Engine):
@@ -97,13 +107,14 @@ def find_python(wanted: str, versions: Sequence[str], screen: Screen) -> tuple[s
     seen = []
     for candidate in candidates:
         try:
-            executable, version = run([candidate, "-I", "-c", ASK_PYTHON], screen, timeout=60).split("\n")[:2]
+            said = run([candidate, "-I", "-c", ASK_PYTHON], screen, timeout=60)
+            executable, version, missing = said.split("\n")[:3]
         except (Failure, ValueError) as problem:
             seen.append(f"{candidate}: {str(problem).splitlines()[-1].strip()}")
             continue
-        if version in versions:
+        if version in versions and not missing:
             return executable, version
-        seen.append(f"{candidate} is {version}")
+        seen.append(f"{candidate} was built without {missing}" if missing else f"{candidate} is {version}")
     asks = shutil.which("apt-cache")
     offered = [v for v in versions if asks and succeeds(["apt-cache", "show", "python" + v], screen)]
     version = (offered or list(versions[:2]))[-1]  # 3.12 where we can't ask: most systems have it

@@ -32,10 +32,6 @@ options:
     description: The checkout whose lock is wanted.
     type: str
     required: true
-  lock:
-    description: The sha256 of another lock's index.json, if that one is asked for.
-    type: str
-    default: ""
   sha256:
     description: The sha256 of the bundle behind a URL.
     type: str
@@ -76,9 +72,7 @@ class LookupModule(LookupBase):
             )
             if get("signers") and manifest:
                 bundle["signer"] = bundles.signer(manifest, signature, get("signers"))
-            wrong = bundles.foreign(
-                bundle, get("environment"), get("engine"), judge.index_digest(get("checkout")), get("lock")
-            )
+            wrong = bundles.foreign(bundle, get("environment"), get("engine"), judge.index_digest(get("checkout")))
         except (bundles.Unusable, OSError) as problem:
             raise AnsibleLookupError(
                 f"error: {shown} can't be used: {problem}; hint: python3 scripts/bundle.py --help"
@@ -86,7 +80,7 @@ class LookupModule(LookupBase):
         if wrong:
             raise AnsibleLookupError(
                 f"error: the bundle was made for something else ({wrong}); hint: python3 scripts/bundle.py "
-                f"--env {get('environment')} --engine {get('engine')}, or set colab_local_bundle_lock to "
-                f"{bundle['lock']} to install its lock"
+                f"--env {get('environment')} --engine {get('engine')}, or set colab_local_checkout to a checkout of "
+                "the bundle's lock"
             )
         return [bundle]

@@ -107,18 +107,17 @@ def from_url(url: str, sha256: str) -> tuple[dict[str, Any], bytes, bytes]:
     return {**described(manifest), "bytes": size, "name": sha256[:16]}, manifest, signature
 
 
-def foreign(bundle: dict[str, Any], environment: str, engine: str, lock: str, accepted: str) -> str:
+def foreign(bundle: dict[str, Any], environment: str, engine: str, lock: str) -> str:
     """Return what a bundle is for, if that is not what is wanted; "" if it is.
 
-    bundle: what from_file() or from_url() returned; lock: the sha256 of the checkout's lockfiles/index.json;
-    accepted: that of another one, which was asked for.
+    bundle: what from_file() or from_url() returned; lock: the sha256 of the checkout's lockfiles/index.json.
     """
     if "environment" not in bundle:
         return ""
     wanted = bundle["engine"] if engine == "auto" else engine
-    need = (environment, f"engine {wanted}", f"lockfiles {(accepted or lock)[:12]}")
+    need = (environment, f"engine {wanted}", f"lockfiles {lock[:12]}")
     found = (bundle["environment"], f"engine {bundle['engine']}", f"lockfiles {bundle['lock'][:12]}")
-    if found[:2] == need[:2] and bundle["lock"] == (accepted or lock):
+    if found[:2] == need[:2] and bundle["lock"] == lock:
         return ""
     return f"found {', '.join(found)}, need {', '.join(need)}"
 

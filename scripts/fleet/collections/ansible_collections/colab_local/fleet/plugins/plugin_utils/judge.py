@@ -207,7 +207,7 @@ def forecast(hosts: list[dict[str, Any]], megabytes_per_second: float) -> list[s
             total = sum(sizes)
             minutes = total / 1e6 / max(megabytes_per_second, 0.001) / 60
             lines.append(
-                f"{len(sizes)} host{'s' if len(sizes) > 1 else ''} fetch {total / GIGABYTE:.1f} GB {name}: "
+                f"{len(sizes)} host{'s fetch' if len(sizes) > 1 else ' fetches'} {total / GIGABYTE:.1f} GB {name}: "
                 f"{max(minutes, 0.1):.1f} min at {megabytes_per_second:g} MB/s"
             )
     return lines

@@ -1,0 +1,259 @@
+"""Where Python packages come from: pip's and uv's own settings, read once and handed to both.
+
+Settings that say where packages come from are passed on: indexes, find-links, no-index, hosts, certificates, proxies,
+credentials, waiting times, caches. Those that say what is installed, or where to, decide nothing: the lock does. Nor
+does anything in or above the current folder. `no-index` is a policy: where pip has it, uv asks no index either.
+"""
+
+from __future__ import annotations
+
+import atexit
+import configparser
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Iterable, Mapping
+
+from colab_local.base import certificates
+from colab_local.base.errors import EXIT_USAGE, Failure
+from colab_local.base.programs import child_environment
+from colab_local.install.home import config_folder
+
+# pip's settings that uv knows by another name. Several values are separated by white space in pip's.
+TO_UV = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "trusted-host": "UV_INSECURE_HOST",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "retries": "UV_HTTP_RETRIES",
+    "client-cert": "SSL_CLIENT_CERT",
+}
+# And those that our own calls of pip get, too; all others are left out.
+SOURCES = (*TO_UV, "find-links", "no-index", "proxy", "keyring-provider", "cache-dir", "no-cache-dir")
+ON = ("1", "true", "yes", "on", "y", "t")
+
+# uv's variables and settings on where packages come from, how they are reached and where they are kept.
+UV_VARIABLES = re.compile(
+    r"UV_(INDEX|DEFAULT_INDEX|EXTRA_INDEX_URL|FIND_LINKS|INSECURE_HOST|KEYRING_PROVIDER|HTTP_|REQUEST_TIMEOUT"
+    r"|CACHE_DIR|NO_CACHE|OFFLINE|CONCURRENT_|NATIVE_TLS|SYSTEM_CERTS|CREDENTIALS_DIR|CONFIG_FILE|NO_CONFIG|LOG)"
+)
+UV_SETTINGS = re.compile(
+    r"(index|index-url|extra-index-url|find-links|no-index|index-strategy|keyring-provider|allow-insecure-host"
+    r"|native-tls|system-certs|cache-dir|no-cache|offline|http-proxy|https-proxy|no-proxy|concurrent-\w+)$"
+)
+UV_INDEX_SETTING = re.compile(r"(?m)^\s*(\[\[\s*(pip\.)?index\s*\]\]|(default-)?index(-url)?\s*=|index\s*=)")
+
+
+def parse_pip(texts: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return pip's effective configuration of `pip install`, by the options' long names.
+
+    texts: (name, content) of its files, the weakest first; environ: os.environ. [install] is stronger than [global]
+    in any file, and a variable than both, as in pip (pip/_internal/configuration.py).
+
+    Raises:
+        Failure: a file is damaged: pip itself ends then, and what policy it holds is not known.
+    """
+    sections: dict[str, dict[str, str]] = {"global": {}, "install": {}}
+    for name, text in texts:
+        parser = configparser.RawConfigParser(strict=False)
+        try:
+            parser.read_string(text)
+        except configparser.Error as problem:
+            found = re.search(r"line:?\s+(\d+)", str(problem))
+            line = int(getattr(problem, "lineno", 0) or (found.group(1) if found else 0) or 1)
+            where = f"nano +{line} {shlex.quote(name)}"
+            raise Failure(f"pip's settings can't be read ({name}, line {line})", where, EXIT_USAGE) from None
+        for section, options in sections.items():
+            if parser.has_section(section):
+                options.update({key.replace("_", "-"): value for key, value in parser.items(section)})
+    settings = {**sections["global"], **sections["install"]}
+    for variable, value in environ.items():
+        if variable.startswith("PIP_") and variable != "PIP_CONFIG_FILE" and value:
+            settings[variable[4:].lower().replace("_", "-")] = value
+    return {name: " ".join(value.split()) for name, value in settings.items() if value.strip()}
+
+
+def pip_texts() -> list[tuple[str, str]]:
+    """Return pip's configuration files as (name, content), the weakest first."""
+    return [(str(path), path.read_text(encoding="utf-8", errors="replace")) for path in certificates.pip_files()]
+
+
+def pip_settings() -> dict[str, str]:
+    """Return pip's effective configuration for this user."""
+    return parse_pip(pip_texts(), os.environ)
+
+
+def links(settings: Mapping[str, str]) -> list[str]:
+    """Return pip's find-links, each a URL or an absolute path: ours is another current folder."""
+    found = settings.get("find-links", "").split()
+    return [one if "://" in one else os.path.abspath(os.path.expanduser(one)) for one in found]  # noqa: PTH100, PTH111
+
+
+def asks_no_index(settings: Mapping[str, str]) -> bool:
+    """Return whether pip is told to ask no index."""
+    return settings.get("no-index", "").lower() in ON
+
+
+def to_uv(settings: Mapping[str, str], keeps_own_index: bool, has_keyring: bool = False) -> dict[str, str]:
+    """Return uv's variables that stand for pip's settings.
+
+    keeps_own_index: uv has been told of an index by itself, which counts more; has_keyring: the program is there.
+    """
+    of_index = ("index-url", "extra-index-url")
+    names = {name: variable for name, variable in TO_UV.items() if not (keeps_own_index and name in of_index)}
+    env = {variable: settings[name] for name, variable in names.items() if name in settings}
+    if "UV_INDEX" in env:  # pip looks at all of them; which file is taken is the lock's decision
+        env["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    if links(settings):
+        env["UV_FIND_LINKS"] = ",".join(links(settings))
+    provider = settings.get("keyring-provider", "auto")
+    asks = provider == "auto" and has_keyring and "@" in settings.get("index-url", "")
+    if provider in ("subprocess", "import") or asks:
+        env["UV_KEYRING_PROVIDER"] = "subprocess"
+    if "proxy" in settings:
+        proxy = settings["proxy"] if "://" in settings["proxy"] else "http://" + settings["proxy"]
+        env.update(HTTP_PROXY=proxy, HTTPS_PROXY=proxy, ALL_PROXY=proxy)
+    return env
+
+
+def statements(text: str) -> list[tuple[str, str]]:
+    """Return the statements of a TOML text as (key, lines): "[name]" for a table's header, "" for the rest.
+
+    Enough of TOML to leave settings out: a value goes on while a bracket or a text of several lines is open.
+    """
+    found: list[tuple[str, str]] = []
+    lines = iter(text.splitlines())
+    for line in lines:
+        header = re.match(r"\s*(\[\[?[^\]]*\]?\])", line)
+        key = re.match(r"\s*\"?([\w.-]+)\"?\s*=", line)
+        block = [line]
+        while key and _is_open("\n".join(block)):
+            rest = next(lines, None)
+            if rest is None:
+                break
+            block.append(rest)
+        name = key.group(1) if key else re.sub(r"\s", "", header.group(1)) if header else ""
+        found.append((name, "\n".join(block)))
+    return found
+
+
+def _is_open(block: str) -> bool:
+    for quotes in ('"""', "'''"):
+        if block.count(quotes) % 2:
+            return True
+    bare = re.sub(r'"""[\s\S]*?"""|\'\'\'[\s\S]*?\'\'\'|"(\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*', "", block)
+    return bare.count("[") + bare.count("{") > bare.count("]") + bare.count("}")
+
+
+def sources_of_uv(text: str) -> str:
+    """Return a uv.toml with nothing but the settings on where packages come from."""
+    kept: list[str] = []
+    table = ""
+    for name, block in statements(text):
+        if name.startswith("["):
+            table = name.strip("[]")
+        first = name if name.startswith("[") else name.split(".")[0]
+        in_index, in_pip = table in ("index", "pip.index"), table == "pip"
+        if name.startswith("["):
+            wanted = in_index or in_pip
+        else:
+            wanted = bool(name) and (in_index or (table in ("", "pip") and bool(UV_SETTINGS.match(first))))
+        if wanted:
+            kept.append(block)
+    return "\n".join(kept) + "\n"
+
+
+def uv_file() -> Path | None:
+    """Return uv's own file of settings that counts for this user: never one in or above the current folder."""
+    named = os.environ.get("UV_CONFIG_FILE")
+    if os.environ.get("UV_NO_CONFIG", "").lower() in ON:
+        return None
+    places = [Path(named)] if named else [config_folder() / "uv" / "uv.toml", Path("/etc/uv/uv.toml")]
+    return next((path for path in places if path.is_file()), None)
+
+
+def uv_environment() -> dict[str, str]:
+    """Return uv's environment: its own settings and pip's on where packages come from, and no others."""
+    settings = pip_settings()
+    file = uv_file()
+    text = file.read_text(encoding="utf-8", errors="replace") if file else ""
+    demand_toml(file, text)
+    own = {name: value for name, value in os.environ.items() if UV_VARIABLES.match(name)}
+    told = any(own.get(name) for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL"))
+    mapped = to_uv(settings, told or bool(UV_INDEX_SETTING.search(text)), bool(shutil.which("keyring")))
+    # Copied, not linked: a file that is changed in one environment is not changed in uv's cache and in the next one.
+    # Where the file system can share blocks between copies (APFS, Btrfs, XFS), a copy costs no room.
+    env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never", UV_LINK_MODE="copy")
+    kept = {name: value for name, value in env.items() if not name.startswith(("PIP_", "UV_"))}
+    kept.update({name: value for name, value in env.items() if UV_VARIABLES.match(name)})
+    kept.update({name: value for name, value in mapped.items() if not _is_set(kept, name)})
+    kept.update(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never", UV_LINK_MODE="copy")
+    kept.update(certificates.environment())
+    kept.pop("UV_NO_CONFIG", None)
+    no_index = "no-index = true\n" if asks_no_index(settings) else ""
+    sources = sources_of_uv(text)
+    if no_index:
+        sources = re.sub(r"(?m)^\s*no-index\s*=.*$", "", sources)
+    kept["UV_CONFIG_FILE"] = str(temporary_file(no_index + sources))
+    return kept
+
+
+def _is_set(environ: Mapping[str, str], name: str) -> bool:
+    return bool(environ.get(name) or (name.endswith("_PROXY") and environ.get(name.lower())))
+
+
+def demand_toml(file: Path | None, text: str) -> None:
+    """Raise Failure for a file of uv's settings that is no TOML, where this Python can tell."""
+    with contextlib.suppress(ImportError):
+        import tomllib  # since Python 3.11; before, uv itself tells
+
+        try:
+            tomllib.loads(text)
+        except tomllib.TOMLDecodeError as problem:
+            found = re.search(r"line (\d+)", str(problem))
+            line = found.group(1) if found else "1"
+            where = f"nano +{line} {shlex.quote(str(file))}"
+            raise Failure(
+                f"uv's settings can't be read ({file}, line {line}: {problem})", where, EXIT_USAGE
+            ) from None
+
+
+def temporary_file(text: str) -> Path:
+    """Return a file for this user's eyes with a text, gone when this process ends."""
+    descriptor, name = tempfile.mkstemp(prefix="colab-local-uv-", suffix=".toml")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    _made.append(Path(name))
+    return Path(name)
+
+
+_made: list[Path] = []
+
+
+@atexit.register
+def clean_up() -> None:
+    """Remove the files that were made for uv: an index's password may be in them."""
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().unlink()
+
+
+def pip_environment() -> dict[str, str]:
+    """Return the environment of our own calls of pip: its settings on where packages come from, and no others.
+
+    As variables, not as arguments: a password in an index's URL is nobody else's to see.
+    """
+    settings = pip_settings()
+    env = {name: value for name, value in child_environment().items() if not name.startswith("PIP_")}
+    for name in SOURCES:
+        if name in settings:
+            env["PIP_" + name.upper().replace("-", "_")] = settings[name]
+    if links(settings):
+        env["PIP_FIND_LINKS"] = " ".join(links(settings))
+    env.update(PIP_CONFIG_FILE=os.devnull, PIP_ROOT_USER_ACTION="ignore", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    env.update(certificates.environment())
+    return env

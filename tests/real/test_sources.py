@@ -1,0 +1,301 @@
+"""Where packages come from: pip's and uv's settings as users have them; real pip, real uv, a company's index."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import http.server
+import os
+import ssl
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import requests
+import trustme
+
+from colab_local.base import certificates
+from colab_local.base.downloads import Download, download
+from colab_local.base.errors import Failure
+from colab_local.install import sources
+from tests.conftest import SCREEN
+from tests.support.jupyter_servers import uv
+
+WHEEL = "tiny-1.0-py3-none-any.whl"
+
+
+@dataclass
+class Index:
+    """A package index over https. url: of it, whose certificate is the company's own; asked: the paths asked for."""
+
+    url: str
+    wheel: Path
+    authority: Path
+    asked: list[str] = field(default_factory=list)
+
+    @property
+    def sha256(self) -> str:
+        """Of its one wheel."""
+        return hashlib.sha256(self.wheel.read_bytes()).hexdigest()
+
+
+def make_wheel(folder: Path) -> Path:
+    """Write a wheel with one module and return its path."""
+    folder.mkdir(parents=True)
+    path = folder / WHEEL
+    files = {
+        "tiny.py": b"found = True\n",
+        "tiny-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
+        "tiny-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            record += f"{name},sha256={digest},{len(content)}\n"
+            archive.writestr(name, content)
+        archive.writestr("tiny-1.0.dist-info/RECORD", record + "tiny-1.0.dist-info/RECORD,,\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    """An index at https://localhost with one wheel; /empty/ is another one, which has nothing."""
+    folder = tmp_path_factory.mktemp("index")
+    wheel = make_wheel(folder / "simple" / "tiny")
+    (folder / "simple" / "tiny" / "index.html").write_text(f'<a href="{WHEEL}">{WHEEL}</a>')
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "company.pem"))
+    made = Index("", wheel, folder / "company.pem")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            made.asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(
+        ("localhost", 0), functools.partial(Handler, directory=str(folder))
+    ) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(context)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        made.url = f"https://localhost:{server.server_address[1]}/simple/"
+        yield made
+        server.shutdown()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: Index) -> Iterator[Path]:
+    """A new user's home, in a folder of its own; none of this machine's own settings count."""
+    for name in list(os.environ):
+        if name.startswith(("PIP_", "UV_", "XDG_")) or name in certificates.VARIABLES or "proxy" in name.lower():
+            monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_DIRS", str(tmp_path / "none"))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(certificates, "pip_files", functools.partial(own_pip_files, tmp_path / "home"))
+    index.asked.clear()
+    certificates.bundle.cache_clear()
+    yield tmp_path / "home"
+    certificates.clean_up()
+
+
+def own_pip_files(home: Path) -> list[Path]:
+    """Return pip's file in a home; /etc/pip.conf is the machine's that runs the tests."""
+    path = home / ".config" / "pip" / "pip.conf"
+    return [path] if path.is_file() else []
+
+
+def write(home: Path, name: str, text: str) -> Path:
+    path = home / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def run_uv(folder: Path, index: Index) -> subprocess.CompletedProcess[str]:
+    """Install the wheel by its hash with uv, in the environment that bootstrap.py gives it."""
+    wanted = folder / "wanted.txt"
+    wanted.write_text(f"tiny==1.0 --hash=sha256:{index.sha256}\n")
+    argv = [uv(), "pip", "install", "--python", sys.executable, "--target", str(folder / "by-uv"), "--no-deps"]
+    return subprocess.run(
+        [*argv, "--require-hashes", "-r", str(wanted)],
+        env=sources.uv_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def run_pip(folder: Path, index: Index) -> subprocess.CompletedProcess[str]:
+    """Install the wheel by its hash with pip, in the environment that bootstrap.py gives it."""
+    wanted = folder / "wanted.txt"
+    wanted.write_text(f"tiny==1.0 --hash=sha256:{index.sha256}\n")
+    argv = [sys.executable, "-I", "-m", "pip", "install", "--no-deps", "--require-hashes", "-r", str(wanted)]
+    return subprocess.run(
+        [*argv, "--target", str(folder / "by-pip"), "--no-cache-dir"],
+        env=sources.pip_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("named_by", [*certificates.VARIABLES, "pip.conf"])
+def test_a_companys_certificate_counts_on_every_path(
+    index: Index, home: Path, monkeypatch: pytest.MonkeyPatch, named_by: str
+) -> None:
+    conf = f"[global]\nindex-url = {index.url}\n"
+    if named_by == "pip.conf":
+        conf += f"cert = {index.authority}\n"
+    else:
+        monkeypatch.setenv(named_by, str(index.authority))
+    write(home, ".config/pip/pip.conf", conf)
+    for done in (run_pip(home, index), run_uv(home, index)):
+        assert done.returncode == 0, done.stderr
+    assert (home / "by-pip" / "tiny.py").exists()
+    assert (home / "by-uv" / "tiny.py").exists()
+    url = f"{index.url}tiny/{WHEEL}"
+    download(Download(url, home / "by-us", index.sha256), SCREEN)
+    assert requests.get(url, verify=str(certificates.bundle()), timeout=30).ok
+    system = certificates.system_store()
+    assert system is None or system.read_bytes()[:200] in Path(str(certificates.bundle())).read_bytes()
+
+
+def test_without_it_nothing_is_fetched(index: Index, home: Path) -> None:
+    write(home, ".config/pip/pip.conf", f"[global]\nindex-url = {index.url}\nretries = 0\n")
+    assert "certificate" in run_uv(home, index).stderr.lower()
+    assert run_pip(home, index).returncode
+    assert index.asked == []
+
+
+# Settings that decide what or where, and must not: (file in the home or the current folder, text).
+DECIDE_NOTHING = {
+    "pip installs for the user": (".config/pip/pip.conf", "[install]\nuser = true\n"),
+    "pip's target": (".config/pip/pip.conf", "[install]\ntarget = /nowhere\nno-binary = :all:\n"),
+    "pip's virtual environments": (".config/pip/pip.conf", "[global]\nrequire-virtualenv = true\n"),
+    "uv's newest date": (".config/uv/uv.toml", 'exclude-newer = "2001-01-01T00:00:00Z"\n'),
+    "uv's version": (".config/uv/uv.toml", 'required-version = ">=99"\n'),
+    "uv's pip": (".config/uv/uv.toml", '[pip]\ntarget = "/nowhere"\nno-binary = [\n  ":all:",\n]\n'),
+    "a project": ("../work/pyproject.toml", '[tool.uv]\nexclude-newer = "2001-01-01T00:00:00Z"\nno-index = true\n'),
+    "a damaged project": ("../work/pyproject.toml", "[tool.uv\n"),
+    "a folder's uv.toml": ("../work/uv.toml", 'required-version = ">=99"\n[pip]\nprefix = "/nowhere"\n'),
+    "a damaged uv.toml": ("../work/uv.toml", "index-url = \n"),
+    "a folder above": ("../uv.toml", '[[index]]\nurl = "https://localhost:1/"\ndefault = true\n'),
+}
+
+
+@pytest.mark.parametrize("case", DECIDE_NOTHING)
+def test_what_and_where_are_decided_by_the_lock(
+    index: Index, home: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    name, text = DECIDE_NOTHING[case]
+    monkeypatch.setenv("PIP_INDEX_URL", index.url)
+    monkeypatch.setenv("PIP_CERT", str(index.authority))
+    write(home, name, text)
+    for done in (run_pip(home, index), run_uv(home, index)):
+        assert done.returncode == 0, done.stderr
+    assert (home / "by-pip" / "tiny.py").exists()
+    assert (home / "by-uv" / "tiny.py").exists()
+
+
+@pytest.mark.parametrize("how", ["pip.conf", "variable"])
+def test_no_index_is_a_policy(index: Index, home: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setenv("PIP_CERT", str(index.authority))
+    monkeypatch.setenv("UV_DEFAULT_INDEX", index.url)  # uv's own does not outweigh it
+    conf = f"[global]\nindex-url = {index.url}\n" + ("no-index = true\n" if how == "pip.conf" else "")
+    if how == "variable":
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+    write(home, ".config/pip/pip.conf", conf)
+    write(home, ".config/uv/uv.toml", f'no-index = false\n[[index]]\nurl = "{index.url}"\n')
+    assert run_uv(home, index).returncode
+    assert run_pip(home, index).returncode
+    assert index.asked == []
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index.wheel.parent))
+    for done in (run_pip(home, index), run_uv(home, index)):
+        assert done.returncode == 0, done.stderr
+    assert index.asked == []
+
+
+def test_an_extra_index_has_what_the_first_lacks(index: Index, home: Path) -> None:
+    empty = index.url.replace("/simple/", "/empty/")
+    conf = f"[global]\nindex-url = {empty}\nextra-index-url =\n    {index.url}\ncert = {index.authority}\n"
+    write(home, ".config/pip/pip.conf", conf)
+    for done in (run_pip(home, index), run_uv(home, index)):
+        assert done.returncode == 0, done.stderr
+
+
+def test_damaged_settings_are_named_with_their_line(home: Path) -> None:
+    file = write(home, ".config/uv/uv.toml", 'offline = false\nindex-url = "\n')
+    with pytest.raises(Failure) as caught:
+        sources.uv_environment()
+    assert f"{file}, line 2" in caught.value.what
+    file.unlink()
+    file = write(home, ".config/pip/pip.conf", "[global]\ntimeout = 3\nindex-url\n")
+    with pytest.raises(Failure) as caught:
+        sources.pip_environment()
+    assert str(file) in caught.value.what
+    assert caught.value.hint.startswith("nano +")
+
+
+def test_pips_other_words_reach_uv(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(
+        home,
+        ".config/pip/pip.conf",
+        "[global]\nproxy = proxy.example:3128\ntimeout = 60\nretries = 2\ntrusted-host =\n  a.example\n  b.example\n"
+        "keyring-provider = subprocess\nclient-cert = /c.pem\n[install]\ntimeout = 90\n",
+    )
+    monkeypatch.setenv("PIP_RETRIES", "7")
+    found = sources.uv_environment()
+    assert found["HTTPS_PROXY"] == "http://proxy.example:3128"
+    assert (found["UV_HTTP_TIMEOUT"], found["UV_HTTP_RETRIES"]) == ("90", "7")
+    assert found["UV_INSECURE_HOST"] == "a.example b.example"
+    assert (found["UV_KEYRING_PROVIDER"], found["SSL_CLIENT_CERT"]) == ("subprocess", "/c.pem")
+    monkeypatch.setenv("https_proxy", "http://mine.example:1")
+    assert "HTTPS_PROXY" not in sources.uv_environment()
+
+
+UV_TOML = """\
+# company
+exclude-newer = "2024-01-01T00:00:00Z"  # [not a table]
+index-url = "https://a.example/simple"
+no-binary = [
+  "numpy",  # ]
+]
+[[index]]
+name = "b"
+url = "https://b.example/"
+[pip]
+target = "/x"
+find-links = ["/w"]
+extra = \"\"\"
+index-url = no
+\"\"\"
+[tool.other]
+index-url = "https://c.example/"
+"""
+
+
+def test_of_uvs_settings_only_sources_stay() -> None:
+    assert sources.sources_of_uv(UV_TOML).split("\n") == [
+        'index-url = "https://a.example/simple"',
+        "[[index]]",
+        'name = "b"',
+        'url = "https://b.example/"',
+        "[pip]",
+        'find-links = ["/w"]',
+        "",
+    ]

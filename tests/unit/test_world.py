@@ -1,0 +1,183 @@
+"""What the user's own machine and home may be like: refused before anything is downloaded, or named with its line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from colab_local.base import network
+from colab_local.base.errors import EXIT_MACHINE, Failure
+from colab_local.install import surroundings
+from colab_local.install.engines.host import find_python
+from colab_local.install.machine import folder_refusal, memory_limit, memory_refusal
+from tests.conftest import REPO, SCREEN
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount of its own")
+
+
+@needs_root
+def test_a_prefix_where_nothing_can_be_run_is_refused_before_the_download(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    code = "import sys; from pathlib import Path; from colab_local.install.machine import folder_refusal as f\n"
+    code += "print(f(Path(sys.argv[1])).what)"
+    shell = f'mount -t tmpfs -o noexec none "{tmp_path}/disk" && exec "{sys.executable}" -c "$0" "{tmp_path}/disk"'
+    argv = ["unshare", "--mount", "sh", "-c", shell, code]
+    done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"no program can be run from {tmp_path}/disk: it is mounted noexec")
+    assert folder_refusal(Path("/")) is None
+
+
+def test_memory_is_that_of_the_container(tmp_path: Path) -> None:
+    def write(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert memory_limit(tmp_path) == 0
+    write("proc/meminfo", "MemTotal:        1000000 kB\nMemFree: 5 kB\nSwapTotal:  1000 kB\n")
+    assert memory_limit(tmp_path) == 1001000 << 10
+    write("proc/self/cgroup", "0::/jobs/one\n")
+    write("sys/fs/cgroup/jobs/one/memory.max", "max\n")
+    assert memory_limit(tmp_path) == 1001000 << 10
+    write("sys/fs/cgroup/jobs/one/memory.max", f"{160 << 20}\n")
+    assert memory_limit(tmp_path) == 160 << 20
+    refusal = memory_refusal(160 << 20)
+    assert refusal is not None
+    assert (refusal.code, "found 160 MB, need 400 MB" in refusal.what) == (EXIT_MACHINE, True)
+    assert memory_refusal(0) is memory_refusal(420 << 20) is None
+    assert memory_limit() > 0
+
+
+def test_a_python_that_was_built_without_something_is_passed_over(tmp_path: Path) -> None:
+    """As one of pyenv's is where a header was missing: the module's file is there, and what it imports is not."""
+    version = "{}.{}".format(*sys.version_info[:2])
+    python = tmp_path / "python"
+    hide = "import os, sys; sys.modules.update(_sqlite3=None, _lzma=None); exec(os.environ['CODE'])"
+    python.write_text(f'#!/bin/sh\nCODE=$3 exec "{sys.executable}" -I -c "{hide}"\n')
+    python.chmod(0o755)
+    with pytest.raises(Failure) as caught:
+        find_python(str(python), [version], SCREEN)
+    assert f"{python} was built without sqlite3, lzma" in caught.value.what
+    assert caught.value.code == EXIT_MACHINE
+    assert find_python(sys.executable, [version], SCREEN)[1] == version
+
+
+# What is in the home: (file, text, the line that is named, does it break something).
+NAMED = (
+    (".keras/keras.json", '{\n "floatx": "float32",\n "backend": "theano"\n}', 3, False),
+    (".jupyter/jupyter_notebook_config.py", "# x\nc.NotebookApp.certfile = '/x'\n", 2, False),
+    (".jupyter/jupyter_notebook_config.json", '{"a": 1,\n}', 2, False),
+    (".ipython/profile_default/startup/00.py", "x = 1\nprint 'hello'\n", 2, True),
+    (".config/pip/pip.conf", "[global]\ntarget = /x\n", 2, True),
+    (".config/pip/pip.conf", "[global]\nno equals sign\n", 2, True),
+    (".config/pip/pip.conf", "[global]\n\ncert = /gone.pem\n", 3, True),
+    (".config/uv/uv.toml", '\nrequired-version = ">=99"\n', 2, False),
+    (".config/matplotlib/matplotlibrc", "text.usetex: True\n", 1, True),
+    (".bashrc", "alias a=b\nexec fish\n", 2, True),
+    (".bashrc", "exec tmux\n", 1, True),
+    (".zshrc", "\ntmux attach\n", 2, True),
+    (".bashrc", "ulimit -n 40\n", 1, True),
+    (".profile", "export PYTHONHOME=/opt/python2\n", 1, True),
+    (".bashrc", "read -r project\n", 1, True),
+)
+
+
+@pytest.mark.parametrize(("name", "text", "line", "breaks"), NAMED)
+def test_a_dot_file_is_named_with_its_line(tmp_path: Path, name: str, text: str, line: int, breaks: bool) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+    found = [finding for finding in surroundings.look(tmp_path, {}) if str(tmp_path) in finding.where]
+    assert [(one.where, one.breaks) for one in found] == [(f"{tmp_path / name}:{line}", breaks)]
+    assert found[0].hint
+
+
+HARMLESS = (
+    (".bashrc", "case $- in\n *i*) ;;\n *) return;;\nesac\nexec fish\n"),
+    (".bashrc", '[ -z "$PS1" ] && return\nexec tmux\n'),
+    (".bashrc", "if [ -t 1 ]; then\n  exec zsh\nfi\n# exec fish\nexport PATH=$HOME/bin:$PATH\nulimit -n 4096\n"),
+    (".keras/keras.json", '{"backend": "tensorflow", "floatx": "float32", "epsilon": 1e-07}'),
+    (".keras/keras.json", "[1]"),
+    (".config/pip/pip.conf", "[global]\nindex-url = https://a.example/\n"),
+    (".jupyter/jupyter_notebook_config.json", "{}"),
+)
+
+
+@pytest.mark.parametrize(("name", "text"), HARMLESS)
+def test_ordinary_dot_files_are_not_complained_of(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+    assert [str(one) for one in surroundings.look(tmp_path, {}) if str(tmp_path) in one.where] == []
+
+
+def test_variables_are_named_and_a_token_is_not_shown(tmp_path: Path) -> None:
+    found = surroundings.look(
+        tmp_path, {"PYTHONHOME": "/opt/python2", "JUPYTER_TOKEN": "mysecret", "PIP_CERT": "/no"}
+    )
+    said = "\n".join(map(str, found))
+    assert "PYTHONHOME" in said and "JUPYTER_TOKEN" in said
+    assert "mysecret" not in said
+    assert [one.where for one in found if one.breaks] == ["PIP_CERT"]
+
+
+def test_a_module_in_the_notebooks_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("")
+    (tmp_path / "keras").mkdir()
+    (tmp_path / "keras" / "__init__.py").write_text("")
+    found = surroundings.look(tmp_path / "home", {}, tmp_path)
+    assert {one.where for one in found} >= {str(tmp_path / "random.py"), str(tmp_path / "keras" / "__init__.py")}
+
+
+def test_two_programs_at_localhosts_two_addresses_are_told_from_one() -> None:
+    """One process with both, as ssh and our Jupyter have them, is no rival of itself."""
+    with socket.create_server(("127.0.0.1", 0)) as four:
+        port = four.getsockname()[1]
+        assert network.rivals(port) is None
+        with socket.create_server(("::1", port), family=socket.AF_INET6):
+            assert network.rivals(port) is None
+            assert network.holds_port(os.getpid(), port)
+        code = f"import socket; s = socket.create_server(('::1', {port}), family=socket.AF_INET6); print(1); input()"
+        with subprocess.Popen(
+            [sys.executable, "-uc", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            found = network.rivals(port)
+            assert found is not None
+            assert [str(one) for one in found] == [f"127.0.0.1:{port}", f"[::1]:{port}"]
+            assert not network.port_is_free(port)
+            other.kill()
+
+
+def test_the_launcher_keeps_a_drivers_libraries_and_drops_all_others(tmp_path: Path) -> None:
+    """Kubernetes and some WSL bring libcuda in a folder of LD_LIBRARY_PATH."""
+    launcher = tmp_path / "env" / "colab" / "jupyter-notebook"
+    launcher.parent.mkdir(parents=True)
+    shutil.copy(REPO / "environments/jupyter/prefix/colab/jupyter-notebook", launcher)
+    (tmp_path / "env" / "bin").mkdir()
+    python = tmp_path / "env" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$LD_LIBRARY_PATH|$LD_PRELOAD|$@"\n')
+    python.chmod(0o755)
+    for folder, files in {
+        "driver": ["libcuda.so.1"],
+        "conda": ["libcuda.so.1", "libstdc++.so.6"],
+        "matlab": [],
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name in files:
+            (tmp_path / folder / name).touch()
+    (tmp_path / "current").symlink_to(tmp_path / "env")
+    path = ":".join(str(tmp_path / name) for name in ("matlab", "driver", "conda"))
+    done = subprocess.run(
+        [str(tmp_path / "current" / "colab" / "jupyter-notebook"), "--port=1", "a b"],
+        env={"PATH": os.defpath, "LD_LIBRARY_PATH": path, "CDPATH": "/", "LD_PRELOAD": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    real = tmp_path / "env"
+    assert done.stdout == f"{tmp_path}/driver||-I {real}/colab/jupyter-notebook --port=1 a b\n"
