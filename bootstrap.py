@@ -105,7 +105,7 @@ try:
     from colab_local.install.next_steps import next_steps
     from colab_local.install.options import ENGINES, Options
     from colab_local.install.servers import running_servers, token_file
-    from colab_local.manage import content, environments, notebook, service, verify
+    from colab_local.manage import content, environments, notebook, repair, service, verify
     from colab_local.manage.card import show_card
 except ImportError as problem:
     sys.stderr.write(f"error: this copy of colab-local is not complete: {problem}\n")
@@ -135,7 +135,7 @@ def make_parser() -> Parser:
         prog="bootstrap.py",
         description="Turn this machine into a Google Colab local runtime, exact to the hash.",
         epilog=EXAMPLES,
-        modes=("help", "verify", "list", "rollback", "prune", "uninstall"),
+        modes=("help", "verify", "repair", "list", "rollback", "prune", "uninstall"),
         never_meant=("--uninstall", "--prune", "--rollback", "--reset-vnc-password"),
     )
     what = parser.add_argument_group("which environment")
@@ -196,6 +196,7 @@ def make_parser() -> Parser:
 
     manage = parser.add_argument_group("what is installed").add_mutually_exclusive_group()
     manage.add_argument("--verify", action="store_true", help="check an environment file by file against its lock")
+    manage.add_argument("--repair", action="store_true", help="put right what --verify finds, and nothing else")
     manage.add_argument(
         "--check", metavar="NOTEBOOK", default="", help="what a notebook needs, and who has it; runs nothing"
     )
@@ -419,7 +420,7 @@ def show_plan(installation: Installation, dry_run: bool) -> None:
 def execute(installation: Installation, screen: Screen) -> bool:
     """Carry out what is planned, under the home's lock; return whether anything had to be done."""
     known = len(installation.notices)
-    with homes.locked(installation.home, screen):
+    with homes.locked(installation.home, screen, inherited=True):
         screen.open_log(installation.home / "logs")
         steps = installation.steps()  # another run may have done it while this one waited
         try:
@@ -478,6 +479,8 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
         return notebook.command(absolute(args.check), env, options.lockfiles, screen)
     if args.verify:
         return verify.command(home, env, screen)
+    if args.repair:
+        return repair.command(options, args.dry_run, screen)
     if args.list or args.rollback or args.prune or args.uninstall:
         screen.show_document(manage(args, home, env, screen))
         return EXIT_OK
@@ -518,6 +521,7 @@ def launch(options: Options, result: Dict[str, Any], screen: Screen) -> None:
     sys.stdout.flush()
     offline.clean_up()
     os.environ[TOKEN_FILE] = str(token)
+    os.umask(screen.umask)
     os.execv(argv[0], list(argv))  # noqa: S606 - no shell is wanted; it cleans its environment itself
 
 

@@ -16,7 +16,8 @@ from typing import Any, Callable, NoReturn, Sequence
 
 from colab_local import VERSION
 from colab_local.base.completion import SHELLS, completion
-from colab_local.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failure
+from colab_local.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
+from colab_local.base.files import UMASK, disk_failure, is_full
 from colab_local.base.hints import true_here, typed_now
 from colab_local.base.terminal import Screen
 
@@ -145,6 +146,7 @@ def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, i
     words = list(sys.argv[1:] if argv is None else argv)
     screen = Screen("--json" in words)  # also for errors in the command line itself
     screen.put_right = lambda hint: true_here(hint, typed_now(words), parser, parser.modes)
+    screen.umask = os.umask(UMASK)  # what is made for all to run is not for all to write
     with contextlib.suppress(AttributeError):  # a terminal that lacks a letter of a name shows its number
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -160,7 +162,11 @@ def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, i
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
         return EXIT_FAILED
     except OSError as problem:
+        if is_full(problem):
+            return screen.fail(disk_failure(Path(str(problem.filename or screen.place or "."))))
         return screen.fail(Failure(f"{problem.strerror or problem} ({problem.filename or 'no file'})"))
+    except MemoryError:
+        return screen.fail(Failure("this machine's memory has run out", "free -m", EXIT_MACHINE))
     except Exception as problem:  # the last resort: a fault of ours is two lines, too, and its log has the rest
         return screen.fail(unforeseen(problem, screen))
 

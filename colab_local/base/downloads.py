@@ -3,37 +3,72 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import email.utils
 import http.client
 import re
+import ssl
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Iterable, NamedTuple, Sequence, Tuple
-from urllib.parse import unquote_to_bytes
+from typing import Any, Iterable, Iterator, NamedTuple, Sequence, Tuple
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from colab_local.base import certificates
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_USAGE, Failure
-from colab_local.base.files import CHUNK, sha256_of
+from colab_local.base.files import CHUNK, disk_failure, is_full, sha256_of
 from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
-from colab_local.base.text import mask
+from colab_local.base.text import mask, printable
 
 TIMEOUT_S = 30  # for a connection, and for every read from it
 TRIES = 5  # of one download
 FIRST_PAUSE_S = 1.0  # between two tries; doubles
 PARALLEL_DOWNLOADS = 6
+LONGEST_PAUSE_S = 120  # that a server may ask for (Retry-After) before we give up on it
+SLOWEST = 1000  # bytes per second, on an average over SLOW_S: less is a server that keeps us waiting for nothing
+SLOW_S = 30.0
+LARGEST = 4 << 30  # bytes of a file whose size the lock does not say
 Rules = Sequence[Tuple[str, str]]  # of mirrors: URLs that begin with FROM are fetched from TO
 
 
 class Download(NamedTuple):
-    """A file to bring. target: where it goes; sha256: in hex; size: in bytes, 0 where the lock does not say."""
+    """A file to bring. target: where it goes; sha256: in hex; size: in bytes, 0 where the lock does not say.
+
+    most: bytes that it can have where its own size is not known, but that of all files together is.
+    """
 
     url: str
     target: Path
     sha256: str
     size: int = 0
+    most: int = 0
+
+    @property
+    def bound(self) -> int:
+        """The bytes after which no more is taken."""
+        return self.most or self.size or LARGEST
+
+
+class _TooMuch(Exception):
+    """A server sends more than the file has."""
+
+
+class _OnlyHttp(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone; urllib's own also goes to ftp."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not re.match(r"https?://[^/]", newurl):
+            raise urllib.error.URLError(f"it leads to {mask(newurl)!r}, which is no web address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def open_url(request: Any, timeout: float) -> Any:
+    """Open a URL like urllib.request.urlopen(), but follow redirects to http and https alone."""
+    secure = urllib.request.HTTPSHandler(context=certificates.context())
+    return urllib.request.build_opener(_OnlyHttp, secure).open(request, timeout=timeout)
 
 
 def rewrite(url: str, rules: Rules) -> str:
@@ -94,78 +129,206 @@ def download(wanted: Download, screen: Screen, rules: Rules = (), progress: Prog
     target = wanted.target
     if is_there(wanted):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     source = rewrite(wanted.url, rules)
     part = target.with_name(target.name + ".part")
     own = progress is None
     bar = progress or Progress(screen, "Downloading " + target.name, wanted.size)
     try:
-        resumed = _fetch(source, part, bar)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        resumed = _fetch(source, part, bar, wanted.bound)
         found = sha256_of(part)
         if found != wanted.sha256 and resumed:  # the start of the file may have been another one's: once more, whole
             bar.advance(-part.stat().st_size)
             part.unlink()
-            _fetch(source, part, bar)
+            _fetch(source, part, bar, wanted.bound)
             found = sha256_of(part)
         if found != wanted.sha256:
-            part.unlink()
-            raise Failure(
-                f"{mask(source)} is not the file that the lock names (found sha256 {found}, need {wanted.sha256}); "
-                "it was not kept",
-                "python3 bootstrap.py   # again, from another network or with --mirror",
-                EXIT_INTEGRITY,
-            )
+            raise _damaged(source, f"found sha256 {found}, need {wanted.sha256}")
         part.replace(target)
+    except _TooMuch:
+        _discard(part)
+        raise _damaged(source, f"found more than {wanted.bound} bytes, need no more than that") from None
+    except Failure as problem:
+        if problem.code == EXIT_INTEGRITY:
+            _discard(part)
+        raise
+    except OSError as problem:
+        _discard(part)
+        if is_full(problem):
+            raise disk_failure(part.parent) from problem
+        raise
     finally:
         if own:
             bar.close()
 
 
-def _fetch(source: str, part: Path, bar: Progress) -> bool:
-    """Bring `source` into the file `part`, going on where an earlier try stopped; True if it went on."""
+def _discard(part: Path) -> None:
+    with contextlib.suppress(OSError):
+        part.unlink()
 
+
+def _damaged(source: str, found: str) -> Failure:
+    """Return the failure of a download that is another file than the locked one."""
+    return Failure(
+        f"{mask(source)} is not the file that the lock names ({found}); it was not kept",
+        "git status lockfiles, then try again, from another network or --mirror",
+        EXIT_INTEGRITY,
+    )
+
+
+def _fetch(source: str, part: Path, bar: Progress, bound: int) -> bool:
+    """Bring `source` into the file `part`, going on where an earlier try stopped; True if it went on.
+
+    bound: the bytes after which no more is taken.
+
+    Raises:
+        Failure: EXIT_NETWORK. _TooMuch: it has more. OSError: of the disk, not of the network.
+    """
     resumed = False
     counted = 0  # bytes of this file that the bar knows of
     for attempt in range(1, TRIES + 1):
         have = part.stat().st_size if part.exists() else 0
-        request = make_request(source)
-        request.add_header("Accept-Encoding", "identity")
-        if have and not source.startswith("file:"):
-            request.add_header("Range", f"bytes={have}-")
+        pause = FIRST_PAUSE_S * 2 ** (attempt - 1)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=certificates.context()) as response:
+            with _open(source, have) as response:
                 goes_on = getattr(response, "status", None) == 206
                 start = have if goes_on else 0
                 resumed = resumed or bool(start)
                 bar.advance(start - counted)
                 counted = start
-                expected = response.headers.get("Content-Length")
-                with part.open("ab" if goes_on else "wb") as stream:
-                    for chunk in iter(lambda: response.read1(CHUNK), b""):  # what is there, not a full chunk
-                        stream.write(chunk)
+                expected = _content_length(response.headers)
+                if start + max(expected or 0, 0) > bound:
+                    raise _TooMuch
+                with _Disk(part, goes_on) as disk:
+                    for chunk in _chunks(response):
+                        if counted + len(chunk) > bound:
+                            raise _TooMuch
+                        disk.write(chunk)
                         bar.advance(len(chunk))
                         counted += len(chunk)
-                if expected is not None and counted - start < int(expected):
+                if expected is not None and counted - start < expected:
                     raise OSError(f"the connection ended after {counted - start} of {expected} bytes")
                 return resumed
         except urllib.error.HTTPError as problem:
             if problem.code == 416 and have:  # we have all of it, or too much: the hash decides
                 bar.advance(have - counted)
                 return True
-            reason = f"HTTP {problem.code} {problem.reason}"
+            reason = _in_one_line(f"HTTP {problem.code} {problem.reason}")
             if problem.code < 500 and problem.code not in (408, 425, 429):
                 raise _unreachable(source, reason) from None
-        except (OSError, http.client.HTTPException) as problem:
-            reason = str(getattr(problem, "reason", problem)) or type(problem).__name__
-            if isinstance(getattr(problem, "reason", None), FileNotFoundError):
+            pause = max(pause, retry_after(problem.headers))
+            if pause > LONGEST_PAUSE_S:
+                raise _unreachable(source, f"{reason}; it asks to be left alone for {pause:.0f} s") from None
+        except _DiskError as problem:
+            raise problem.cause from None
+        except (OSError, http.client.HTTPException, ValueError) as problem:
+            cause = getattr(problem, "reason", problem)
+            reason = _in_one_line(str(cause)) or type(problem).__name__
+            if isinstance(cause, FileNotFoundError):
                 raise _unreachable(source, "no such file") from None
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise _untrusted(source, cause.verify_message) from None
+            if isinstance(problem, ValueError):  # a redirect to what is no address, a length that is no number
+                raise _unreachable(source, f"its answer makes no sense ({reason})") from None
         if attempt == TRIES:
             break
-        pause = FIRST_PAUSE_S * 2 ** (attempt - 1)
         if bar.is_news(f"{source.split('/')[2]}: {reason}"):  # with six at once and five tries it is said once
             bar.screen.report(f"{mask(source)}: {reason}. Trying again in {pause:.0f} seconds.")
         time.sleep(pause)
     raise _unreachable(source, f"{reason} ({TRIES} tries)")
+
+
+def _in_one_line(text: str) -> str:
+    """Return what a server said, as fits into an error: it may be another protocol's answer, or urllib's advice."""
+    return printable(" ".join(text.split()))[:300]
+
+
+def _open(source: str, have: int) -> Any:
+    """Open a download; have: bytes that we have of it already."""
+    if source.startswith("file:"):
+        path = Path(urllib.request.url2pathname(urlsplit(source).path))
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file")
+    request = make_request(source)
+    request.add_header("Accept-Encoding", "identity")
+    if have and not source.startswith("file:"):
+        request.add_header("Range", f"bytes={have}-")
+    return open_url(request, TIMEOUT_S)
+
+
+def _content_length(headers: Any) -> int | None:
+    """Return how many bytes an answer says that it has, None where it does not say; ValueError for no number."""
+    text = headers.get("Content-Length")
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text.strip()):
+        raise ValueError(f"Content-Length: {text[:40]!r}")
+    return int(text)
+
+
+def _chunks(response: Any) -> Iterator[bytes]:
+    """Yield what comes, as it comes; TimeoutError when it comes too slowly to ever end."""
+    since, count = time.monotonic(), 0
+    for chunk in iter(lambda: response.read1(CHUNK), b""):  # what is there, not a full chunk
+        yield chunk
+        count += len(chunk)
+        seconds = time.monotonic() - since
+        if seconds > SLOW_S:
+            if count < SLOWEST * seconds:
+                raise TimeoutError(f"only {count} bytes in {seconds:.0f} s")
+            since, count = time.monotonic(), 0
+
+
+class _DiskError(Exception):
+    """An OSError of the disk: trying the network again would not help."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Disk:
+    """The file that a download goes to; its errors are told apart from the network's."""
+
+    def __init__(self, part: Path, goes_on: bool) -> None:
+        try:
+            self.stream = part.open("ab" if goes_on else "wb", buffering=0)
+        except OSError as problem:
+            raise _DiskError(problem) from problem
+
+    def __enter__(self) -> _Disk:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.stream.close()
+
+    def write(self, chunk: bytes) -> None:
+        """Write all of a chunk."""
+        rest = memoryview(chunk)
+        try:
+            while rest:
+                rest = rest[self.stream.write(rest) :]
+        except OSError as problem:
+            raise _DiskError(problem) from problem
+
+
+def retry_after(headers: Any) -> float:
+    """Return the seconds that a server asks us to wait (RFC 9110, section 10.2.3), 0 where it does not."""
+    text = str((headers or {}).get("Retry-After") or "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    with contextlib.suppress(TypeError, ValueError, IndexError, OverflowError):
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    return 0.0
+
+
+def _untrusted(source: str, why: str) -> Failure:
+    """Return the failure of a download from a server that does not prove who it is."""
+    return Failure(
+        f"can't download {mask(source)}: its certificate is not trusted ({why})",
+        "export SSL_CERT_FILE=/the/certificate/of/your/proxy.pem, then the same command again",
+        EXIT_NETWORK,
+    )
 
 
 def _unreachable(source: str, reason: str) -> Failure:
@@ -210,9 +373,9 @@ def is_reachable(url: str) -> bool:
     if url.startswith("file:"):
         return True
     try:
-        urllib.request.urlopen(make_request(url, "HEAD"), timeout=8, context=certificates.context()).close()
+        open_url(make_request(url, "HEAD"), 8).close()
     except urllib.error.HTTPError as problem:
         return problem.code < 500
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True

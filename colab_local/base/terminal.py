@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Callable
 
 from colab_local.base.errors import EXIT_FAILED, Failure
-from colab_local.base.files import private_file
+from colab_local.base.files import UMASK, private_file
 from colab_local.base.text import mask, printable
 
 LOGS_KEPT = 10
@@ -35,11 +35,14 @@ class Screen:
         self.log_path = ""
         self.interrupted = False  # Ctrl-C came: Python loses the exception where it comes within a finalizer
         self.output: IO[bytes] | None = None  # what the running program writes its stderr to
+        self.held: list[int] = []  # descriptors that every program inherits: a lock lives as long as any writer
+        self.umask = UMASK  # of whoever called us, for the Jupyter that we become
+        self.place = ""  # the folder that everything lands in
         self.meter: Any = None  # of the bytes that come in now: progress.Meter
         self.steps = 0  # shown at this moment, one within the other
         self._drawn = False  # a line that the next one replaces is on the terminal
         self._lock = threading.RLock()
-        self._log: IO[str] | None = None
+        self._log: IO[bytes] | None = None
 
     # -- what this terminal can do
 
@@ -104,8 +107,8 @@ class Screen:
     def log(self, text: str) -> None:
         """Write to this run's log, if it has one by now; credentials are masked."""
         if self._log:
-            self._log.write(mask(text) + "\n")
-            self._log.flush()
+            with contextlib.suppress(OSError):  # a full disk: what filled it is what will be told
+                self._log.write((mask(text) + "\n").encode("utf-8", "replace"))
 
     def open_log(self, folder: Path) -> None:
         """Start this run's log in a folder, readable by the owner alone; the ten newest are kept."""
@@ -114,7 +117,7 @@ class Screen:
             with contextlib.suppress(OSError):
                 old.unlink()
         path = folder / "bootstrap-{}-{}.log".format(time.strftime("%Y%m%dT%H%M%S"), os.getpid())
-        self._log = os.fdopen(private_file(path), "w", encoding="utf-8", errors="replace")
+        self._log = os.fdopen(private_file(path), "wb", buffering=0)
         self.log_path = str(path)
         self.log("$ " + " ".join(shlex.quote(arg) for arg in sys.argv))
 

@@ -220,7 +220,7 @@ def card_failure(
     """Return why none of these cards can be used; cuda, others: as in judge() and decide()."""
     words = "; ".join(counted([verdict.words for verdict in verdicts]))
     reasons = {verdict.reason for verdict in verdicts}
-    for name, needs in others.items():
+    for name, needs in others.items() if "old-driver" not in reasons else ():  # a driver can be updated
         if any(judge(verdict.gpu, needs, cuda).usable for verdict in verdicts if verdict.gpu.compute_capability):
             words += f"; the environment {name} has code for it"
             return Failure(words, f"python3 bootstrap.py --env {name}", EXIT_MACHINE)

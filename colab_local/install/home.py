@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import os
 import re
 import shlex
+import stat
 from pathlib import Path
 from typing import Any, Iterator
 
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
-from colab_local.base.files import existing_parent, remove_tree
+from colab_local.base.files import existing_parent, foreign, open_to_others, remove_tree
 from colab_local.base.terminal import Screen
 
 try:
@@ -86,15 +88,43 @@ def check_home(home: Path) -> None:
     for path in [parent] + [home / name for name in FOLDERS if os.path.lexists(str(home / name))]:
         if not path.is_dir():
             raise Failure(f"{path} is a file where a folder should be", elsewhere, EXIT_USAGE)
-    owner, user = parent.stat().st_uid, os.getuid()
-    if parent == home and user and owner not in (0, user):  # what root chooses stands: volumes of containers
-        raise Failure(
-            f"{home} belongs to another user, who could change what runs from it (found uid {owner}, need {user})",
-            elsewhere,
-            EXIT_MACHINE,
-        )
+    demand_ours(home)
     if not os.access(str(parent), os.W_OK | os.X_OK):
         raise Failure(f"{parent} can't be written by {user_name()}", elsewhere, EXIT_MACHINE)
+
+
+def demand_ours(home: Path) -> None:
+    """Raise Failure if another user could change what runs from the home, or has: root's runs is everybody's risk.
+
+    Looked at: every folder from the home upwards, the folders in it, each environment, and the tools that we run.
+    """
+    elsewhere = "python3 bootstrap.py --prefix {}".format(shlex.quote(str(user_home() / "colab-local")))
+    place = open_to_others(home)
+    hint = elsewhere
+    if place is None:
+        inner = [home / name for name in (*FOLDERS, "conda")]
+        places = [path for name in ("envs", "receipts", "tools") for path in sorted((home / name).glob("*"))]
+        programs = ["conda/bin", "conda/bin/conda", "conda/bin/python", "bin/pixi", "conda/.colab-local.json"]
+        files = [home / name for name in programs if not (home / name).is_symlink()]
+        tools = sorted((home / "tools").glob("uv-*/**/*"))
+        place = foreign([*inner, *places, *files, *tools, home / ".lock"])
+        hint = f"look at it: ls -ld {shlex.quote(str(place))}"
+    if place is None:
+        return
+    status = place.lstat()
+    found = f"found uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}"
+    if stat.S_ISLNK(status.st_mode):
+        raise Failure(
+            f"{place} is a link, which could lead anywhere (need a folder or file)", elsewhere, EXIT_MACHINE
+        )
+    if status.st_uid in (os.geteuid(), 0) and os.geteuid() in (status.st_uid, 0):
+        hint = f"chmod -R go-w {shlex.quote(str(place))}"
+    raise Failure(
+        f"another user can change {place}, and with it what runs from {home} ({found}; need uid {os.geteuid()} or 0, "
+        "and write access for nobody else)",
+        hint,
+        EXIT_MACHINE,
+    )
 
 
 def remove_empty(folder: Path) -> None:
@@ -111,22 +141,101 @@ def remove_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(home: Path, screen: Screen) -> Iterator[None]:
-    """Hold the exclusive lock on the home folder; wait, and say so, while another run has it."""
-    path = home / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            owner = stream.read(20).strip()
-            screen.report(f"Another run is at work in {home} (process {owner}): waiting for it.")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
+def locked(home: Path, screen: Screen, inherited: bool = False) -> Iterator[None]:
+    """Hold the exclusive lock on the home folder; wait, and say so, while another run has it.
+
+    inherited: every program that is run meanwhile holds it, too. If this process is killed and a program goes on
+    writing, the next run waits until that has ended.
+    """
+    descriptor = take_lock(home, screen)
+    try:
+        if inherited:
+            screen.held.append(descriptor)
+            screen.place = str(home)
         yield
+    finally:
+        if inherited:
+            screen.held.remove(descriptor)
+        os.close(descriptor)
+
+
+def take_lock(home: Path, screen: Screen) -> int:
+    """Return the descriptor that holds the lock on a home; it is that of the file that lies there now."""
+    path = home / ".lock"
+    home.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        try:
+            descriptor = os.open(
+                str(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644
+            )
+        except OSError as problem:
+            if problem.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise _no_lock(path) from None
+            raise
+        try:
+            mine = os.fstat(descriptor)
+            if not stat.S_ISREG(mine.st_mode):
+                raise _no_lock(path)
+            if not _try_lock(descriptor):
+                if not told:
+                    screen.report(f"Another run is at work in {home} ({_owner(descriptor)}): waiting for it.")
+                told = True
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            there = os.lstat(str(path))
+            if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                os.ftruncate(descriptor, 0)
+                with contextlib.suppress(OSError):  # on a full disk the lock is held all the same
+                    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                return descriptor
+        except FileNotFoundError:  # --uninstall took it away meanwhile
+            home.mkdir(parents=True, exist_ok=True)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _no_lock(path: Path) -> Failure:
+    return Failure(
+        f"{path} is not the file that we lock (a link, a pipe or a folder)",
+        f"ls -l {shlex.quote(str(path))}",
+        EXIT_MACHINE,
+    )
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _owner(descriptor: int) -> str:
+    """Return who holds the lock: the run, or what a killed run has left behind."""
+    text = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+    with contextlib.suppress(ValueError, OSError):
+        os.kill(int(text), 0)
+        return f"process {text}"
+    return f"process {text} was killed; what it started still writes" if text else "it has just begun"
+
+
+def begun_mark(home: Path, name: str) -> Path:
+    """Return the file that says that a run of ours began to make the environment `name`: what is there is ours."""
+    return home / "receipts" / name / "begun"
+
+
+def is_half_made(home: Path, name: str) -> bool:
+    """Return whether a run of ours began to make the environment `name`, which has no receipt that counts."""
+    folder = home / "receipts" / name
+    marks = [folder / "begun", folder / "receipt.json", folder / "lock"]  # at first, only the last two were made
+    if any(mark.exists() for mark in marks):
+        return not foreign([folder])
+    # Before there were marks: an environment of a name that we have, or that is in use here. Others are the user's.
+    names = {"cpu", "gpu", *(link.name for kind in ("current", "previous") for link in (home / kind).glob("*"))}
+    root = home / "envs" / name
+    return name.rpartition("-")[0] in names and (root / "bin").is_dir() and not root.is_symlink()
 
 
 def environment_root(home: Path, name: str) -> Path:
@@ -145,6 +254,8 @@ def read_receipt(home: Path, name: str) -> dict[str, Any] | None:
     One that was written in another home is none: the home was copied, and its programs are the first home's.
     """
     path = home / "receipts" / name / "receipt.json"
+    if foreign([path.parent, path]):  # a link, or another user's
+        return None
     try:
         receipt = documents.read(path, RECEIPT_SHAPE)
     except (OSError, ValueError):
@@ -155,6 +266,8 @@ def read_receipt(home: Path, name: str) -> dict[str, Any] | None:
     if os.path.realpath(f"{written_in}/envs/{name}") != os.path.realpath(str(home / "envs" / name)):
         return None
     root = environment_root(home, name)
+    if foreign([root]):
+        return None
     prefix = environment_prefix(root, receipt["env"], receipt["engine"])
     return dict(receipt, root=str(root), prefix=str(prefix))
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from colab_local.base import documents
 from colab_local.base.downloads import download_all
-from colab_local.base.errors import EXIT_FAILED, Failure
-from colab_local.base.files import link_atomically, remove_tree, sha256_of, write_atomically
+from colab_local.base.errors import EXIT_FAILED, EXIT_USAGE, Failure
+from colab_local.base.files import (
+    disk_failure,
+    is_full,
+    link_atomically,
+    remove_tree,
+    sha256_of,
+    write_atomically,
+)
 from colab_local.base.programs import run
 from colab_local.base.progress import Waiting
 from colab_local.base.terminal import Screen
@@ -216,6 +224,7 @@ class Installation:
             "notices": self.notices,
         }
         write_atomically(self.receipts / "receipt.json", json.dumps(receipt, indent=1) + "\n")
+        remove_tree(homes.begun_mark(self.home, self.lock.name))
         with contextlib.suppress(FileNotFoundError):
             (self.receipts / ASIDE).unlink()
 
@@ -234,8 +243,9 @@ class Installation:
 
     def apply(self, steps: list[Step]) -> None:
         """Execute the plan; an environment that is not whole at the end is removed, one without a GPU kept aside."""
+        homes.demand_ours(self.home)  # again: the folder may have been made by another since we looked
         if not self.is_made() and not self.is_aside():
-            self.remove()  # without a receipt: left by a run that was killed
+            self.begin()
         try:
             for number, step in enumerate(steps, 1):
                 if self.screen.interrupted:
@@ -252,13 +262,26 @@ class Installation:
             raise Failure(
                 what, f"python3 bootstrap.py --env {self.lock.env} --no-gpu-check", failure.code
             ) from failure
-        except BaseException:
+        except BaseException as problem:
             if not self.is_made() and not self.is_aside():
                 self.remove()
+            if is_full(problem) or is_full(problem.__cause__):
+                raise disk_failure(self.home) from problem
             raise
 
+    def begin(self) -> None:
+        """Remove what a killed run has left, and mark what this one makes as ours; raise Failure if it is not."""
+        if os.path.lexists(str(self.root)) and not homes.is_half_made(self.home, self.lock.name):
+            raise Failure(
+                f"{self.root} is there and has no receipt of ours: it is left alone",
+                f"mv {shlex.quote(str(self.root))} {shlex.quote(str(self.root))}.yours",
+                EXIT_USAGE,
+            )
+        self.remove()
+        write_atomically(homes.begun_mark(self.home, self.lock.name), f"{os.getpid()}\n")
+
     def remove(self) -> None:
-        """Remove the environment and its receipt."""
+        """Remove the environment, then its receipt: as long as that is there, what is left counts as ours."""
         remove_tree(self.root)
         remove_tree(self.receipts)
 

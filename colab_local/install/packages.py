@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 from colab_local.base import certificates
-from colab_local.base.files import remove_tree, write_atomically
+from colab_local.base.files import remove_tree, sha256_of, write_atomically
 from colab_local.base.programs import run, succeeds
 from colab_local.base.progress import Size
 from colab_local.base.terminal import Screen
@@ -22,7 +24,7 @@ def install_uv(uv: Path, python: str, requirements: str, cache: Path, wheels: Pa
     uv: the program, FOLDER/bin/uv; python: the interpreter whose pip is asked first; requirements: text of host.txt;
     cache: a folder for files on the way; wheels: a bundle's folder of wheels, or None for the package index.
     """
-    if uv.exists():
+    if is_whole(uv):
         return
     folder = uv.parent.parent
     temporary, venv = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".part-venv")
@@ -47,6 +49,17 @@ def install_uv(uv: Path, python: str, requirements: str, cache: Path, wheels: Pa
     finally:
         remove_tree(temporary)
         remove_tree(venv)
+
+
+def is_whole(uv: Path) -> bool:
+    """Return whether our uv is there, as its installer recorded it (RECORD, PEP 376)."""
+    found = False
+    for record in uv.parent.parent.glob("uv-*.dist-info/RECORD"):
+        with contextlib.suppress(OSError, ValueError):
+            digest = base64.urlsafe_b64encode(bytes.fromhex(sha256_of(uv))).rstrip(b"=").decode()
+            rows = record.read_text(encoding="utf-8", errors="replace").splitlines()
+            found = found or any(f"bin/uv,sha256={digest}," in row for row in rows)
+    return found
 
 
 def install_packages(uv: Path, prefix: Path, lock: Lock, kept: Path, wheels: Path | None, screen: Screen) -> None:

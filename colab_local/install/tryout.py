@@ -50,6 +50,7 @@ def try_out(
     python = prefix / "bin" / "python"
     env = child_environment(TF_CPP_MIN_LOG_LEVEL="3", PATH=path_with(prefix / "bin"), CUDA_VISIBLE_DEVICES="-1")
     tree = seal.walk(prefix)  # before .pyc files come and go
+    seal.close_to_others(prefix, tree.open)  # packages and caches may hold files with such modes
     running: set[subprocess.Popen[str]] = set()
 
     def ask(timeout_s: float, *words: str) -> str:

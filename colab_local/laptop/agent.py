@@ -19,6 +19,7 @@ import json
 import os
 import queue
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -41,6 +42,7 @@ MARK = "colab-local>"
 START_SECONDS = 180.0  # a cold start of Jupyter on a network file system
 SILENT_SECONDS = 60.0  # how long a Jupyter may not answer: its machine may be busy, swapping, just awake
 LOGS_KEPT = 5
+FEWEST_FILES = 128  # a server and one kernel do with 48, each further kernel takes a dozen
 UNSHARED_SECONDS = 60.0  # so long may a network file system take to show what another machine wrote
 JOB_NAME = "colab-local"
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED")  # states of jobs that are not over
@@ -175,6 +177,10 @@ def launch(home: Path, receipt: Json, wanted: int | None) -> Json:
     if port != preferred:
         send({"note": f"port {preferred} is taken on {socket.gethostname()}: Jupyter uses {port} there"})
     send({"note": f"starting Jupyter on {socket.gethostname()}"})
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if most != resource.RLIM_INFINITY and most < FEWEST_FILES:
+        limit = f"only {most} files can be open at a time on {socket.gethostname()}"
+        send({"note": f"{limit} (ulimit -n in a start-up file?): kernels may not start"})
     log = open_log(home)
     with log.open("ab") as output:
         child = subprocess.Popen(

@@ -471,7 +471,7 @@ class Examination:
                     raise Fault("kernel-fails", f"the cell {CELL} printed {printed!r}")
                 imported = notebook.run(TENSORFLOW, 6 * self.runtime.timeout).strip()
         except Failed as failed:
-            raise Fault("kernel-fails", f"the server can't {failed}") from failed
+            raise Fault("kernel-fails", f"the server can't {failed}{self.cause_in_log()}") from failed
         except socket.timeout as error:
             what = f"the kernel doesn't answer within {2 * self.runtime.timeout:g} s"
             raise Fault("kernel-fails", what) from error
@@ -486,6 +486,20 @@ class Examination:
             raise Fault("tensorflow-fails", f"`import tensorflow` fails in a cell: {told[:300]}")
         self.check_tensorflow(found.group(2) if found else "")
         return f"{CELL} printed {printed}" + (f"; TensorFlow {found.group(1)} from {found.group(2)}" if found else "")
+
+    def cause_in_log(self) -> str:
+        """Return the last error in the server's log, where that is a file that we can find, "" otherwise."""
+        if not (self.server and self.python):
+            return ""
+        with contextlib.suppress(OSError):
+            log = Path(os.readlink(f"/proc/{self.server.pid}/fd/2"))
+            if log.is_file():
+                with log.open(encoding="utf-8", errors="replace") as stream:
+                    stream.seek(max(0, log.stat().st_size - 20_000))
+                    lines = stream.read().splitlines()
+                errors = [line.strip() for line in lines if re.match(r"\s*(\w+\.)*\w*(Error|Exception)\b", line)]
+                return f" (its log says: {errors[-1][:200]})" if errors else ""
+        return ""
 
     def check_tensorflow(self, file: str) -> None:
         """Raise Fault if a cell imports TensorFlow from outside the environment that the server runs in."""

@@ -13,17 +13,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple
 
 from colab_local.base.errors import EXIT_BUSY, EXIT_USAGE, Failure
-from colab_local.base.files import link_atomically, remove_tree
+from colab_local.base.files import link_atomically, remove_tree, write_atomically
 from colab_local.base.terminal import Screen
 from colab_local.base.text import megabytes
-from colab_local.install.home import FOLDERS, locked, read_receipts
+from colab_local.install.home import FOLDERS, begun_mark, demand_ours, is_half_made, locked, read_receipts
 
 # What bootstrap.py and the scripts keep in a home besides environments, receipts and links. A home may be a folder
 # that the user has other things in, so the names are narrow.
@@ -116,10 +115,11 @@ def read_home(home: Path) -> list[Installed]:
             state = "previous"
         found.append(Installed(root.name, state, root, tree_size(root), receipt))
     for root in sorted((home / "envs").glob("*")):
-        if root.name not in known and NAME.match(root.name):
+        if root.name not in known and NAME.match(root.name) and is_half_made(home, root.name):
             found.append(Installed(root.name, "half-made", root, tree_size(root), {}))
     for folder in sorted((home / "receipts").glob("*")):
-        if folder.is_dir() and NAME.match(folder.name) and folder.name not in {entry.name for entry in found}:
+        listed = folder.name in {entry.name for entry in found}
+        if NAME.match(folder.name) and not listed and is_half_made(home, folder.name):
             found.append(Installed(folder.name, "gone", home / "envs" / folder.name, 0, {}))
     order = ["in use", "previous", "unused", "half-made", "gone"]
     return sorted(found, key=lambda entry: order.index(entry.state))
@@ -129,20 +129,13 @@ def read_home(home: Path) -> list[Installed]:
 # Removing
 
 
-def remove(path: Path) -> None:
-    """Remove a file or tree of ours, also one whose folders are read-only, as package caches' may be."""
-    try:
-        remove_tree(path)
-    except PermissionError:
-        for folder, _, _ in os.walk(str(path)):
-            os.chmod(folder, stat.S_IRWXU)  # noqa: PTH101 - os.walk gives text
-        remove_tree(path)
-
-
 def remove_environment(home: Path, entry: Installed) -> None:
-    """Remove one environment; its receipt goes first, so that a half-removed one counts as half-made."""
-    remove(home / "receipts" / entry.name)
-    remove(entry.root)
+    """Remove one environment. The mark that it is ours goes last, so that a half-removed one counts as half-made."""
+    if os.path.lexists(str(entry.root)):
+        write_atomically(begun_mark(home, entry.name), f"{os.getpid()}\n")
+        remove_tree(home / "receipts" / entry.name / "receipt.json")
+        remove_tree(entry.root)
+    remove_tree(home / "receipts" / entry.name)
 
 
 def users_of(folder: Path) -> list[tuple[int, str]]:
@@ -281,6 +274,7 @@ def list_environments(home: Path, screen: Screen) -> dict[str, Any]:
 
 def rollback(home: Path, env: str, dry_run: bool, screen: Screen) -> dict[str, Any]:
     """Switch current/ENV to the environment that was used before; return what --json prints."""
+    demand_ours(home)
     link, back = home / "current" / env, home / "previous" / env
     target = back.resolve() if back.is_symlink() else None
     receipt = next((r for r in read_receipts(home) if target and Path(r["prefix"]).resolve() == target), None)
@@ -306,6 +300,7 @@ def rollback(home: Path, env: str, dry_run: bool, screen: Screen) -> dict[str, A
 
 def prune(home: Path, dry_run: bool, yes: bool, screen: Screen) -> dict[str, Any]:
     """Remove the environments that no link uses; return what --json prints."""
+    demand_ours(home)
     unused = [entry for entry in read_home(home) if entry.state not in ("in use", "previous")]
     result: dict[str, Any] = {"ok": True, "removed": [], "bytes": 0, "changed": False}
     if not unused:
@@ -331,6 +326,7 @@ def uninstall(home: Path, dry_run: bool, yes: bool, others: Mapping[str, Remover
 
     others: {receipt's name: what removes that} of what else may have been set up: a service, a desktop.
     """
+    demand_ours(home)
     environments = read_home(home)
     removers = [remover for receipt, remover in others.items() if (home / "receipts" / receipt).is_file()]
     kept = outermost(made(home))
@@ -353,7 +349,7 @@ def uninstall(home: Path, dry_run: bool, yes: bool, others: Mapping[str, Remover
             for entry in environments:
                 remove_environment(home, entry)
             for path in outermost(made(home)):
-                remove(path)
+                remove_tree(path)
             for name in FOLDERS:
                 with contextlib.suppress(OSError):
                     (home / name).rmdir()

@@ -316,7 +316,7 @@ class Check:
             return False
         if self.is_venvs_own(path):
             return False
-        cached = re.match(r"(.*?)__pycache__/([^/]+?)\.[^/.]+-\d+(?:\.opt-\d)?\.pyc$", path)
+        cached = re.match(r"(.*?)__pycache__/([^/]+?)\.[^/.]+-\d+(?:\.opt-\d)?\.pyc(?:\.\d+)?$", path)
         return not (cached and cached.group(1) + cached.group(2) + ".py" in self.tree.files)
 
     def check_extra(self) -> None:
@@ -484,6 +484,10 @@ class Check:
                     digest.update(f"{path}\0{identity}\n".encode())
             digests.append(digest.hexdigest())
         self.check_extra()
+        for path in self.tree.open:
+            if path in self.tree.files and ENGINES_OWN.match(path):
+                continue  # uv makes its .lock for all to write: nothing is read from it
+            self.say("open", self.owners.get(path, ""), path, "another user can write to it")
         if self.receipt["layer"] == "conda":
             self.check_conda()
         self.check_python()
@@ -568,22 +572,16 @@ def check(receipt: dict[str, Any], screen: Screen) -> Findings:
     except (KeyError, TypeError, UnicodeError, ValueError, csv.Error) as problem:
         raise Failure(
             f"a record in {prefix} is damaged ({type(problem).__name__}: {problem})",
-            repair(receipt, []),
+            repair(receipt),
             EXIT_DIFFERS,
         ) from problem
 
 
-def repair(receipt: dict[str, Any], shared: list[str]) -> str:
-    """Return the line that makes an environment anew.
-
-    shared: packages whose damage may be in uv's cache too: uv takes what it has unpacked once without looking.
-    """
-    uv = shlex.quote(str(Path(receipt["prefix"]) / "bin" / "uv"))
-    steps = [f"{uv} cache clean {' '.join(shared)}"] if shared else []
+def repair(receipt: dict[str, Any]) -> str:
+    """Return the line that puts an environment right."""
     home = Path(receipt["root"]).parent.parent
     option = "" if home == default_home() else f" --prefix {shlex.quote(str(home))}"
-    again = f"python3 bootstrap.py --env {receipt['env']} --engine {receipt['engine']}{option}"
-    return " && ".join([*steps, f"rm -r {shlex.quote(str(receipt['root']))}", again])
+    return f"python3 bootstrap.py --repair --env {receipt['env']}{option}"
 
 
 def command(home: Path, env: str, screen: Screen) -> int:
@@ -622,7 +620,7 @@ def show(receipt: dict[str, Any], found: Findings, seconds: float, screen: Scree
     if found.differences:
         count = len(found.differences)
         screen.report(f"error: {count} difference{'s' if count > 1 else ''} from the lock, of {checked}")
-        screen.report("hint: " + repair(receipt, found.shared))
+        screen.report("hint: " + repair(receipt))
 
 
 def document(receipt: dict[str, Any], found: Findings, seconds: float) -> dict[str, Any]:

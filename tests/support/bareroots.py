@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.conftest import REPO
@@ -34,6 +35,7 @@ mount --make-rprivate /
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/tmp"
+mount -t tmpfs tmpfs "$root/run"
 if [ -n "$REPO" ]; then mkdir -p "$root/repo"; mount --bind "$REPO" "$root/repo"; fi
 exec chroot "$root" "$@"
 """
@@ -147,30 +149,23 @@ def inside(root: Path, argv: Sequence[str]) -> list[str]:
 
 def installed(release: str, session: str) -> Path:
     """Return a root in which the product has installed what its virtual desktop needs, and nothing else."""
-
-    def wanted(root: Path) -> list[str]:
-        # As on a machine that systemd runs, so that the list is the one for such a machine.
-        ask = "mkdir -p /run/systemd/system && python3 -B /repo/bootstrap.py --desktop virtual --dry-run --session "
-        said = _call(inside(root, ["sh", "-c", ask + session]))
-        return said.partition("install system packages: ")[2].splitlines()[0].split()
-
-    return _with(release, session, wanted)
+    # As on a machine that systemd runs, so that the list is the one for such a machine.
+    ask = "mkdir -p /run/systemd/system && python3 -B /repo/bootstrap.py --desktop virtual --dry-run --session "
+    said = _call(inside(bare(release), ["sh", "-c", ask + session]))
+    return with_packages(release, session, said.partition("install system packages: ")[2].splitlines()[0].split())
 
 
 def with_packages(release: str, name: str, packages: Sequence[str]) -> Path:
-    """Return a root that has these packages too, without what they recommend."""
-    return _with(release, name, lambda root: list(packages))
-
-
-def _with(release: str, name: str, wanted: Callable[[Path], list[str]]) -> Path:
-    base, root = bare(release), CACHE / f"{release}-{name}"
-    with _alone(f"{release}-{name}"):
+    """Return a root that has these packages too, without what they recommend. Another list makes another root."""
+    digest = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:8]
+    base, root = bare(release), CACHE / f"{release}-{name}-{digest}"
+    with _alone(root.name):
         if not root.exists():
             half = root.with_suffix(".half")
             shutil.rmtree(half, ignore_errors=True)
             _call(["cp", "-a", "--reflink=auto", str(base), str(half)])
             shutil.copy("/etc/resolv.conf", half / "etc/resolv.conf")
-            _call(inside(half, ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted(half)]))
+            _call(inside(half, ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]))
             _call(inside(half, ["apt-get", "clean"]))
             half.rename(root)
     return root

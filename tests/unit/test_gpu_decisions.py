@@ -248,6 +248,13 @@ def test_another_environment_is_named_before_the_download(tmp_path: Path, monkey
     )
 
 
+def test_an_old_driver_is_updated_and_no_older_environment_named() -> None:
+    card = Gpu("NVIDIA H100 PCIe", "550.127.08", "9.0", 81559)
+    driver = DriverAnswer("libcuda.so.1", "12.4", gpus=(card,))
+    found = gpu.decide(NEEDS, driver, SmiAnswer(), BARE, {"gpu-2025-07": {"9.0": Need("12.3", "545.23.06")}}).refusal
+    assert found and "need 12.5 or newer" in found.what and "gpu-2025-07" not in found.what + found.hint
+
+
 @pytest.mark.parametrize(
     ("visible", "count", "hidden"),
     [

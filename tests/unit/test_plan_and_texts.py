@@ -63,7 +63,7 @@ def test_secrets_are_masked_wherever_text_is_shown() -> None:
             "Traceback\n  File\nModuleNotFoundError: No module named 'x'\n",
             "ModuleNotFoundError: No module named 'x'",
         ),
-        ("", "Using Python\nerror: Failed to fetch\n  Caused by: refused\n", "error: Failed to fetch"),
+        ("", "Using Python\nerror: Failed to fetch\n  Caused by: refused\n", "error: Failed to fetch: refused"),
         ("working\ngave up\n", "", "gave up"),
     ],
 )

@@ -33,7 +33,9 @@ def package_downloads(job: Job, lock: Lock) -> list[Download]:
     """Return the conda packages of a lock; the size of all of them is counted on the first."""
     sizes = job.index["environments"][lock.env]["platforms"][lock.platform].get("bytes", {})
     total = int(sizes.get("conda_download") or 0)
-    files = [Download(url, package_file(job.home, url), digest) for url, digest in parse_explicit(lock.conda)]
+    files = [
+        Download(url, package_file(job.home, url), digest, most=total) for url, digest in parse_explicit(lock.conda)
+    ]
     return [files[0]._replace(size=total), *files[1:]] if files else []
 
 

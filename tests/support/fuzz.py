@@ -1,0 +1,200 @@
+"""Damaged files and answers for every reader: a reader returns, or raises what it documents; nothing else, and soon.
+
+python -m tests.support.faults fuzz 1000000
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from colab_local.base import documents, downloads, programs, text
+from colab_local.base.errors import Failure
+from colab_local.base.network import parse_listeners
+from colab_local.install import home, lockfiles, requirements
+from colab_local.install.servers import DESCRIPTION_SHAPE
+from colab_local.manage import records
+from tests.support.faults import Tally
+
+FOLDER = Path(tempfile.mkdtemp(prefix="colab-local-fuzz-"))
+NAME = "cpu-0123456789ab"
+RECEIPT = {
+    "name": NAME,
+    "env": "cpu",
+    "platform": "linux-64",
+    "engine": "host",
+    "layer": "host-3.13",
+    "python": "3.13.1",
+    "lock": {"digest": "0" * 64, "files": {"pypi.txt": "0" * 64}, "jupyter": {"a": "0" * 64}},
+    "port": 8888,
+    "notebook_dir": "/home/u",
+    "home": str(FOLDER),
+    "seal": {"bin/python": "-> /usr/bin/python3"},
+}
+SERVER = {"pid": 1, "port": 8888, "token": "t", "base_url": "/", "hostname": "localhost", "notebook_dir": "/"}
+TABLE = (
+    "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    "   0: 0100007F:22B8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 12345 1\n"
+)
+EXPLICIT = f"@EXPLICIT\nhttps://c.example/conda-forge/linux-64/zlib-1.3-h1.conda#sha256:{'a' * 64}\n"
+PYPI = (
+    f"six==1.17.0 ; python_version >= '3.11' \\\n    --hash=sha256:{'b' * 64}\nuv==0.12.1 --hash=sha256:{'c' * 64}\n"
+)
+SAID = "error: Failed to install: x\n  cause: b\n  × a\n  ├─▶ No space left on device (os error 28)\n"  # noqa: RUF001
+LAUNCHER = "#!/p/bin/python\nfrom a.b import c\nsys.exit(c())\n"
+LATER = "Fri, 31 Dec 1999 23:59:59 GMT"
+CONDA = json.dumps({"_path": "lib/a", "path_type": "softlink", "sha256": "0" * 64, "prefix_placeholder": "/p"})
+
+
+def write(name: str, content: bytes) -> Path:
+    """Write what a reader is to read."""
+    path = FOLDER / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def read_receipt(content: bytes) -> object:
+    write(f"receipts/{NAME}/receipt.json", content)
+    found = home.read_receipt(FOLDER, NAME)
+    if found is not None:  # whatever it says, it is about this home alone
+        assert found["root"] == str(FOLDER / "envs" / NAME)
+        assert Path(found["prefix"]).is_relative_to(found["root"])
+    return home.read_receipts(FOLDER)
+
+
+def read_record(content: bytes) -> object:
+    info = "lib/python3.13/site-packages/six-1.17.0.dist-info"
+    write(f"{info}/RECORD", content)
+    packages_found, _ = records.read_python(FOLDER, "lib/python3.13/site-packages", set())
+    for package in packages_found:
+        assert not any(entry.path.startswith(("/", "../")) for entry in package.entries)
+    return packages_found
+
+
+def plain(content: bytes) -> str:
+    return content.decode("utf-8", "replace")
+
+
+# (the reader, what it may raise, what a good file or answer is)
+READERS: dict[str, tuple[Callable[[bytes], object], tuple[type[Exception], ...], str]] = {
+    "receipt": (read_receipt, (), json.dumps(RECEIPT)),
+    "index": (
+        lambda content: lockfiles.read_index(write("index/index.json", content).parent),
+        (Failure,),
+        json.dumps({"schema": 1, "python": ["3.11"], "uv": {"version": "1", "file": "a", "sha256": "0" * 64}}),
+    ),
+    "server": (
+        lambda content: documents.read(write("nbserver-1.json", content), DESCRIPTION_SHAPE),
+        (ValueError,),
+        json.dumps(SERVER),
+    ),
+    "any document": (lambda content: documents.parse(content, "it"), (ValueError,), json.dumps([RECEIPT, SERVER])),
+    "sockets": (lambda content: parse_listeners(plain(content)), (), TABLE),
+    "explicit lock": (lambda content: lockfiles.parse_explicit(plain(content)), (Failure,), EXPLICIT),
+    "locked names": (lambda content: lockfiles.locked_names(plain(content)), (), PYPI),
+    "locked entry": (lambda content: lockfiles.locked_entry(plain(content), "uv"), (Failure,), PYPI),
+    "requirements": (lambda content: requirements.parse(plain(content)), (Failure, ValueError), PYPI),
+    "RECORD": (read_record, (ValueError, csv.Error), "six.py,sha256=AAAA,12\nsix-1.17.0.dist-info/RECORD,,\n"),
+    "conda record": (
+        lambda content: records.conda_entry(documents.parse(content, "it", {"_path": str})),
+        (ValueError, TypeError, AttributeError),  # verify.check() names the record then
+        CONDA,
+    ),
+    "launcher": (lambda content: records.launcher_target(content), (), LAUNCHER),
+    "patched file": (lambda content: records.unpatched(content, b"/p", b"/placeholder", "binary"), (), "E/p/x\0\0"),
+    "program's words": (
+        lambda content: programs.failure_of("uv", plain(content), plain(content), 1, "/", False),
+        (),
+        SAID,
+    ),
+    "Retry-After": (lambda content: downloads.retry_after({"Retry-After": plain(content)}), (), LATER),
+    "length": (lambda content: downloads._content_length({"Content-Length": plain(content)}), (ValueError,), "12"),
+    "mirror rules": (
+        lambda content: downloads.parse_rules([plain(content)]),
+        (Failure,),
+        "https://conda.anaconda.org/=https://mirror.example/",
+    ),
+    "login": (lambda content: downloads.split_login(plain(content)), (), "https://user:p%40ss@host/x"),
+    "masked text": (lambda content: text.printable(text.mask(plain(content))), (), "https://u:p@h/?token=abc"),
+}  # fmt: skip
+
+
+def odd_values() -> list[Any]:
+    """Return values that no good document has in that place."""
+    return [None, True, -1, 1e308, 10**30, "", "../../etc", "/", "\u0000", "\ud800", [], {}, [[[]]], "x" * 5000]
+
+
+def damaged(good: str, dice: random.Random) -> bytes:
+    """Return a good file or answer after an accident, or after somebody's work."""
+    content = good.encode()
+    if dice.random() < 0.4 and good[:2] in ('{"', "[{"):
+        value = json.loads(good)
+        place = value[0] if isinstance(value, list) else value
+        while isinstance(place, dict) and place:
+            key = dice.choice(list(place))
+            if isinstance(place[key], dict) and dice.random() < 0.6:
+                place = place[key]
+                continue
+            if dice.random() < 0.3:
+                del place[key]
+            else:
+                place[key] = dice.choice(odd_values())
+            break
+        return json.dumps(value).encode()
+    for _ in range(dice.randint(1, 4)):
+        at, end = sorted((dice.randint(0, len(content)), dice.randint(0, len(content))))
+        kind = dice.randrange(6)
+        if kind == 0:
+            content = content[:at]
+        elif kind == 1:
+            content = content[:at] + content[end:]
+        elif kind == 2:
+            content = content[:at] + dice.randbytes(dice.randint(1, 9)) + content[at:]
+        elif kind == 3:
+            content = content[:at] + content[at:end] * dice.randint(2, 20) + content[end:]
+        elif kind == 4:
+            content = (
+                content[:at]
+                + dice.choice([b"[" * 3000, b'{"a":' * 999, b"\0", b"9" * 5000, b"\xff\xfe", b"\n" * 99])
+                + content[end:]
+            )
+        else:
+            content = content.replace(
+                dice.choice([b":", b",", b"=", b"/", b"\n"]), dice.choice([b"", b" ", b"::", b"\r"])
+            )
+    return content
+
+
+def attempt(name: str, content: bytes) -> str:
+    """Give one input to a reader and return what went wrong, "" for nothing."""
+    reader, allowed, _ = READERS[name]
+    try:
+        reader(content)
+    except allowed:
+        return ""
+    except Exception as problem:
+        return f"{name}: {type(problem).__name__}: {problem} of {content[:200]!r}"
+    return ""
+
+
+def run(count: int, seed: int = 0) -> Tally:
+    """Give `count` damaged inputs to the readers in turn; a seed gives the same ones again."""
+    dice = random.Random(seed)
+    tally = Tally()
+    names = list(READERS)
+    (FOLDER / "envs" / NAME).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        name = names[number % len(names)]
+        wrong = attempt(name, damaged(READERS[name][2], dice))
+        tally.tried += 1
+        if wrong and len(tally.lost) < 100:
+            tally.lost += (wrong,)
+    assert os.listdir(FOLDER)  # noqa: PTH208 - the readers did read
+    return tally

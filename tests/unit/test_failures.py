@@ -1,0 +1,128 @@
+"""What failed programs say, as recorded from them, and what is made of it: kind, exit code, one line, one hint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_NETWORK, Failure
+from colab_local.base.programs import failure_of, run, telling_line
+from colab_local.base.terminal import Screen
+
+# uv 0.12.1 and 0.13.9, pip 23.2, conda 26.7, pixi 0.81: (their words, the exit code, what the one line has to hold).
+RECORDED = [
+    (
+        "error: Failed to install: jedi-0.20.1-py2.py3-none-any.whl (jedi==0.20.1): failed to copy file from /c/a to "
+        + "/e" * 200
+        + ": No space left on device (os error 28)",
+        EXIT_MACHINE,
+        ["because the disk is full", "jedi==0.20.1", "No space left on device"],
+    ),
+    ("OSError: [Errno 122] Disk quota exceeded: '/h/x'", EXIT_MACHINE, ["the disk is full", "quota"]),
+    (
+        "ERROR: Exception:\nTraceback (most recent call last):\n  File \"x\", line 1\n"
+        "OSError: [Errno 18] Invalid cross-device link: 'a' -> 'b'\n\nDuring handling of the above exception\n"
+        "OSError: [Errno 28] No space left on device\n",
+        EXIT_MACHINE,
+        ["the disk is full", "No space left on device"],
+    ),
+    (
+        "error: Failed to download `jedi==0.19`\n  cause: Failed to extract archive: jedi-0.19-py3-none-any.whl\n"
+        "  cause: Bad CRC (got 3b9b2d56, expected f8b691ef) for file: jedi/__init__.py\n",
+        EXIT_INTEGRITY,
+        ["is not the locked one", "jedi==0.19", "Bad CRC"],
+    ),
+    (
+        "  × Failed to download `jedi==0.19`\n  ╰─▶ Hash mismatch for `jedi==0.19`\n\n      Expected:\n",  # noqa: RUF001
+        EXIT_INTEGRITY,
+        ["jedi==0.19", "Hash mismatch"],
+    ),
+    (
+        "error: No solution found when resolving dependencies\n  cause: Because jedi was not found in the package "
+        "registry and you require jedi==0.19, we can conclude that your requirements are unsatisfiable.\n\nhint: An "
+        "index (http://127.0.0.1:1/simple/) returned a 403 Forbidden error.\n",
+        EXIT_NETWORK,
+        ["the index failed", "jedi was not found"],
+    ),
+    (
+        "error: Request failed after 3 retries in 8.0s\n  cause: Failed to fetch: http://127.0.0.1:1/simple/jedi/\n"
+        "  cause: HTTP status server error (500 Internal Server Error) for url (http://127.0.0.1:1/simple/jedi/)\n",
+        EXIT_NETWORK,
+        ["500 Internal Server Error"],
+    ),
+    (
+        "error: Failed to download `jedi==0.19`\n  Caused by: Failed to write to the distribution cache\n"
+        "  Caused by: error decoding response body\n  Caused by: end of file before message length reached\n",
+        EXIT_NETWORK,
+        ["jedi==0.19", "end of file before message length reached"],
+    ),
+    (
+        "error: Request failed after 3 retries in 7.5s\n  cause: error sending request for url (http://u:p@h/)\n"
+        "  cause: dns error\n  cause: failed to lookup address information: Name or service not known\n",
+        EXIT_NETWORK,
+        ["Name or service not known"],
+    ),
+    (
+        "error: Failed to fetch: https://localhost:1/simple/jedi/\n  cause: client error (Connect)\n"
+        "  cause: invalid peer certificate: Other(OtherError(CaUsedAsEndEntity))\n",
+        EXIT_NETWORK,
+        ["a certificate is not trusted", "invalid peer certificate"],
+    ),
+    (
+        "error: Request failed\n  cause: client error (Connect)\n"
+        "  cause: received corrupt message of type InvalidContentType\n",
+        EXIT_NETWORK,
+        ["a certificate is not trusted"],
+    ),
+    (
+        "\nCondaHTTPError: HTTP 000 CONNECTION FAILED for url <https://c/linux-64/x.conda>\nElapsed: -\n",
+        EXIT_NETWORK,
+        ["CondaHTTPError"],
+    ),
+    (
+        "ChecksumMismatchError: Conda detected a mismatch between the expected content and downloaded\ncontent",
+        EXIT_INTEGRITY,
+        ["ChecksumMismatchError"],
+    ),
+    ("memory allocation of 8192 bytes failed\n", EXIT_MACHINE, ["memory ran out"]),
+    ("Traceback (most recent call last):\n  File \"x\"\nMemoryError\n", EXIT_MACHINE, ["memory ran out"]),
+    ("ValueError: wrong value\n", EXIT_FAILED, ["ValueError: wrong value"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "code", "parts"), RECORDED)
+def test_a_failure_is_read_to_its_cause(said: str, code: int, parts: list[str]) -> None:
+    problem = failure_of("uv", "Resolved 90 packages in 5ms\n", said, 2, "/data/home", False)
+    assert problem.code == code, problem.what
+    assert all(part in problem.what for part in parts), problem.what
+    assert "\n" not in problem.what and len(problem.what) < 700
+    assert bool(problem.hint) == (code != EXIT_FAILED)
+    assert "u:p@" not in problem.what
+
+
+def test_the_chain_is_its_first_and_its_last_cause() -> None:
+    assert telling_line("", "error: a\n  cause: b\n  cause: c\n", 2) == "error: a: c (exit status 2)"
+    assert telling_line("", "  × a is\n  │ too long\n  ├─▶ b\n  ╰─▶ c\n", 1) == "a is too long: c (exit status 1)"  # noqa: RUF001
+
+
+def test_a_killed_program_is_called_killed() -> None:
+    with pytest.raises(Failure, match=r"sh was killed \(SIGKILL\)") as caught:
+        run(["sh", "-c", "kill -9 $$"], Screen())
+    assert caught.value.hint
+    starved = failure_of("uv", "", "", -9, "/", True)
+    assert "because memory ran out" in starved.what and starved.code == EXIT_MACHINE
+    assert "ended by SIGSEGV" in failure_of("uv", "", "", -11, "/", False).what
+
+
+def test_what_the_screen_holds_outlives_us(tmp_path: Path) -> None:
+    """The descriptor is open in the program, and in the one that it starts."""
+    screen = Screen()
+    with (tmp_path / "lock").open("w") as stream:
+        screen.held.append(stream.fileno())
+        said = run(["sh", "-c", f"ls -l /proc/self/fd/{stream.fileno()}"], screen)
+        assert str(tmp_path / "lock") in said
+        screen.held.clear()
+        with pytest.raises(Failure):
+            run([sys.executable, "-I", "-c", f"import os; os.fstat({stream.fileno()})"], screen)
