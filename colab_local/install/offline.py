@@ -290,7 +290,7 @@ def demand_lock(manifest: dict[str, Any], lock: str, env: str) -> None:
             f"the bundle is of another lock than this checkout's (found lockfiles/index.json {found[:12]}, need "
             f"{lock[:12]})",
             f"python3 scripts/bundle.py --env {env}   or, to take its lock: --bundle-lock {found}",
-            EXIT_USAGE,
+            EXIT_INTEGRITY,
         )
 
 

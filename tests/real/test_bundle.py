@@ -668,7 +668,7 @@ def test_install_without_a_network_with_a_conda_layer(
     mirror.reset()
     refused = home.run("--offline", bundle, check=False)
     lock = hashlib.sha256((lockfiles / "index.json").read_bytes()).hexdigest()
-    assert refused.returncode == EXIT_USAGE and not home.path.exists()
+    assert refused.returncode == EXIT_INTEGRITY and not home.path.exists()
     assert "another lock than this checkout's" in refused.stderr and f"--bundle-lock {lock}" in refused.stderr
     done = home.run(
         "--offline",
