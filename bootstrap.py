@@ -243,7 +243,7 @@ def absolute(text: str) -> Path:
 def read_options(args: argparse.Namespace) -> Options:
     """Return what the command line asks of an installation."""
     if args.home == "":
-        raise Failure("--prefix needs a folder (found '')", "python3 bootstrap.py", EXIT_USAGE)
+        raise Failure("--prefix needs a folder (found '')", "python3 bootstrap.py !--prefix", EXIT_USAGE)
     homes.user_home()  # there is one, or it ends here: what follows relies on it
     lockfiles, env = absolute(args.lockfiles), DEFAULT_ENVIRONMENT if args.env is None else args.env
     return Options(

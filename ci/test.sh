@@ -33,6 +33,14 @@ if [ -z "$fast" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     fi
 fi
 
+# A company's authority may be in the system's store alone: uv and requests have lists of their own.
+for store in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem; do
+    if [ -z "${SSL_CERT_FILE-}" ] && [ -f "$store" ]; then export SSL_CERT_FILE=$store; fi
+done
+if [ -n "${SSL_CERT_FILE-}" ]; then
+    export REQUESTS_CA_BUNDLE="${REQUESTS_CA_BUNDLE-$SSL_CERT_FILE}" PIP_CERT="${PIP_CERT-$SSL_CERT_FILE}"
+fi
+
 say "Python tools in .venv"
 python=
 for candidate in python3 python3.13 python3.12 python3.11; do

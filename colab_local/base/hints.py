@@ -77,11 +77,17 @@ def true_here(hint: str, typed: Typed, parser: argparse.ArgumentParser, modes: S
     """
 
     def put_right(found: re.Match[str]) -> str:
-        program, options = found.group(1), found.group(2).split()
+        program = found.group(1)
+        try:
+            options = shlex.split(found.group(2))
+        except ValueError:  # prose with an apostrophe behind the command
+            return found.group()
         own = Path(program).name == Path(typed.program).resolve().name
-        words = options if modes is None or not own else merged(typed.words, options, parser, modes)
+        words = [word for word in options if not word.startswith("!")]
+        if own and modes is not None:
+            words = merged(typed.words, options, parser, modes)
         path = typed.program if own else beside(typed.program, program)
-        return " ".join([typed.interpreter, shlex.quote(path), *words])
+        return " ".join([typed.interpreter, *(shlex.quote(word) for word in [path, *words])])
 
     return GIT.sub(lambda found: from_git(found.group(1), beside(typed.program, ".")), COMMAND.sub(put_right, hint))
 
@@ -101,17 +107,19 @@ def merged(
 ) -> list[str]:
     """Return the words of a command: the user's own, with those of a hint in place of what they contradict.
 
-    typed: the user's; wanted: the hint's, quoted already. A hint that asks for another mode than the user's keeps
-    only what says which installation is meant.
+    typed: the user's; wanted: the hint's. A hint that asks for another mode than the user's keeps
+    only what says which installation is meant. A word like !--prefix in a hint takes the user's --prefix away.
     """
-    own = list(parts(typed, parser))
-    news = list(parts([word for text in wanted for word in shlex.split(text)], parser))
+    dropped = {word[1:] for word in wanted if word.startswith("!")}
+    wanted = [word for word in wanted if not word.startswith("!")]
+    own = [(name, words) for name, words in parts(typed, parser) if words[0].partition("=")[0] not in dropped]
+    news = list(parts(wanted, parser))
     if any(name is None for name, _ in [*own, *news]):  # the line that was typed is wrong: no part of it is repeated
         return list(wanted)
     names = {name for name, _ in news}
     changes = bool((names | {name for name, _ in own}) & set(modes))
     kept = [words for name, words in own if name not in names and (name in WHERE or not changes)]
-    return [*(shlex.quote(word) for words in kept for word in words), *wanted]
+    return [*(word for words in kept for word in words), *wanted]
 
 
 def parts(words: Sequence[str], parser: argparse.ArgumentParser) -> Iterator[tuple[str | None, list[str]]]:

@@ -113,17 +113,17 @@ CURES: dict[str, Cure] = {
         "Jupyter doesn't start, or logs `Error loading server extension jupyter_http_over_ws`",
         "The extension can't be imported: `distutils` is missing on Python >= 3.12 without setuptools, or it is "
         "notebook 7",
-        "Make the environment anew with `python3 bootstrap.py`, which installs what is missing",
+        "Run `python3 bootstrap.py`: it installs what is missing",
     ),
     "tornado-cookie": Cure(
         _CONNECTING + "; Jupyter logs `HTTPInputError: Invalid header value`",
         "jupyter_http_over_ws 0.0.8 sends a cookie that tornado >= 6.5 refuses",
-        "Start the environment's own Jupyter with the command that `python3 bootstrap.py` prints; it mends this",
+        "Start the environment's own Jupyter with the command that `python3 bootstrap.py` prints; it repairs this",
     ),
     "port-mismatch": Cure(
         _CONNECTING + "; Jupyter logs `ConnectionRefusedError: [Errno 111]`",
         "Through ssh with two different ports the server dials the local port on its own machine",
-        "Start the environment's own Jupyter there, which mends this, or use the same port on both sides: "
+        "Start the environment's own Jupyter there, which repairs this, or use the same port on both sides: "
         "`ssh -L 8888:localhost:8888`",
     ),
     "kernel-fails": Cure(

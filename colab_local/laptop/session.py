@@ -235,7 +235,9 @@ class Session:
     def tell_about_kernel(self, before: Json) -> None:
         """After a reconnect: say whether it is the same Jupyter."""
         if before and before["pid"] != self.server["pid"]:
-            self.screen.report("note: Jupyter was started anew on {}: variables are gone".format(self.server["host"]))
+            self.screen.report(
+                "note: Jupyter was started again on {}: variables are gone".format(self.server["host"])
+            )
 
     def keep_up(self, connection: Connection, again: bool) -> None:
         """Forward, show the URL, and stay until the line drops (Dropped) or Jupyter ends (Failure)."""
@@ -332,7 +334,7 @@ class Session:
     # -- the whole
 
     def run(self) -> None:
-        """Connect, and connect again when the line drops, until Ctrl-C or a failure that trying can't mend."""
+        """Connect, and connect again when the line drops, until Ctrl-C or a failure that no new try repairs."""
         waits = pauses()
         while True:
             again = bool(self.local)

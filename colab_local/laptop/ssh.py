@@ -202,8 +202,8 @@ def explain(said: Sequence[str], ssh: Ssh, heard: Sequence[str] = (), logged_in:
     table: list[tuple[str, str, str, int]] = [
         (
             r"REMOTE HOST IDENTIFICATION HAS CHANGED",
-            "{host} shows another host key than before: it was set up anew, or someone stands in between",
-            "ask whoever runs it; if it was set up anew: ssh-keygen -R {host}",
+            "{host} shows another host key than before: it was installed again, or someone stands in between",
+            "ask whoever runs it; if it was installed again: ssh-keygen -R {host}",
             failed,
         ),
         (

@@ -620,7 +620,7 @@ def show(receipt: dict[str, Any], found: Findings, seconds: float, screen: Scree
     if found.differences:
         count = len(found.differences)
         screen.report(f"error: {count} difference{'s' if count > 1 else ''} from the lock, of {checked}")
-        screen.report("hint: " + repair(receipt))
+        screen.report("hint: " + screen.put_right(repair(receipt)))
 
 
 def document(receipt: dict[str, Any], found: Findings, seconds: float) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def test_a_rebooted_host_gets_a_new_jupyter_and_the_user_is_told(lab: Lab) -> No
         link.event("dropped")
         gpubox.start()
         link.says("connected again", 240)
-        link.says("Jupyter was started anew on gpubox: variables are gone")
+        link.says("Jupyter was started again on gpubox: variables are gone")
         link.event("reconnected")
         with lab.laptop.network(), connect(before["url"], "direct") as colab:
             assert colab.run("6 * 7").result == "42"

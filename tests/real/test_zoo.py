@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +134,9 @@ def use(prefix: Path, home: Path, case: Case) -> str:
     runtime = Path(environ.get("XDG_DATA_HOME", home / ".local/share")) / "jupyter" / "runtime"
     variables = dict(environ, JUPYTER_RUNTIME_DIR=str(runtime))
     with start(argv, home, port, variables) as running:
+        deadline = time.monotonic() + 30  # the address is shown a moment after the runtime file is there
+        while f"http://localhost:{port}/?token={running.token}" not in running.log and time.monotonic() < deadline:
+            time.sleep(0.1)
         if f"http://localhost:{port}/?token={running.token}" not in running.log:
             return "Jupyter shows no address that can be pasted:\n" + running.log
         doctor = [sys.executable, "-I", str(REPO / "scripts/doctor.py"), "--json", "--timeout", "60", "-"]

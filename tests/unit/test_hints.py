@@ -44,6 +44,9 @@ CASES = [
     ("--gpu", "", "--gpu"),
     ("--gup --prefix /x", "--cpu", "--cpu"),
     ("--gpu", "--gpu --launch", "--gpu --launch"),
+    ("--gpu --python x --engine=host", "!--python --engine pixi", "--gpu --engine pixi"),
+    ("--prefix '' --gpu", "!--prefix", "--gpu"),
+    ("--gpu", "--prefix '/a b/c'", "--gpu --prefix '/a b/c'"),
 ]
 
 

@@ -33,7 +33,7 @@ def choose_engine(wanted: str, python: str, job: Job) -> tuple[Engine, list[str]
     if python and wanted not in ("auto", "host"):
         raise Failure(
             f"--python is for --engine host; {wanted} brings a Python of its own",
-            f"python3 bootstrap.py --engine {wanted}",
+            f"python3 bootstrap.py !--python --engine {wanted}",
             EXIT_USAGE,
         )
     if python or wanted != "auto":

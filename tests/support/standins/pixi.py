@@ -12,27 +12,39 @@ import os
 import sys
 import tomllib
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rattler import LockFile, Subdir, install
 
 VERSION = "0.81.0"
 
 
-def mirrors(workspace: Path) -> dict[str, str]:
-    """Return {URL prefix: the first URL that replaces it} of pixi's configuration files, the strongest last."""
+def configuration(workspace: Path) -> list[dict[str, Any]]:
+    """Return the content of pixi's configuration files, the strongest last (prefix-dev/pixi: crates/pixi_config)."""
     home = Path.home()
     files = [
         Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "pixi" / "config.toml",
         Path(os.environ.get("PIXI_HOME") or home / ".pixi") / "config.toml",
         workspace / ".pixi" / "config.toml",
     ]
+    return [tomllib.loads(path.read_text()) for path in files if path.is_file()]
+
+
+def mirrors(workspace: Path) -> dict[str, str]:
+    """Return {URL prefix: the first URL that replaces it}."""
     found: dict[str, str] = {}
-    for path in files:
-        if path.is_file():
-            for start, targets in tomllib.loads(path.read_text()).get("mirrors", {}).items():
-                found[start] = targets[0]
+    for content in configuration(workspace):
+        for start, targets in content.get("mirrors", {}).items():
+            found[start] = targets[0]
     return found
+
+
+def environments_folder(workspace: Path) -> Path:
+    """Return where environments are made: in the workspace, unless `detached-environments` says otherwise."""
+    folder: Any = False
+    for content in configuration(workspace):
+        folder = content.get("detached-environments", folder)
+    return Path(folder) / workspace.name if isinstance(folder, str) else workspace / ".pixi" / "envs"
 
 
 def cache_folder() -> Path:
@@ -61,7 +73,7 @@ def install_environment(manifest: Path, name: str, frozen: bool) -> Path:
         for start, target in rules.items():
             if record.url.startswith(start):
                 record.url = target + record.url[len(start) :]
-    prefix = workspace / ".pixi" / "envs" / name
+    prefix = environments_folder(workspace) / name
     asyncio.run(install(records, prefix, cache_dir=cache_folder() / "pkgs", show_progress=False))
     return prefix
 

@@ -1,0 +1,86 @@
+"""conda, mamba and rattler write other records of the same files: all three are read as one.
+
+The entries are those of real records: conda 26.7.1's of the noarch package pip, rattler's, and mamba's as its source
+writes them (libmamba/src/core/link.cpp).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colab_local.install.engines.conda import OLDEST_TOOLS, kind_of, settings
+from colab_local.manage.records import read_conda
+
+SITE = "lib/python3.13/site-packages"
+ONE, TWO = "1" * 64, "2" * 64
+CONDA: list[dict[str, Any]] = [
+    {"_path": "site-packages/pip/__init__.py", "path_type": "hardlink", "sha256": ONE, "sha256_in_prefix": ONE},
+    {"_path": "python-scripts/tool", "path_type": "hardlink", "sha256": ONE, "sha256_in_prefix": ONE},
+    {"_path": "etc/x", "path_type": "hardlink", "sha256": ONE, "sha256_in_prefix": TWO, "prefix_placeholder": "/p"},
+    {"_path": f"{SITE}/pip/__pycache__/a.cpython-313.pyc", "path_type": "pyc_file", "size_in_bytes": 1},
+    {"_path": "bin/pip", "path_type": "unix_python_entry_point", "size_in_bytes": 266},
+    {"_path": "bin/pip", "path_type": "unix_python_entry_point", "size_in_bytes": 266},  # named twice
+]
+RATTLER: list[dict[str, Any]] = [
+    {"_path": f"{SITE}/pip/__init__.py", "path_type": "hardlink", "sha256": ONE},
+    {"_path": "bin/tool", "path_type": "hardlink", "sha256": ONE},
+    {"_path": "etc/x", "path_type": "hardlink", "sha256": ONE, "sha256_in_prefix": TWO, "prefix_placeholder": "/p"},
+    {"_path": "bin/pip", "path_type": "unix_python_entry_point", "sha256": TWO},
+]
+MAMBA: list[dict[str, Any]] = [
+    {"_path": f"{SITE}/pip/__init__.py", "path_type": "hardlink", "sha256": ONE, "sha256_in_prefix": ONE},
+    {"_path": "bin/tool", "path_type": "hardlink", "sha256": ONE, "sha256_in_prefix": ONE},
+    {"_path": "etc/x", "path_type": "hardlink", "sha256": ONE, "sha256_in_prefix": TWO},
+    {"_path": f"{SITE}/pip/__pycache__/a.cpython-313.pyc", "path_type": "pyc_file"},
+    {"_path": "bin/pip", "path_type": "unix_python_entry_point"},
+]
+
+
+def write(prefix: Path, entries: list[dict[str, Any]], **more: str) -> None:
+    """Write a conda-meta record into an environment."""
+    (prefix / SITE).mkdir(parents=True, exist_ok=True)
+    (prefix / "conda-meta").mkdir(exist_ok=True)
+    record = {"name": "pip", "version": "24.2", "build": "0", "paths_data": {"paths": entries}, **more}
+    (prefix / "conda-meta" / "pip-24.2-0.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("entries", [CONDA, RATTLER, MAMBA], ids=["conda", "rattler", "mamba"])
+def test_each_form_names_the_same_files(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
+    write(tmp_path, entries, noarch="python")
+    (package,) = read_conda(tmp_path)
+    found = {entry.path: entry.kind for entry in package.entries}
+    assert found == {
+        f"{SITE}/pip/__init__.py": "file",
+        "bin/tool": "file",
+        "etc/x": "patched",
+        "bin/pip": "launcher",
+    }
+    assert len(package.entries) == len(found)
+
+
+def test_only_noarch_python_packages_are_mapped(tmp_path: Path) -> None:
+    """Of another package, a folder of that name is one in the prefix."""
+    write(tmp_path, CONDA)
+    (package,) = read_conda(tmp_path)
+    assert "site-packages/pip/__init__.py" in {entry.path for entry in package.entries}
+
+
+def test_conda_and_mamba_are_told_in_their_own_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mamba refuses CONDARC beside --no-rc; nothing of the user's reaches either."""
+    for name in ("CONDARC", "CONDA_PREFIX", "MAMBARC", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "CONDA_SOLVER"):
+        monkeypatch.setenv(name, "/theirs")
+    conda, mamba = (settings(kind, tmp_path, "linux-64") for kind in ("conda", "mamba"))
+    assert "/theirs" not in [*conda.values(), *mamba.values()]
+    assert conda["HOME"] == mamba["HOME"] == str(tmp_path / "home")
+    assert conda["CONDARC"].startswith(str(tmp_path)) and "CONDARC" not in mamba
+    assert conda["CONDA_OFFLINE"] == "true" and conda["CONDA_SAFETY_CHECKS"] == "enabled"
+    assert [kind_of(f"/opt/bin/{name}") for name in ("conda", "mamba", "micromamba")] == [
+        "conda",
+        "mamba",
+        "micromamba",
+    ]
+    assert OLDEST_TOOLS["mamba"] == OLDEST_TOOLS["micromamba"] == (2, 1, 0)
