@@ -551,8 +551,10 @@ def uninstall(home: Path, dry_run: bool, screen: Screen) -> int:
     receipt = read_receipt(home)
     if receipt is None:
         return EXIT_OK
-    path, token_file = Path(receipt["file"]), Path(receipt["token_file"])
-    maker = token_file.parent.parent
+    # Derived, not read: what is written in a receipt must not lead to anybody else's file.
+    path = (Launchd(screen) if receipt["kind"] == Launchd.kind else Systemd(screen)).path
+    token_file = home / "run" / "jupyter-token"
+    maker = Path(receipt["token_file"]).parent.parent  # only ever compared
     if maker.resolve() != home and receipt_path(maker).exists():  # this home is a copy of it
         screen.say("left the {} service: it is that of {}".format(receipt["kind"], maker))
         if not dry_run:
@@ -571,9 +573,10 @@ def uninstall(home: Path, dry_run: bool, screen: Screen) -> int:
     remove_file(path, receipt["sha256"], screen)
     if manager:
         manager.forget()
-    for folder in receipt["made"]:
-        with contextlib.suppress(OSError):  # somebody else's files are in it by now
-            Path(folder).rmdir()
+    for parent in path.parents:
+        if str(parent) in receipt["made"]:
+            with contextlib.suppress(OSError):  # somebody else's files are in it by now
+                parent.rmdir()
     if receipt["lingering"] and manager:
         _succeeds(["loginctl", "disable-linger"], screen)
     with contextlib.suppress(FileNotFoundError):
