@@ -52,7 +52,6 @@ from colab_local.base.command_line import Parser, run_program
 from colab_local.base.downloads import FIRST_PAUSE_S, TIMEOUT_S, TRIES, Rules, parse_rules, rewrite
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.files import check_disk, sha256_of
-from colab_local.base.programs import run
 from colab_local.base.terminal import Screen
 from colab_local.base.text import mask, megabytes
 from colab_local.install import offline, requirements
@@ -66,7 +65,7 @@ from colab_local.install.lockfiles import (
     read_locked,
 )
 from colab_local.install.program import program_names
-from colab_local.install.sources import pip_texts, uv_environment
+from colab_local.install.sources import pip_texts, run_uv
 
 MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
@@ -191,7 +190,7 @@ def find_wheels(choice: Choice, folder: Path, screen: Screen) -> list[Source]:
     argv += ["--python-platform", uv_platform(choice.platform, requires), "--python-version", choice.python]
     target = {"MACOSX_DEPLOYMENT_TARGET": requires["macos"]} if "macos" in requires else {}  # of the wheels chosen
     try:
-        run([*argv, "-o", answer, asked], screen, env={**uv_environment(), **target}, timeout=600)
+        run_uv([*argv, "-o", answer, asked], screen, more=target, timeout=600)
     except Failure as problem:
         raise Failure(
             f"can't ask the package index: {problem.what}",

@@ -15,7 +15,7 @@ from colab_local.base.progress import Size
 from colab_local.base.terminal import Screen
 from colab_local.install import sources
 from colab_local.install.lockfiles import Lock, locked_entry
-from colab_local.install.sources import pip_environment, uv_environment
+from colab_local.install.sources import pip_environment, run_uv
 
 
 def install_uv(uv: Path, python: str, requirements: str, cache: Path, wheels: Path | None, screen: Screen) -> None:
@@ -38,7 +38,7 @@ def install_uv(uv: Path, python: str, requirements: str, cache: Path, wheels: Pa
             flags = ["--quiet", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
             run([python, "-I", "-m", "pip", "install", *flags, *hashed, *offline], screen, pip_environment())
         elif shutil.which("uv"):
-            run(["uv", "pip", "install", "--quiet", "--python", python, *hashed, *offline], screen, uv_environment())
+            run_uv(["uv", "pip", "install", "--quiet", "--python", python, *hashed, *offline], screen)
         else:  # a venv of its own brings the pip that is bundled with Python
             run([python, "-I", "-m", "venv", venv], screen)
             pip = [venv / "bin" / "python", "-I", "-m", "pip", "install", "--quiet", "--only-binary=:all:"]
@@ -77,7 +77,7 @@ def install_packages(uv: Path, prefix: Path, lock: Lock, kept: Path, wheels: Pat
     written, download = lock.bytes.get("pypi_installed"), lock.bytes.get("pypi_download")
     size = Size(written, written if wheels else download) if written and download else None
     try:
-        run(argv, screen, uv_environment(), size=size)
+        run_uv(argv, screen, size=size)
     finally:  # --launch becomes Jupyter, and nothing that waits for this program's end is done
         sources.clean_up()
         certificates.clean_up()

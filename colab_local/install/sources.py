@@ -16,11 +16,12 @@ import shlex
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 from colab_local.base import certificates
 from colab_local.base.errors import EXIT_USAGE, Failure
-from colab_local.base.programs import child_environment
+from colab_local.base.programs import child_environment, run
+from colab_local.base.terminal import Screen
 from colab_local.install.home import config_folder
 
 # pip's settings that uv knows by another name. Several values are separated by white space in pip's.
@@ -176,14 +177,19 @@ def uv_file() -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def uv_environment() -> dict[str, str]:
-    """Return uv's environment: its own settings and pip's on where packages come from, and no others."""
+def uv_environment(extra: bool = True) -> dict[str, str]:
+    """Return uv's environment: its own settings and pip's on where packages come from, and no others.
+
+    extra: with pip's extra indexes.
+    """
     settings = pip_settings()
     file = uv_file()
     text = file.read_text(encoding="utf-8", errors="replace") if file else ""
     demand_toml(file, text)
     own = {name: value for name, value in os.environ.items() if UV_VARIABLES.match(name)}
     told = any(own.get(name) for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL"))
+    if not extra:
+        settings = {name: value for name, value in settings.items() if name != "extra-index-url"}
     mapped = to_uv(settings, told or bool(UV_INDEX_SETTING.search(text)), bool(shutil.which("keyring")))
     # Copied, not linked: a file that is changed in one environment is not changed in uv's cache and in the next one.
     # Where the file system can share blocks between copies (APFS, Btrfs, XFS), a copy costs no room.
@@ -200,6 +206,25 @@ def uv_environment() -> dict[str, str]:
         sources = re.sub(r"(?m)^\s*no-index\s*=.*$", "", sources)
     kept["UV_CONFIG_FILE"] = str(temporary_file(no_index + sources))
     return kept
+
+
+def run_uv(argv: Sequence[Any], screen: Screen, more: Mapping[str, str] | None = None, **how: Any) -> str:
+    """Run uv with the settings on where packages come from, and return what it printed.
+
+    pip's extra indexes are asked only where the first one does not have everything. uv takes a version from the
+    first index that has it, and an extra one often has a build of its own: with another hash, that is an error where
+    pip looks on (https://docs.astral.sh/uv/concepts/indexes/#searching-across-multiple-indexes). The lock's hashes
+    decide in any case.
+
+    more: further variables; how: further arguments of run(), its environment excepted.
+    """
+    first, every = uv_environment(extra=False), uv_environment()
+    if "UV_INDEX" in every and "UV_INDEX" not in first:
+        try:
+            return run(argv, screen, {**first, **(more or {})}, **how)
+        except Failure as problem:
+            screen.log(f"without pip's extra indexes: {problem.what}")
+    return run(argv, screen, {**every, **(more or {})}, **how)
 
 
 def _is_set(environ: Mapping[str, str], name: str) -> bool:

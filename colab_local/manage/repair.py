@@ -33,7 +33,7 @@ from colab_local.install.lockfiles import Lock, locked_entry, make_lock, read_in
 from colab_local.install.options import Options
 from colab_local.install.requirements import normalise
 from colab_local.install.seal import close_to_others
-from colab_local.install.sources import uv_environment
+from colab_local.install.sources import run_uv, uv_environment
 from colab_local.manage import environments, verify
 from colab_local.manage.records import Difference, Package, read_conda, site_packages
 
@@ -246,7 +246,7 @@ class Repair:
                     remove_tree(info)
         argv = [uv, "pip", "install", "--python", self.prefix / "bin" / "python", "--no-deps", "--require-hashes"]
         try:
-            run([*argv, "--reinstall", "--no-cache", "-r", wanted], self.screen, uv_environment())
+            run_uv([*argv, "--reinstall", "--no-cache", "-r", wanted], self.screen)
             run([uv, "cache", "clean", *sorted(names)], self.screen, uv_environment())
         finally:
             remove_tree(wanted)
