@@ -261,7 +261,7 @@ def read_receipt(home: Path, name: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     written_in = receipt.get("home") or str(receipt.get("root", "")).rpartition("/envs/")[0]
-    if receipt["name"] != name or name.rpartition("-")[0] != receipt["env"]:
+    if "\0" in written_in or receipt["name"] != name or name.rpartition("-")[0] != receipt["env"]:
         return None
     if os.path.realpath(f"{written_in}/envs/{name}") != os.path.realpath(str(home / "envs" / name)):
         return None
