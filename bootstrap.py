@@ -420,7 +420,7 @@ def show_plan(installation: Installation, dry_run: bool) -> None:
 def execute(installation: Installation, screen: Screen) -> bool:
     """Carry out what is planned, under the home's lock; return whether anything had to be done."""
     known = len(installation.notices)
-    with homes.locked(installation.home, screen, inherited=True):
+    with homes.hold_lock(installation.home, screen, inherited=True):
         screen.open_log(installation.home / "logs")
         steps = installation.steps()  # another run may have done it while this one waited
         try:

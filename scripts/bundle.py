@@ -62,7 +62,7 @@ from colab_local.install.lockfiles import (
     conda_platform,
     pythons_of,
     read_index,
-    read_locked,
+    read_lock_file,
 )
 from colab_local.install.program import program_names
 from colab_local.install.sources import pip_texts, run_uv
@@ -101,7 +101,7 @@ class Choice(NamedTuple):
     def read(self, name: str) -> str:
         """Return a lock file's text; raise Failure unless it is what index.json says."""
         names = offline.lockfile_names(self.lock, self.env, self.platform, self.engine)
-        return read_locked(self.lockfiles, name, names[name])
+        return read_lock_file(self.lockfiles, name, names[name])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def project_files(choice: Choice) -> dict[str, bytes]:
     except (OSError, SyntaxError) as problem:
         raise Failure(f"the program is not complete here ({problem})", "git status", EXIT_INTEGRITY) from problem
     for name, sha256 in choice.lock["jupyter"].items():
-        read_locked(REPOSITORY / "environments" / "jupyter", name, sha256)
+        read_lock_file(REPOSITORY / "environments" / "jupyter", name, sha256)
     files["lockfiles/index.json"] = (choice.lockfiles / "index.json").read_bytes()
     for name in offline.lockfile_names(choice.lock, choice.env, choice.platform, choice.engine):
         files[f"lockfiles/{name}"] = choice.read(name).encode()
@@ -225,7 +225,7 @@ def wheel_source(wheel: dict[str, Any], folder: Path) -> Source:
 def find_sources(choice: Choice, folder: Path, rules: Rules, screen: Screen) -> list[Source]:
     """Return all files that have to be fetched, the heaviest first; rules: mirror rules."""
     locked = offline.locked_files(choice.lock, choice.read, choice.env, choice.platform, choice.engine)
-    sources = [Source(offline.place(url), rewrite(url, rules), sha256, 0) for url, sha256 in locked]
+    sources = [Source(offline.bundle_path(url), rewrite(url, rules), sha256, 0) for url, sha256 in locked]
     sources += find_wheels(choice, folder, screen)
     return sorted(dict.fromkeys(sources), key=lambda source: -source.size)
 

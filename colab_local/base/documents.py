@@ -15,7 +15,7 @@ LARGEST = 64 << 20  # bytes: an environment's --verify --json has about 2 MB
 DEEPEST = 40  # objects and lists within each other: an index has 8
 
 
-def misfit(value: Any, shape: Any, where: str = "it") -> str:
+def mismatch(value: Any, shape: Any, where: str = "it") -> str:
     """Return where a JSON value is not as `shape` says, "" if it is nowhere.
 
     shape: {key: shape} of an object, where "*" means every key and one that ends in "?" may be missing; [shape] of
@@ -31,12 +31,12 @@ def misfit(value: Any, shape: Any, where: str = "it") -> str:
             name = key.rstrip("?")
             parts = [name] if name in value or name == key else []
             for part in list(value) if key == "*" else parts:
-                found = misfit(value.get(part), shape[key], f"{where}/{part}")
+                found = mismatch(value.get(part), shape[key], f"{where}/{part}")
                 if found:
                     return found
         return ""
     if isinstance(shape, list):
-        fits = isinstance(value, list) and not any(misfit(item, shape[0]) for item in value)
+        fits = isinstance(value, list) and not any(mismatch(item, shape[0]) for item in value)
     elif isinstance(shape, str):
         fits = isinstance(value, str) and bool(re.match(f"({shape})\\Z", value))
     else:
@@ -48,7 +48,7 @@ def misfit(value: Any, shape: Any, where: str = "it") -> str:
 def parse(content: str | bytes, name: str, shape: Any = None) -> Any:
     """Return the JSON value in a text.
 
-    name: what it is called in a complaint; shape: as for misfit().
+    name: what it is called in a complaint; shape: as for mismatch().
 
     Raises:
         ValueError: it is too large, too deep, no JSON, or of another shape. The message says which, with `name`.
@@ -63,7 +63,7 @@ def parse(content: str | bytes, name: str, shape: Any = None) -> Any:
         raise ValueError(f"{name} is nested too deeply") from None
     except ValueError as problem:  # UnicodeDecodeError and JSONDecodeError are of its kind
         raise ValueError(f"{name} is damaged ({problem})") from None
-    wrong = misfit(value, shape, name)
+    wrong = mismatch(value, shape, name)
     if wrong:
         raise ValueError(f"{wrong} is missing or malformed")
     return value

@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator, Sequence
 from colab_local.base.errors import EXIT_MACHINE, EXIT_OK, Failure
 from colab_local.base.network import address_for_others, ssh_port_for_others
 from colab_local.base.terminal import Screen
-from colab_local.install.home import default_home, locked
+from colab_local.install.home import default_home, hold_lock
 from colab_local.install.jupyter import ssh_line
 
 from . import look, mirror, owned, packages, person, plan, rdp, secret, service, virtual
@@ -154,8 +154,8 @@ def _home(home: Path, who: Person) -> Path:
 @contextlib.contextmanager
 def _locked(home: Path, who: Person, screen: Screen) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        with who.hat_below_home(home):
-            stack.enter_context(locked(home, screen))
+        with who.acting_below_home(home):
+            stack.enter_context(hold_lock(home, screen))
         yield
 
 
@@ -294,7 +294,7 @@ def _remove(home: Path, who: Person, kind: str, dry_run: bool, screen: Screen) -
 
 def _tidy_home(home: Path, who: Person) -> None:
     """Remove our own folder if the desktop was all there was in it."""
-    with who.hat_below_home(home), contextlib.suppress(OSError):
+    with who.acting_below_home(home), contextlib.suppress(OSError):
         (home / "receipts").rmdir()
         if [p.name for p in home.iterdir()] == [".lock"]:
             (home / ".lock").unlink()

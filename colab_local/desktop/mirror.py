@@ -84,7 +84,7 @@ def screen(person: Person, display: int | None) -> PhysicalScreen:
     Raises:
         Failure: there is none.
     """
-    with person.hat():
+    with person.acting():
         environments = [proc.environment_of(p.pid) for p in proc.processes(person.uid)]
     # Virtual desktops and X forwarded through ssh ("localhost:10.0") are no screens of this machine.
     real = [e for e in environments if "VNCDESKTOP" not in e and re.match(r":\d", e.get("DISPLAY", ":0"))]
@@ -140,7 +140,7 @@ def programs(how: str) -> Sequence[str]:
 def server(person: Person, display: str, how: str) -> proc.Process | None:
     """Return the user's running server of a display; others that they may have started stay out of it."""
     names = programs(how)
-    with person.hat():
+    with person.acting():
         for process in proc.processes(person.uid):
             if process.name in names:
                 seen = proc.environment_of(process.pid).get("DISPLAY", "").split(".")[0]
@@ -152,7 +152,7 @@ def server(person: Person, display: str, how: str) -> proc.Process | None:
 def choose_port(person: Person, display: str, how: str, used: int | None) -> int:
     """Return the port: the one used so far or 5900, unless something else listens there already."""
     running = server(person, display, how)
-    with person.hat():
+    with person.acting():
         ours = proc.sockets_of(running.pid) if running else set()
     first = [used] if used else []
     for port in [*first, USUAL_PORT, *OTHER_PORTS]:
@@ -457,7 +457,7 @@ def stop(receipt: Receipt) -> None:
         while running and time.monotonic() < deadline:
             if running.pid not in told:
                 told.add(running.pid)
-                with person.hat(), contextlib.suppress(ProcessLookupError):
+                with person.acting(), contextlib.suppress(ProcessLookupError):
                     os.kill(running.pid, number)
             time.sleep(0.1)
             running = server(person, entry["screen"], entry["how"])
@@ -492,7 +492,7 @@ def dconf_of(person: Person, display: str, bus: str | None) -> Dconf:
     """Return the settings as the running Vino hears them: through the bus in its own environment."""
     running = server(person, display, "vino")
     if running:
-        with person.hat():
+        with person.acting():
             address = proc.environment_of(running.pid).get("DBUS_SESSION_BUS_ADDRESS", "")
         if _answers(address):
             return Dconf(person, address)

@@ -141,7 +141,7 @@ def members(among: Iterable[Seen], where: Place) -> tuple[list[Seen], list[Seen]
 
 def snapshot(person: Person) -> list[Seen]:
     """Return all processes of a user, with what is needed to tell whose they are."""
-    with person.hat():
+    with person.acting():
         return [
             Seen(p, proc.environment_of(p.pid), _ignores_hangup(p.pid), _cgroup(p.pid))
             for p in proc.processes(person.uid)
@@ -185,7 +185,7 @@ def find(person: Person, display: int) -> tuple[list[Seen], list[Seen]]:
 def leader(person: Person, display: int) -> proc.Process | None:
     """Return the living vnc-session process of a display."""
     where = place(person, display)
-    with person.hat():
+    with person.acting():
         return next((p for p in proc.processes(person.uid) if where.leads(p)), None)
 
 
@@ -193,7 +193,7 @@ def displays(person: Person) -> list[int]:
     """Return the displays whose desktop runs, or has left its X server running."""
     script = str(person.home / ".vnc" / "vnc-session")
     numbers: set[str] = set()
-    with person.hat():
+    with person.acting():
         for process in proc.processes(person.uid):
             words = process.argv
             if words[-2:-1] == [script]:
@@ -240,7 +240,7 @@ def _wait(done: Callable[[], bool], seconds: float) -> None:
 
 
 def _send(person: Person, pids: Sequence[int], how: signal.Signals) -> None:
-    with person.hat():
+    with person.acting():
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, how)

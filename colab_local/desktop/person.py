@@ -102,8 +102,8 @@ class Person:
         return become
 
     @contextlib.contextmanager
-    def hat(self) -> Iterator[None]:
-        """Wear this user's effective ids: files made inside belong to the user. A no-op as the user, or when worn."""
+    def acting(self) -> Iterator[None]:
+        """Take this user's effective ids: files made inside belong to the user. Nothing to do as that user."""
         if os.geteuid() == self.uid:
             yield
             return
@@ -118,9 +118,9 @@ class Person:
             os.setegid(gid)
             os.setgroups(groups)
 
-    def hat_below_home(self, path: Path) -> ContextManager[None]:
-        """Wear the hat where `path` lies below this user's home folder, stay who we are elsewhere."""
-        return self.hat() if self.home in path.parents else contextlib.nullcontext()
+    def acting_below_home(self, path: Path) -> ContextManager[None]:
+        """Act as this user where `path` lies below their home folder, stay who we are elsewhere."""
+        return self.acting() if self.home in path.parents else contextlib.nullcontext()
 
     def run(
         self,

@@ -62,7 +62,7 @@ class Receipt:
         )
 
     def _all(self) -> list[dict[str, Any]]:
-        with self.person.hat_below_home(self.path):
+        with self.person.acting_below_home(self.path):
             return entries(self.path)
 
     def others(self) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ class Receipt:
         return [e for e in self._all() if (e["user"], e["kind"]) != (self.person.name, self.kind)]
 
     def _store(self, entries: Sequence[dict[str, Any]]) -> None:
-        with self.person.hat_below_home(self.path):
+        with self.person.acting_below_home(self.path):
             if not entries:
                 with contextlib.suppress(FileNotFoundError):
                     self.path.unlink()
@@ -124,7 +124,7 @@ class File(Step):
         self.title = f"write {path} (mode {mode:04o})"
 
     def _found(self) -> files.Found | None:
-        with self.receipt.person.hat():
+        with self.receipt.person.acting():
             return files.look(self.receipt.person, self.path)
 
     def _is_users(self, found: files.Found) -> bool:
@@ -153,7 +153,7 @@ class File(Step):
             if str(missing) not in self.receipt.entry["folders"]:
                 self.receipt.entry["folders"].append(str(missing))
         if found and self._is_users(found):
-            with person.hat():
+            with person.acting():
                 backup = files.keep(person, self.path)
             self.receipt.screen.say(f"kept your {self.path.name} as {backup}")
             # The first copy is what was there before us; a later one is kept, too, but not put back.
@@ -164,7 +164,7 @@ class File(Step):
         made.update(sha256=digest(self.content), mode=self.mode)
         self.receipt.entry["files"][str(self.path)] = made
         self.receipt.save()
-        with person.hat():
+        with person.acting():
             files.write(person, self.path, self.content, self.mode)
 
 
@@ -178,7 +178,7 @@ class Private(Step):
     def _mode(self) -> int | None:
         person = self.receipt.person
         try:
-            with person.hat(), files.folder(person, self.path) as fd:
+            with person.acting(), files.folder(person, self.path) as fd:
                 return os.fstat(fd).st_mode & 0o7777
         except FileNotFoundError:
             return None
@@ -197,7 +197,7 @@ class Private(Step):
         else:
             self.receipt.entry["modes"].setdefault(str(self.path), mode)
         self.receipt.save()
-        with person.hat(), files.folder(person, self.path, make=True) as fd:
+        with person.acting(), files.folder(person, self.path, make=True) as fd:
             os.fchmod(fd, 0o700)
 
 
@@ -215,7 +215,7 @@ class PutBack(Step):
         person = self.receipt.person
         if any(str(self.path) in e["files"] for e in self.receipt.others() if e["user"] == person.name):
             return "shared"
-        with person.hat():
+        with person.acting():
             found = files.look(person, self.path)
         if found is None:
             return "gone"
@@ -231,7 +231,7 @@ class PutBack(Step):
 
     def apply(self) -> None:
         person, state = self.receipt.person, self._state()
-        with person.hat():
+        with person.acting():
             kept = files.look(person, self.backup) if self.backup else None
             if state == "changed":
                 found = files.look(person, self.path)
@@ -260,7 +260,7 @@ class Tidy(Step):
 
     def apply(self) -> None:
         person, entry = self.receipt.person, self.receipt.entry
-        with person.hat():
+        with person.acting():
             for leftover in self.leftovers:
                 files.remove(person, leftover)
             for made in sorted(entry["folders"], key=len, reverse=True):
@@ -270,10 +270,10 @@ class Tidy(Step):
             for path, mode in entry["modes"].items() if alone else ():
                 with contextlib.suppress(FileNotFoundError), files.folder(person, Path(path)) as fd:
                     os.fchmod(fd, mode)
-        self._bequeath()
+        self._hand_over()
         self.receipt.forget()
 
-    def _bequeath(self) -> None:
+    def _hand_over(self) -> None:
         """Hand folders that are still needed to the user's other desktop, which will then remove them."""
         entry, others = self.receipt.entry, self.receipt.others()
         for other in others:

@@ -221,7 +221,7 @@ class Rdp(Step):
     def _certificate(self, person: Person) -> list[Path]:
         """Make a key and a self-signed certificate, or return those of an earlier run."""
         key, cert = self.folder / "rdp.key", self.folder / "rdp.crt"
-        with person.hat():
+        with person.acting():
             if files.look(person, key) and files.look(person, cert):
                 return [key, cert]
             for missing in files.missing_folders(person, self.folder):

@@ -162,7 +162,7 @@ class Ended(Step):
             return f"these processes: {owned.name_all(belongs)}"
         # A port that another user has taken since is none of ours, nor is that of a server started by hand.
         holders = [found for found in network.listeners([self.port]) if found.uid == self.person.uid]
-        with self.person.hat():
+        with self.person.acting():
             known = {inode for p in proc.processes(self.person.uid) for inode in proc.sockets_of(p.pid)}
         hidden = [found for found in holders if found.inode not in known]
         return f"a process that holds port {self.port} ({hidden[0]})" if hidden else None
@@ -226,6 +226,6 @@ def complaint(person: Person, display: int, programs: Sequence[str]) -> str | No
 
 def log_tail(person: Person, display: int, lines: int = 30) -> list[str]:
     """Return the last lines of a session's log."""
-    with person.hat():
+    with person.acting():
         found = files.look(person, person.home / ".vnc" / f"session-{display}.log")
     return found.content.decode(errors="replace").splitlines()[-lines:] if found else []

@@ -136,7 +136,7 @@ def choose_display(asked: int | None, used: int | None, person: Person) -> int:
 
 def _so_far(person: Person) -> dict[str, str]:
     """Return the settings of an earlier run, the user's own edits included."""
-    with person.hat():
+    with person.acting():
         found = files.look(person, person.home / ".vnc" / "vnc-session.conf")
     lines = found.content.decode(errors="replace").splitlines() if found else []
     return dict(line.split("=", 1) for line in lines if re.fullmatch(r"VNC_[A-Z]+=[\w-]+", line))
@@ -188,7 +188,7 @@ class Password(Step):
     def _usable(self) -> files.Found | None:
         """Return the password file that is there if it holds a password; one that is empty holds none."""
         person = self.receipt.person
-        with person.hat():
+        with person.acting():
             found = files.look(person, self.path)
         if found is None or len(found.content) not in (8, 16):  # 16: with a second, view-only password
             return None
@@ -232,7 +232,7 @@ class Password(Step):
             self.receipt.entry["folders"].append(str(missing))
         made.update(sha256=digest(content), mode=0o600)
         self.receipt.save()
-        with self.receipt.person.hat():
+        with self.receipt.person.acting():
             files.write(self.receipt.person, self.path, content, 0o600)
 
 
@@ -327,7 +327,7 @@ def undo(receipt: Receipt) -> list[Step]:
         steps.append(service.Stop(person, display, bool(entry.get("unit"))))
         steps.append(service.Ended(person, display, 5900 + int(display)))
     # Cookies and logs of every display that was used.
-    with person.hat():
+    with person.acting():
         vnc = sorted((person.home / ".vnc").glob("*-*"))
     leftovers = [path for path in vnc if re.fullmatch(r"Xauthority-\d+|session-\d+\.log", path.name)]
     steps.append(service.Unlinger(receipt))

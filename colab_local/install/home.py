@@ -141,7 +141,7 @@ def remove_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(home: Path, screen: Screen, inherited: bool = False) -> Iterator[None]:
+def hold_lock(home: Path, screen: Screen, inherited: bool = False) -> Iterator[None]:
     """Hold the exclusive lock on the home folder; wait, and say so, while another run has it.
 
     inherited: every program that is run meanwhile holds it, too. If this process is killed and a program goes on

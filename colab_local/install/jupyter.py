@@ -12,7 +12,7 @@ from colab_local.base.errors import Failure
 from colab_local.base.files import write_atomically
 from colab_local.base.programs import run
 from colab_local.base.terminal import Screen
-from colab_local.install.lockfiles import OVERLAY, Lock, read_locked
+from colab_local.install.lockfiles import OVERLAY, Lock, read_lock_file
 
 DEFAULT_PORT = 8888
 LAUNCHER = "colab/jupyter-notebook"  # in an environment; from environments/jupyter/prefix
@@ -85,7 +85,7 @@ def add_jupyter(prefix: Path, lock: Lock, screen: Screen) -> dict[str, str]:
     recorded: dict[str, bytes] = {}
     for name, digest in sorted(lock.jupyter.items()):
         part, _, rest = name.partition("/")
-        content = read_locked(OVERLAY, name, digest).encode("utf-8")
+        content = read_lock_file(OVERLAY, name, digest).encode("utf-8")
         target = (packages if part == "site-packages" else prefix) / rest
         if target.exists() and target.read_bytes() != content:
             raise Failure(f"{target} belongs to a package and would be overwritten")

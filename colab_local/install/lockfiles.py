@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 OVERLAY = REPOSITORY / "environments" / "jupyter"  # what every environment gets besides its packages
 DEFAULT_ENVIRONMENT = "cpu"
 INDEX_SCHEMA = 1
-# What is in lockfiles/index.json, for misfit().
+# What is in lockfiles/index.json, for mismatch().
 _HASH = r"[0-9a-f]{64}"
 _PATH = r"\w[\w.-]*(/\w[\w.-]*)*"  # below the folder that it belongs to, never above
 _CARD = {"cuda": r"\d+\.\d+", "driver": r"\d[\d.]*", "ptx?": r"\d+\.\d+ sm_\w+"}
@@ -130,7 +130,7 @@ def read_index(lockfiles: Path) -> dict[str, Any]:
     return dict(documents.demand(path, INDEX_SHAPE, hint))
 
 
-def read_locked(folder: Path, name: str, sha256: str) -> str:
+def read_lock_file(folder: Path, name: str, sha256: str) -> str:
     """Return the text of a file that index.json names; raise Failure when its hash is another one."""
     path = folder / name
     hint = restored_by(folder)
@@ -183,11 +183,11 @@ def make_lock(index: dict[str, Any], lockfiles: Path, env: str, subdir: str, lay
     entry = index["environments"][env]
     conda_layer = layer == "conda"
     explicit = entry["platforms"][subdir]
-    conda = read_locked(lockfiles, explicit["file"], explicit["sha256"]) if conda_layer else ""
-    pypi = read_locked(lockfiles, entry["pypi"]["file"], entry["pypi"]["sha256"])
-    host = "" if conda_layer else read_locked(lockfiles, index["uv"]["file"], index["uv"]["sha256"])
+    conda = read_lock_file(lockfiles, explicit["file"], explicit["sha256"]) if conda_layer else ""
+    pypi = read_lock_file(lockfiles, entry["pypi"]["file"], entry["pypi"]["sha256"])
+    host = "" if conda_layer else read_lock_file(lockfiles, index["uv"]["file"], index["uv"]["sha256"])
     for name, sha256 in index["jupyter"].items():
-        read_locked(OVERLAY, name, sha256)
+        read_lock_file(OVERLAY, name, sha256)
     named = {"env": env, "platform": subdir, "layer": layer, "conda": conda, "pypi": pypi, "host": host}
     digest = hashlib.sha256(json.dumps([named, index["jupyter"]], sort_keys=True).encode()).hexdigest()
     sizes = dict(explicit.get("bytes") or {})

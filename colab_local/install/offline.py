@@ -91,7 +91,7 @@ def damaged(what: str) -> Failure:
 # What a bundle has to hold
 
 
-def place(url: str) -> str:
+def bundle_path(url: str) -> str:
     """Return where a bundle keeps the file of a URL: files/HOST/PATH."""
     return "files/" + url.partition("://")[2]
 
@@ -141,7 +141,7 @@ def against_lock(manifest: dict[str, Any], index: dict[str, Any], read: Callable
     have: dict[str, str] = dict(manifest["sha256"])
     need = {f"lockfiles/{name}": sha256 for name, sha256 in lockfile_names(index, env, platform, engine).items()}
     need.update({f"environments/jupyter/{name}": sha256 for name, sha256 in index["jupyter"].items()})
-    need.update({place(url): sha256 for url, sha256 in locked_files(index, read, env, platform, engine)})
+    need.update({bundle_path(url): sha256 for url, sha256 in locked_files(index, read, env, platform, engine)})
     for name, sha256 in sorted(need.items()):
         if name not in have:
             return f"is incomplete: it lacks {name}"
@@ -230,7 +230,7 @@ def read_manifest(files: dict[str, Member], path: Path) -> dict[str, Any]:
             manifest = documents.parse(stream.read(documents.LARGEST + 1), MANIFEST, {"schema": int})
         if manifest["schema"] != SCHEMA:
             raise damaged(f"has schema {manifest['schema']} (need {SCHEMA})")
-        wrong = documents.misfit(manifest, MANIFEST_SHAPE, MANIFEST)
+        wrong = documents.mismatch(manifest, MANIFEST_SHAPE, MANIFEST)
         odd = (
             [name for name in manifest["sha256"] if name.startswith("/") or ".." in name.split("/")]
             if not wrong

@@ -427,7 +427,7 @@ class Connection:
                     shape = _SERVER
                 if op == "job" and message.get("job") is not None:
                     shape = {"job": _JOB}
-                wrong = documents.misfit(message, shape, "its answer")
+                wrong = documents.mismatch(message, shape, "its answer")
                 if wrong:
                     what = f"{host} answers in a way that is not understood ({wrong} is missing or malformed)"
                     raise Failure(what, "is the same version of colab-local there and here? git pull, on both")

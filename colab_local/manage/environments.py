@@ -22,7 +22,7 @@ from colab_local.base.errors import EXIT_BUSY, EXIT_USAGE, Failure
 from colab_local.base.files import link_atomically, remove_tree, write_atomically
 from colab_local.base.terminal import Screen
 from colab_local.base.text import megabytes
-from colab_local.install.home import FOLDERS, begun_mark, demand_ours, is_half_made, locked, read_receipts
+from colab_local.install.home import FOLDERS, begun_mark, demand_ours, hold_lock, is_half_made, read_receipts
 
 # What bootstrap.py and the scripts keep in a home besides environments, receipts and links. A home may be a folder
 # that the user has other things in, so the names are narrow.
@@ -284,7 +284,7 @@ def rollback(home: Path, env: str, dry_run: bool, screen: Screen) -> dict[str, A
     if dry_run:
         screen.say(f"Would switch {link} to {receipt['name']} (made {receipt['created']})")
         return dict(result, changed=False)
-    with locked(home, screen):
+    with hold_lock(home, screen):
         old = link.resolve() if link.is_symlink() else None
         link_atomically(link, target)
         if old is not None and old.is_dir():
@@ -309,7 +309,7 @@ def prune(home: Path, dry_run: bool, yes: bool, screen: Screen) -> dict[str, Any
     show(screen, [(entry.root, entry.size) for entry in unused], "Would remove" if dry_run else "Will remove")
     if dry_run or not confirmed("--prune", yes, screen):
         return result
-    with locked(home, screen):
+    with hold_lock(home, screen):
         # another run may have finished one of them, or switched to it, while this one waited
         still = {entry.name for entry in read_home(home) if entry.state not in ("in use", "previous")}
         gone = [entry for entry in unused if entry.name in still]
@@ -344,7 +344,7 @@ def uninstall(home: Path, dry_run: bool, yes: bool, others: Mapping[str, Remover
     for remover in removers:
         remover(home, False, screen)
     if home.is_dir():
-        with locked(home, screen):
+        with hold_lock(home, screen):
             demand_unused([entry.root for entry in environments])
             for entry in environments:
                 remove_environment(home, entry)

@@ -11,7 +11,7 @@ from typing import Any, Iterator, NamedTuple
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
-from colab_local.install.lockfiles import locked_names, read_index, read_locked
+from colab_local.install.lockfiles import locked_names, read_index, read_lock_file
 
 # What a notebook is, as far as this looks: format 4, which Colab writes.
 SHAPE = {"cells": list, "nbformat": int}
@@ -258,7 +258,7 @@ def examine(path: Path, lockfiles: Path) -> dict[str, Any]:
     index = read_index(lockfiles)
     environments = {}
     for name, entry in index["environments"].items():
-        locked = locked_names(read_locked(lockfiles, entry["pypi"]["file"], entry["pypi"]["sha256"]))
+        locked = locked_names(read_lock_file(lockfiles, entry["pypi"]["file"], entry["pypi"]["sha256"]))
         has = {package: version_in(package, locked) for package in wanted}
         series = entry["python"].rpartition(".")[0]
         gone = sorted(m for m in needs.imports if m in GONE and _minor(GONE[m]) <= _minor(series))

@@ -350,7 +350,7 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     if not home.is_dir():
         what = f"no {options.env} environment is installed in {home}"
         raise Failure(what, f"python3 bootstrap.py --env {options.env}")
-    with homes.locked(home, screen, inherited=True):
+    with homes.hold_lock(home, screen, inherited=True):
         receipt = find_receipt(home, options.env)
         work = Repair(options, receipt, screen)
         if not work.prefix.is_dir():

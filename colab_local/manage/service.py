@@ -33,7 +33,7 @@ from colab_local.base.files import sha256_of, write_atomically
 from colab_local.base.network import free_port, port_is_free
 from colab_local.base.programs import child_environment, run
 from colab_local.base.terminal import Screen
-from colab_local.install.home import config_folder, current_receipt, locked, user_name
+from colab_local.install.home import config_folder, current_receipt, hold_lock, user_name
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.options import Options
 from colab_local.install.servers import api, find_server, running_servers, token_file
@@ -487,7 +487,7 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     token = token_file(home)
     (home / "logs").mkdir(exist_ok=True)
     manager = find_manager(screen, by_hand(argv, home, token))
-    with locked(home, screen):
+    with hold_lock(home, screen):
         made = install(manager, home, options.env, argv, token, options.port)
     server = await_answer(manager, home, options.env, options.port)
     screen.say(

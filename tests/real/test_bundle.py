@@ -224,7 +224,7 @@ def test_one_file_with_everything(maker: Maker, world: World, tmp_path: Path) ->
     assert {"wheels/pure-1.0-py3-none-any.whl", native} <= names
     assert sum(name.startswith("wheels/") for name in names) == 3, "one of each package: not every platform's"
     urls = [world.url(world.installer("miniforge")), *(world.url(path) for path in world.packages)]
-    assert {offline.place(url) for url in urls} == {name for name in names if name.startswith("files/")}
+    assert {offline.bundle_path(url) for url in urls} == {name for name in names if name.startswith("files/")}
     assert not list(tmp_path.glob("*.part*")), "nothing is left beside it"
     listed = subprocess.run(["tar", "-tf", output], capture_output=True, text=True, check=True).stdout.split()
     assert {name.removeprefix("colab-local/") for name in listed} == {*names, "bundle.json"}

@@ -9,7 +9,14 @@ import pytest
 
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
-from colab_local.install.lockfiles import locked_names, pythons_of, read_index, read_locked, runtime_of, runtimes_of
+from colab_local.install.lockfiles import (
+    locked_names,
+    pythons_of,
+    read_index,
+    read_lock_file,
+    runtime_of,
+    runtimes_of,
+)
 from colab_local.locking.specs import current_runtime, read_missing, read_pins, read_specs
 from colab_local.manage import content
 from tests.conftest import REPO
@@ -21,7 +28,7 @@ MONTHS = ["2025.07", "2025.10", "2026.01", "2026.04", "2026.07", "2026.08"]
 
 def locked(env: str) -> dict[str, str]:
     entry = INDEX["environments"][env]["pypi"]
-    return locked_names(read_locked(LOCKFILES, entry["file"], entry["sha256"]))
+    return locked_names(read_lock_file(LOCKFILES, entry["file"], entry["sha256"]))
 
 
 @pytest.mark.parametrize("env", ["cpu", "gpu"])

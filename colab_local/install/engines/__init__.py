@@ -12,7 +12,7 @@ from colab_local.install.engines.engine import Engine, Job
 from colab_local.install.engines.host import Host, find_python
 from colab_local.install.engines.pixi import Pixi
 from colab_local.install.engines.tool import MARK_SHAPE
-from colab_local.install.lockfiles import parse_explicit, pythons_of, read_locked
+from colab_local.install.lockfiles import parse_explicit, pythons_of, read_lock_file
 
 __all__ = ["Engine", "Job", "choose_engine", "make_engine"]
 
@@ -83,7 +83,7 @@ def what_auto_means(job: Job) -> tuple[str, list[str]]:
     name = "pixi" if re.search(r"\s", str(job.home)) else "miniforge"
     entry = job.index["installers"][name]["files"].get(job.platform)
     explicit = job.index["environments"][job.env]["platforms"][job.platform]
-    packages = parse_explicit(read_locked(job.lockfiles, explicit["file"], explicit["sha256"]))
+    packages = parse_explicit(read_lock_file(job.lockfiles, explicit["file"], explicit["sha256"]))
     for url in [*([entry["url"]] if entry else []), *(url for url, _ in packages[:1])]:
         source = rewrite(url, job.rules)
         if not is_reachable(source):

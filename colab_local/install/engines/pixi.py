@@ -14,7 +14,7 @@ from colab_local.install.engines.conda import hinted, package_downloads, package
 from colab_local.install.engines.engine import Job
 from colab_local.install.engines.private import demand_intact, private_environment, private_place
 from colab_local.install.engines.tool import ToolEngine
-from colab_local.install.lockfiles import Lock, parse_explicit, read_locked
+from colab_local.install.lockfiles import Lock, parse_explicit, read_lock_file
 
 
 class Pixi(ToolEngine):
@@ -53,7 +53,7 @@ class Pixi(ToolEngine):
     def create(self, lock: Lock, root: Path) -> None:
         """Make the prefix as pixi's environment of a workspace of its own, from files that are checked here."""
         texts = {
-            name: read_locked(self.job.lockfiles, name, digest)
+            name: read_lock_file(self.job.lockfiles, name, digest)
             for name, digest in sorted(self.job.index["pixi"].items())
         }
         for url, digest in parse_explicit(lock.conda):
