@@ -193,15 +193,14 @@ def unpatched(content: bytes, prefix: bytes, placeholder: bytes, mode: str) -> b
     if mode != "binary":
         return content.replace(prefix, placeholder)
     padding = len(placeholder) - len(prefix)
-
-    def restore(match: re.Match[bytes]) -> bytes:
-        text, nuls = match.group(1), match.group(2)
-        surplus = padding * text.count(prefix)
-        if len(nuls) <= surplus:
-            return match.group()
-        return text.replace(prefix, placeholder) + nuls[surplus:]
-
-    return re.sub(b"([^\0]*" + re.escape(prefix) + b"[^\0]*)(\0+)", restore, content)
+    if not prefix or padding < 0 or prefix not in content:
+        return content
+    parts = re.split(b"(\0+)", content)  # texts, and the NULs after each, in turn: one pass, however long they are
+    for at in range(0, len(parts) - 1, 2):
+        surplus = padding * parts[at].count(prefix)
+        if len(parts[at + 1]) > surplus:
+            parts[at], parts[at + 1] = parts[at].replace(prefix, placeholder), parts[at + 1][surplus:]
+    return b"".join(parts)
 
 
 def without_prefix(content: bytes, prefix: bytes) -> bytes:
