@@ -88,9 +88,9 @@ def check_home(home: Path) -> None:
     for path in [parent] + [home / name for name in FOLDERS if os.path.lexists(str(home / name))]:
         if not path.is_dir():
             raise Failure(f"{path} is a file where a folder should be", elsewhere, EXIT_USAGE)
-    demand_ours(home)
     if not os.access(str(parent), os.W_OK | os.X_OK):
         raise Failure(f"{parent} can't be written by {user_name()}", elsewhere, EXIT_MACHINE)
+    demand_ours(home)
 
 
 def demand_ours(home: Path) -> None:

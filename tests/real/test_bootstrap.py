@@ -35,6 +35,7 @@ from colab_local.install.home import current_receipt
 from colab_local.install.installation import Installation, Step
 from colab_local.install.jupyter import jupyter_argv
 from colab_local.install.lockfiles import (
+    INDEX_SHAPE,
     conda_platform,
     locked_entry,
     locked_names,
@@ -210,7 +211,7 @@ def bad_inputs(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
         "unknown environment": (
             ["--env", "tpu"],
             EXIT_USAGE,
-            "unknown environment 'tpu' (there are: cpu, gpu)",
+            "unknown environment 'tpu' (there are: colab, cpu, ",
         ),
         "empty environment": (["--env", ""], EXIT_USAGE, "unknown environment ''"),
         "port zero": (["--port", "0"], EXIT_USAGE, "argument --port: need 1 to 65535 (found '0')"),
@@ -264,7 +265,13 @@ def test_bad_input_gets_one_line_a_hint_and_leaves_nothing(tmp_path: Path) -> No
         assert code in (-1, done.returncode), (what, done.stderr)
         error, hint = done.stderr.splitlines()
         assert error.startswith("error: ") and said in error and hint.startswith("hint: "), (what, done.stderr)
-        told = {"ok": False, "error": error[len("error: ") :], "hint": hint[len("hint: ") :], "code": done.returncode}
+        told = {
+            "schema": 1,
+            "ok": False,
+            "error": error[len("error: ") :],
+            "hint": hint[len("hint: ") :],
+            "code": done.returncode,
+        }
         assert json.loads(done.stdout) == told, what
         assert snapshot(tmp_path) == before, what
 
@@ -282,7 +289,7 @@ def test_whatever_is_damaged_in_index_json_is_an_error(tmp_path: Path) -> None:
     damages: list[tuple[tuple[str, ...], Any]] = [
         (path, damage) for path in told for damage in (7.5, "../x", ["../x"])
     ]
-    damages += [((key,), None) for key in INDEX if key != "_"]
+    damages += [((key,), None) for key in INDEX if key in INDEX_SHAPE]  # others may be missing
     for path, damage in damages:
         index = json.loads(json.dumps(INDEX))
         inner = index
@@ -316,7 +323,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     done = bootstrap_run(arguments, env=env) if os.geteuid() else run_as(12345, arguments, env)
     assert done.returncode == EXIT_MACHINE, done.stderr
     error, hint = done.stderr.splitlines()
-    assert "can't be written by" in error and hint.startswith("hint: python3 bootstrap.py --prefix ")
+    assert "can't be written by" in error and re.match(r"hint: \S+ bootstrap.py --engine host --prefix ", hint)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's folder takes root to make")
@@ -326,7 +333,7 @@ def test_another_users_folder_is_no_home(tmp_path: Path) -> None:
         os.chmod(folder, 0o777)  # noqa: PTH101, S103
         done = run_as(12345, ["--dry-run", "--engine", "host", "--prefix", folder], clean_environment(tmp_path))
     assert done.returncode == EXIT_MACHINE
-    assert "belongs to another user" in done.stderr and "found uid 23456, need 12345" in done.stderr
+    assert "another user can change" in done.stderr and "found uid 23456, mode 777; need uid 12345" in done.stderr
 
 
 def test_a_dry_run_writes_nothing_and_shows_the_steps_that_a_real_run_takes(tmp_path: Path) -> None:
@@ -434,12 +441,12 @@ def test_a_mirrors_password_goes_to_the_mirror_alone(tmp_path: Path, capsys: pyt
     assert "cret" not in said.out + said.err
 
 
-def test_pixi_gets_no_password_that_it_would_write_down(tmp_path: Path) -> None:
+def test_a_mirrors_password_is_in_nothing_that_the_plan_says(tmp_path: Path) -> None:
+    """pixi gets files that we have fetched: it never sees the mirror."""
     rule = "https://conda.anaconda.org/=https://me:s3cret@mirror.example.org/"
     arguments = ["--dry-run", "--engine", "pixi", "--mirror", rule, "--prefix", str(tmp_path / "home")]
     done = bootstrap_run(arguments, env=clean_environment(tmp_path))
-    assert done.returncode == EXIT_USAGE and "password of --mirror" in done.stderr
-    assert "hint: python3 bootstrap.py --engine miniforge" in done.stderr and "s3cret" not in done.stderr
+    assert done.returncode == 0 and "s3cret" not in done.stdout + done.stderr
 
 
 def test_one_package_is_taken_out_of_the_lock_with_its_hashes() -> None:
@@ -466,8 +473,9 @@ def test_the_jupyter_command_is_exact() -> None:
 
 
 def snapshot(folder: Path) -> set[tuple[str, float]]:
-    """Return every path below a folder with its time of change."""
-    return {(str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*")}
+    """Return every path below a folder with its time of change; bytecode may come from whoever uses it meanwhile."""
+    paths = [path for path in folder.rglob("*") if "__pycache__" not in path.parts]
+    return {(str(path), path.lstat().st_mtime_ns) for path in paths if path.is_symlink() or not path.is_dir()}
 
 
 def test_a_second_run_does_nothing_and_says_how_to_start(installed: Installed, tmp_path: Path) -> None:
@@ -477,7 +485,7 @@ def test_a_second_run_does_nothing_and_says_how_to_start(installed: Installed, t
     assert done.returncode == 0, done.stderr
     assert "Nothing to do" in done.stdout
     assert str(installed.prefix / "colab" / "jupyter-notebook") in done.stdout
-    assert snapshot(installed.home) == before
+    assert sorted(snapshot(installed.home) ^ before) == []
 
 
 def test_every_printed_command_is_one_line_that_can_be_pasted(installed: Installed, tmp_path: Path) -> None:
@@ -533,7 +541,7 @@ def test_the_receipt_tells_what_was_made_and_only_the_owner_reads_logs(installed
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_that_python_loses_ends_the_run_before_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_that_python_loses_ends_the_run_before_the_next_step(tmp_path: Path) -> None:
     """An exception within a finalizer goes no further; nor must the run."""
 
     class Finalized:
@@ -552,7 +560,7 @@ def test_ctrl_c_that_python_loses_ends_the_run_before_the_next_step(monkeypatch:
     catch_signals(screen)
     try:
         with pytest.raises(KeyboardInterrupt):
-            Installation.apply(SimpleNamespace(is_made=lambda: True, seconds={}, screen=screen), steps)  # type: ignore[arg-type]
+            Installation.apply(SimpleNamespace(is_made=lambda: True, seconds={}, screen=screen, home=tmp_path), steps)  # type: ignore[arg-type]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
