@@ -105,10 +105,10 @@ def make_receipt(home: Path, prefix: Path) -> list[str]:
     """Leave `prefix` in the user's home as the environment that bootstrap.py made; return its Jupyter command."""
     place = home / "colab-local"
     (place / "current").mkdir(parents=True)
-    (place / "current" / "cpu").symlink_to(prefix)
     name = "cpu-0123456789ab"
-    (place / "envs").mkdir()
-    (place / "envs" / name).symlink_to(prefix)
+    root = place / "envs" / name  # a link would not count as an environment of this home
+    shutil.copytree(prefix, root, symlinks=True, copy_function=os.link)
+    (place / "current" / "cpu").symlink_to(root)
     lock = {"digest": "0" * 64, "files": {}, "jupyter": {}}
     receipt = {"schema": 2, "name": name, "env": "cpu", "platform": "linux-64", "engine": "host"}
     receipt |= {"layer": "host-3.13", "python": "3.13.1", "lock": lock, "home": str(place)}
@@ -181,7 +181,7 @@ def test_plain_text_and_every_way_to_give_the_token(prefix: Path, tmp_path: Path
         known = examine(home, address + "/?token=x")
         assert known.fault == "token-wrong"
         assert f"{prefix}/bin/jupyter notebook list" in known.json["faults"][0]["hint"]
-        assert running.log.count("Kernel started") == running.log.count("Kernel shutdown") == 2 * len(ways)
+        assert running.log.count("Kernel started") == running.log.count("Kernel shutdown") == 3 * len(ways)
 
 
 def test_wrong_port_and_wrong_host(prefix: Path, tmp_path: Path) -> None:
@@ -247,9 +247,9 @@ def test_jupyter_that_cannot_start(base: Path, tmp_path: Path) -> None:
 
 def test_extension_that_cannot_load_in_a_running_server(base: Path, tmp_path: Path) -> None:
     with serve(jupyter_environment(base, NEWEST, "6.6", overlay=False), tmp_path, ENABLE) as running:
+        assert examine(tmp_path).fault == "tornado-cookie"
         broken = tmp_path / "six.py"
         broken.write_text("raise ImportError('this six is broken')")
-        assert examine(tmp_path).fault == "tornado-cookie"
         found = examination.Examination(colab_page.parse_url(running.url), lambda step: None)
         found.python = str(fake_python(tmp_path, running.python))
         fault = found.no_extension()
