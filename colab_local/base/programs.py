@@ -52,7 +52,7 @@ KINDS = (
                 r"|failed to (fetch|download|lookup)|name resolution|name or service not known|network is unreachable"
                 r"|http (status|error)|status code|\b[45]\d\d (client|server) error|could not connect|CondaHTTPError"
                 r"|not found in the package registry|end of file before message length|error decoding response body"
-                r"|request failed|incomplete (body|message)|broken pipe|connectionerror|unexpected eof"
+                r"|request failed|incomplete (body|message)|broken pipe|connectionerror|unexpected eof(?! in archive)"
                 r"|there is no version of|no matching distribution|tunnel|proxy"),
 )  # fmt: skip
 CODES = {

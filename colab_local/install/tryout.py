@@ -6,7 +6,7 @@ import json
 import os
 import re
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -64,8 +64,11 @@ def try_out(
             found: dict[str, Any] = json.loads(ask(COMPUTE_S, "compute", *names).splitlines()[-1])
             serving.result()
         except BaseException:  # Ctrl-C, or one of them has failed: the other is not waited for
-            for child in list(running):
-                child.terminate()
+            serving.cancel()
+            while not serving.done():  # it may be about to start its program only now
+                for child in list(running):
+                    child.terminate()
+                wait([serving], 0.1)
             raise
     screen.log(json.dumps(found))
     told = prove_gpu(prefix, cards, screen) if cards is not None else ""
