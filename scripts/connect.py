@@ -157,7 +157,8 @@ def connect(args: argparse.Namespace, screen: Screen) -> int:
     except (Failure, KeyboardInterrupt) as caught:
         interrupted = Failure("interrupted", code=EXIT_INTERRUPTED)
         problem = caught if isinstance(caught, Failure) else interrupted
-        emit({"event": "failed", "error": problem.what, "hint": problem.hint, "code": problem.code})
+        hint = screen.put_right(problem.hint)
+        emit({"event": "failed", "error": problem.what, "hint": hint, "code": problem.code})
         screen.json = False  # that was this program's one line of JSON
         raise problem from None
 

@@ -389,7 +389,7 @@ class Session:
             if self.job:
                 where += f" in Slurm job {self.job}"
             self.screen.report(f"closed the tunnel; {where} still runs")
-        self.screen.report("stop it: " + self.typed("--stop "))
+        self.screen.report("stop it: " + self.screen.put_right(self.typed("--stop ")))
 
     def once(self, op: str) -> int:
         """Ask one thing (--stop, --status), show the answer and return the exit code."""

@@ -22,7 +22,7 @@ from colab_local.base import documents
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.network import answers, free_port
 from colab_local.base.terminal import Screen
-from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT
+from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, read_index
 from colab_local.install.servers import Json
 from colab_local.laptop import agent
 from colab_local.laptop.far import program_text
@@ -259,17 +259,25 @@ def explain(said: Sequence[str], ssh: Ssh, heard: Sequence[str] = (), logged_in:
 
 
 def install_command(ssh: Ssh, env: str | None) -> str:
-    """Return the command that brings the program to the host and installs there."""
+    """Return the command that brings the program to the host and installs there what the user asked for."""
     option = f" --env {shlex.quote(env)}" if env and env != DEFAULT_ENVIRONMENT else ""
     return connect_line(ssh, f"--install{option} ")
 
 
+def is_offered(env: str | None) -> bool:
+    """Return whether an environment can be installed by this name: the program that is sent there is this one."""
+    with contextlib.suppress(Failure):  # lockfiles that can't be read offer nothing
+        return env in read_index(REPOSITORY / "lockfiles")["environments"]
+    return False
+
+
 def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
     """Return the failure that the agent's answer stands for. stop: the command that stops Jupyter there."""
+    wanted = env if is_offered(env) else None
     hints = {
-        "absent": install_command(ssh, env),
-        "absent-gpu": install_command(ssh, env or "gpu"),
-        "env": install_command(ssh, env),
+        "absent": install_command(ssh, wanted),
+        "absent-gpu": install_command(ssh, wanted or "gpu"),
+        "env": install_command(ssh, wanted) if wanted else connect_line(ssh, "") + "   takes the one installed last",
         "start": typed(ssh, " 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'"),
         "silent": stop + "   ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),

@@ -18,7 +18,7 @@ from colab_local.base.errors import EXIT_BUSY, EXIT_FAILED, EXIT_USAGE
 from colab_local.install.home import current_receipt
 from colab_local.install.jupyter import jupyter_argv
 from tests.conftest import REPO, supported_python
-from tests.support.homes import LIGHT, Home, port, without, write_lockfiles
+from tests.support.homes import LIGHT, Home, hinted, port, without, write_lockfiles
 from tests.support.mirror import Mirror, World, build_world, find_interpreter, own_environment, snapshot
 from tests.support.receipts import write_receipt
 
@@ -96,7 +96,8 @@ def test_install_use_uninstall_install_again(
     assert str(home.prefix) in dry.stdout and home.prefix.is_dir()
     refused = home.run("--uninstall", check=False)
     assert refused.returncode == EXIT_USAGE and home.prefix.is_dir()
-    assert "hint: python3 bootstrap.py --uninstall --yes" in refused.stderr
+    command = [str(REPO / "bootstrap.py"), "--prefix", str(home.path), "--uninstall", "--yes"]
+    assert hinted(refused) == command, "as it was typed, with a prefix that a shell could trip over"
     done = home.run("--uninstall", "--yes")
     assert re.search(r"Removed \d+ MB from", done.stdout)
     assert snapshot(home.user) == before

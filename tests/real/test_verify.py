@@ -25,7 +25,7 @@ from colab_local.install import seal as seals
 from colab_local.install.home import current_receipt
 from colab_local.manage import records, verify
 from tests.conftest import REPO, SCREEN, Installed, supported_python
-from tests.support.homes import LIGHT, Home, run_script, write_lockfiles
+from tests.support.homes import LIGHT, Home, hinted, run_script, write_lockfiles
 from tests.support.mirror import Mirror, World, build_world, find_interpreter
 
 needs_interpreter = pytest.mark.skipif(
@@ -137,7 +137,8 @@ def test_the_installed_environment_is_as_locked(installed: Installed) -> None:
 def test_no_environment_is_an_error_with_a_hint(tmp_path: Path) -> None:
     done = Home(tmp_path / "home", tmp_path).run("--verify", check=False)
     assert done.returncode == EXIT_FAILED
-    assert "no cpu environment is installed" in done.stderr and "hint: python3 bootstrap.py --env cpu" in done.stderr
+    assert done.stderr.startswith(f"error: no cpu environment is installed in {tmp_path / 'home'}\n")
+    assert hinted(done) == [str(REPO / "bootstrap.py"), "--prefix", str(tmp_path / "home"), "--env", "cpu"]
 
 
 def test_the_fingerprint_is_independent_of_the_prefix(host: Home, tmp_path: Path) -> None:

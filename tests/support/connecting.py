@@ -20,6 +20,7 @@ from tests.conftest import REPO, Installed
 from tests.support.hosts import Lab, Machine, wait_for
 
 SCRIPT = str(REPO / "scripts" / "connect.py")
+TYPED = f"{sys.executable} {SCRIPT}"  # how the tests start it, and so how its hints name it
 QUICK = ("-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=2", "-o", "ConnectTimeout=3")
 DEFAULT_HOME = ".local/share/colab-local"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,15 @@ class Home:
     def prefix(self) -> Path:
         """The environment in use."""
         return (self.path / "current" / "cpu").resolve()
+
+
+def hinted(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the command of an error's hint, the second of its two lines, without its interpreter."""
+    _, hint = done.stderr.splitlines()[-2:]
+    assert hint.startswith("hint: "), done.stderr
+    interpreter, *words = shlex.split(hint[len("hint: ") :])
+    assert shutil.which(interpreter), hint
+    return words
 
 
 def run_script(name: str, *options: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
