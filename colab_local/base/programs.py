@@ -52,9 +52,10 @@ KINDS = (
                 r"|failed to (fetch|download|lookup)|name resolution|name or service not known|network is unreachable"
                 r"|http (status|error)|status code|\b[45]\d\d (client|server) error|could not connect|CondaHTTPError"
                 r"|not found in the package registry|end of file before message length|error decoding response body"
-                r"|request failed|incomplete (body|message)|broken pipe|connectionerror|unexpected eof"
+                r"|request failed|incomplete (body|message)|broken pipe|connectionerror|unexpected eof(?! in archive)"
                 r"|there is no version of|no matching distribution|tunnel|proxy"),
 )  # fmt: skip
+PATIENCE_S = 10.0  # for a program that has been asked to end
 CODES = {
     "disk": EXIT_MACHINE,
     "memory": EXIT_MACHINE,
@@ -223,7 +224,11 @@ def run(
         except BaseException:  # Ctrl-C: the child goes first, so that nothing writes while we clean up
             with contextlib.suppress(ProcessLookupError):
                 child.terminate()
-            child.wait()
+            try:
+                child.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:  # it does not heed the signal
+                child.kill()
+                child.wait()
             raise
         finally:
             if watched:

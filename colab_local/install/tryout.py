@@ -6,7 +6,8 @@ import json
 import os
 import re
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -15,6 +16,7 @@ from colab_local.base.programs import child_environment, path_with, run
 from colab_local.base.terminal import Screen
 from colab_local.install import seal
 
+PATIENCE_S = 3.0  # for a program that has been asked to end
 PROGRAM = Path(__file__).resolve().parent / "smoke_test.py"  # what the environment's own Python runs
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 CHOICES = re.compile(
@@ -64,8 +66,12 @@ def try_out(
             found: dict[str, Any] = json.loads(ask(COMPUTE_S, "compute", *names).splitlines()[-1])
             serving.result()
         except BaseException:  # Ctrl-C, or one of them has failed: the other is not waited for
-            for child in list(running):
-                child.terminate()
+            serving.cancel()
+            patience = time.monotonic() + PATIENCE_S
+            while not serving.done():  # it may be about to start its program only now; Jupyter may not heed a signal
+                for child in list(running):
+                    (child.terminate if time.monotonic() < patience else child.kill)()
+                wait([serving], 0.1)
             raise
     screen.log(json.dumps(found))
     told = prove_gpu(prefix, cards, screen) if cards is not None else ""

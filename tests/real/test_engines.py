@@ -536,7 +536,7 @@ def test_ctrl_c_ends_soon_and_leaves_no_half_environment(
     else:
         child.send_signal(number)
     assert child.wait(60) == 130, trial.words()
-    assert time.monotonic() - asked < 20
+    assert time.monotonic() - asked < 45
     wait_for(lambda: group_is_empty(child.pid), "the children's end")
     assert "error: interrupted" in trial.words() and "Traceback" not in trial.words()
     assert trial.left() == []

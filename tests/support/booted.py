@@ -62,6 +62,7 @@ install -d -o {uid} -g {uid} "$1/home/{user}"
 for path in {opened}; do
     while [ "$path" != / ]; do chmod o+rx "$1$path"; path=$(dirname "$path"); done
 done
+rm -rf "$1{home}/run"  # a token that root's tests have made there
 for name in . .lock current receipts run logs; do
     path="$1{home}/$name"
     [ ! -e "$path" ] || chown {uid}:{uid} "$path"
