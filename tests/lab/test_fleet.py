@@ -27,6 +27,8 @@ from tests.conftest import REPO, supported_python
 from tests.support.fleet_lab import FLEET, Checkout, Fleet, Play, make_checkout, small_layer, without
 from tests.support.hosts import needs_root
 
+pytestmark = pytest.mark.timeout(1800)  # eight hosts on one machine, which other tests may share
+
 GOOD = {f"node{number}" for number in range(1, 7)}
 FEW = {"node1", "node2", "node3"}  # enough where the number doesn't matter: an installation costs some seconds
 BROKEN, UNREACHABLE = "node7", "node8"

@@ -13,7 +13,7 @@ from tests.conftest import supported_python
 from tests.support.fleet_lab import ANSIBLES, Checkout, Fleet, make_ansible, make_checkout, small_layer
 from tests.support.hosts import needs_root
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.timeout(1200)]
 BOTH = {"node1", "node2"}
 
 # A Python of a host that was taken over: as colab_local_python it answers for bootstrap.py. $LIE says how.

@@ -91,7 +91,7 @@ def make_ansible(which: str, folder: Path) -> Path:
     target = folder / f"ansible-{which}"
     subprocess.run([uv, "venv", "--quiet", "--python", python, str(target)], check=True, timeout=120)
     pip = [uv, "pip", "install", "--quiet", "--python", str(target), requirement]
-    subprocess.run(pip, check=True, timeout=300)
+    subprocess.run(pip, check=True, timeout=600)
     return target / "bin"
 
 
@@ -265,7 +265,7 @@ class Fleet:
                 *options,
             ],
             check=False,
-            timeout=540,
+            timeout=1200,
             env=env,
         )
         output = done.stdout + done.stderr
