@@ -1,4 +1,4 @@
-"""Which files of a checkout are the program: what a bundle holds, and what Ansible sends to a host.
+"""Which files of a checkout are the program: what a bundle holds, and what Ansible and connect.py send to a host.
 
 Not "what lies in the folder": that would take an editor's backups, an inventory with its passwords and everything
 else that somebody keeps beside the program. A file belongs to the program if it is
@@ -11,12 +11,15 @@ So a stray file never gets in, with or without git, and the same version always 
 from __future__ import annotations
 
 import ast
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
+BOOTSTRAP = "bootstrap.py"
 PROGRAMS = (
-    "bootstrap.py",
+    BOOTSTRAP,
     "scripts/bundle.py",
     "scripts/compare.py",
     "scripts/connect.py",
@@ -98,15 +101,15 @@ def lock_names(index: dict[str, Any]) -> list[str]:
     return sorted({"index.json", *(str(part["file"]) for part in parts), *index["pixi"]})
 
 
-def program_names(checkout: Path, index: dict[str, Any], programs: Sequence[str] = PROGRAMS) -> list[str]:
+def program_names(checkout: Path, index: dict[str, Any]) -> list[str]:
     """Return the files of a checkout that are the program, relative to it, without the lock; sorted.
 
-    index: lockfiles/index.json; programs: those that are wanted.
+    index: lockfiles/index.json.
 
     Raises:
         OSError: one of them is not there, or is no ordinary file.
     """
-    names = [*modules(checkout, programs), *(f"environments/jupyter/{name}" for name in index["jupyter"])]
+    names = [*modules(checkout, PROGRAMS), *(f"environments/jupyter/{name}" for name in index["jupyter"])]
     names += [name for name in DATA if (checkout / name).exists()]
     for name in names:
         path = checkout / name
@@ -121,3 +124,24 @@ def read_index(checkout: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("lockfiles/index.json is damaged")
     return found
+
+
+def pack(checkout: Path) -> bytes:
+    """Return a tar of the program and its whole lock; the same files give the same bytes.
+
+    bootstrap.py is the last member, so that a host on which it lies has unpacked all the others.
+
+    Raises:
+        OSError, ValueError, KeyError, SyntaxError: the checkout is not whole.
+    """
+    index = read_index(checkout)
+    names = program_names(checkout, index) + [f"lockfiles/{name}" for name in lock_names(index)]
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(names, key=lambda name: (name == BOOTSTRAP, name)):
+            content = (checkout / name).read_bytes()
+            entry = tarfile.TarInfo(name)  # no owner, no time
+            entry.size = len(content)
+            entry.mode = 0o755 if name in PROGRAMS else 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()

@@ -8,9 +8,6 @@ from pathlib import Path
 
 from colab_local.install.lockfiles import REPOSITORY
 
-# What bootstrap.py and the programs under scripts/ need on another machine, relative to the repository.
-PROGRAM_PARTS = ("bootstrap.py", "colab_local", "environments", "lockfiles", "scripts")
-
 # Gives Python the modules that came with the text: its own import machinery asks this finder first.
 LOADER = """\
 import importlib.abc, importlib.util, json, sys

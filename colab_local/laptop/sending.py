@@ -5,43 +5,29 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import io
-import os
-import tarfile
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from colab_local.base.errors import Failure
+from colab_local.base.errors import EXIT_INTEGRITY, Failure
 from colab_local.base.terminal import Screen
+from colab_local.install import program
 from colab_local.install.lockfiles import REPOSITORY
 from colab_local.install.servers import Json
-from colab_local.laptop.far import PROGRAM_PARTS
 from colab_local.laptop.ssh import Connection
 
 HIDDEN = ("Next steps", "error: ", "hint: ", "log: ")  # what bootstrap.py says there is said here in our words
 
 
-def program_files(repository: Path) -> list[Path]:
-    """Return the files that another machine needs, relative to the repository: no caches, nothing hidden."""
-    found: list[Path] = []
-    for part in PROGRAM_PARTS:
-        top = repository / part
-        found += [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
-    relative = [path.relative_to(repository) for path in found if not path.is_symlink()]
-    return [path for path in relative if path.suffix != ".pyc" and not any(n.startswith(".") for n in path.parts)]
-
-
 def pack_program(repository: Path = REPOSITORY) -> tuple[str, str]:
-    """Return (archive, digest): a tar.gz in base64 and its SHA-256. The same files give the same bytes."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for path in program_files(repository):
-            content = (repository / path).read_bytes()
-            entry = tarfile.TarInfo(path.as_posix())
-            entry.size = len(content)
-            entry.mode = 0o755 if os.access(repository / path, os.X_OK) else 0o644
-            archive.addfile(entry, io.BytesIO(content))
-    packed = gzip.compress(stream.getvalue(), mtime=0)
+    """Return (archive, digest): a tar.gz in base64 and its SHA-256. It is a fixed list, whatever else lies here.
+
+    Raises:
+        Failure: the checkout is not whole.
+    """
+    try:
+        packed = gzip.compress(program.pack(repository), mtime=0)
+    except (OSError, ValueError, KeyError, SyntaxError) as problem:
+        raise Failure(f"the program is not complete here ({problem})", "git status", EXIT_INTEGRITY) from problem
     return base64.b64encode(packed).decode("ascii"), hashlib.sha256(packed).hexdigest()
 
 

@@ -307,7 +307,9 @@ def prune(home: Path, dry_run: bool, yes: bool, screen: Screen) -> dict[str, Any
         screen.say(f"Nothing to do: every environment in {home} is in use, or the previous one")
         return result
     show(screen, [(entry.root, entry.size) for entry in unused], "Would remove" if dry_run else "Will remove")
-    if dry_run or not confirmed("--prune", yes, screen):
+    if dry_run:
+        return dict(result, would_remove=[entry.name for entry in unused], bytes=sum(e.size for e in unused))
+    if not confirmed("--prune", yes, screen):
         return result
     with hold_lock(home, screen):
         # another run may have finished one of them, or switched to it, while this one waited

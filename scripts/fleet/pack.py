@@ -16,44 +16,19 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
-import io
 import json
 import os
 import sys
-import tarfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from colab_local.install import program
 
-LAST = "bootstrap.py"
-
-
-def members(checkout: Path) -> list[str]:
-    """Return the files of `checkout` that go into the pack, relative to it, bootstrap.py last."""
-    index = program.read_index(checkout)
-    names = program.program_names(checkout, index, (LAST,))
-    names += [f"lockfiles/{name}" for name in program.lock_names(index)]
-    return sorted(names, key=lambda name: (name == LAST, name))
-
-
-def pack(checkout: Path) -> bytes:
-    """Return the tar of a checkout: owner, times and order are fixed, modes are 644 or 755."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in members(checkout):
-            content = (checkout / name).read_bytes()
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            entry.mode = 0o755 if name == LAST else 0o644
-            archive.addfile(entry, io.BytesIO(content))
-    return stream.getvalue()
-
 
 def write(checkout: Path, folder: Path) -> dict[str, str]:
     """Pack `checkout` into `folder`, unless that pack is there; return its path and digest."""
-    content = pack(checkout)
+    content = program.pack(checkout)
     digest = hashlib.sha256(content).hexdigest()
     target = folder / f"program-{digest[:12]}.tar.gz"
     if not target.exists():

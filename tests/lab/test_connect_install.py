@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from colab_local.laptop.far import PROGRAM_PARTS
+from colab_local.install import program
 from tests.conftest import REPO, supported_python
 from tests.support import connecting
 from tests.support.colab_client import TRANSPORTS, connect
@@ -30,12 +31,8 @@ pytestmark = needs_root
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the program whose lock has no TensorFlow, so that a host is installed in seconds."""
     folder = tmp_path_factory.mktemp("checkout") / "colab-local"
-    folder.mkdir()
-    for part in PROGRAM_PARTS:
-        if (REPO / part).is_dir():
-            shutil.copytree(REPO / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        else:
-            shutil.copy(REPO / part, folder)
+    with tarfile.open(fileobj=io.BytesIO(program.pack(REPO))) as archive:
+        archive.extractall(folder, filter="data")
     index_file = folder / "lockfiles" / "index.json"
     index = json.loads(index_file.read_text())
     pypi = str(light_layer((REPO / "lockfiles" / "cpu" / "pypi.txt").read_text()))

@@ -372,9 +372,14 @@ def test_prune_leaves_what_is_used(fleet: Fleet, versions: Versions) -> None:
     old_program.mkdir()
     recent = {path.name for path in fleet.work(1).glob("program-*")}
     os.utime(old_program, (0, 0))
-    assert fleet.play("prune.yml", "--check", "--limit", "node1").hosts("changed") == {"node1"}
-    assert old_program.is_dir()
+    unused = fleet.home(1) / "envs" / "cpu-0123456789ab"  # as an interrupted run leaves one
+    (unused / "bin").mkdir(parents=True)
+    tried = fleet.play("prune.yml", "--check", "--limit", "node1")
+    assert tried.hosts("changed") == {"node1"}
+    assert re.search(r"would remove environments: 1 \(\d+\.\d GB\); old programs and bundles: 1\b", tried.flat)
+    assert old_program.is_dir() and unused.is_dir()
     fleet.play("prune.yml", "--limit", "node1")
+    assert not unused.exists()
     assert {path.name for path in fleet.work(1).glob("program-*")} == recent - {old_program.name}
     assert "node1" in running(fleet, versions.new)
     assert fleet.play("rollback.yml", "--limit", "node1").hosts("changed") == {"node1"}

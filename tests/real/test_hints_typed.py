@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,12 +11,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from colab_local.laptop.far import PROGRAM_PARTS
+from colab_local.install import program
 from tests.conftest import REPO, clean_environment
 
 
@@ -24,11 +26,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program as a zip brings it, without git, under a path with a blank."""
     folder = tmp_path_factory.mktemp("a copy") / "colab local"
     folder.mkdir()
-    for part in PROGRAM_PARTS:
-        if (REPO / part).is_dir():
-            shutil.copytree(REPO / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(REPO / part, folder)
+    with tarfile.open(fileobj=io.BytesIO(program.pack(REPO))) as archive:
+        archive.extractall(folder, filter="data")
     return folder
 
 

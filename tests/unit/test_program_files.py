@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import shutil
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from colab_local.base.errors import Failure
 from colab_local.install import program
+from colab_local.laptop.sending import pack_program
 from scripts.fleet import pack
 from tests.conftest import REPO
 
@@ -57,12 +60,29 @@ def test_no_stray_file_gets_in(checkout: Path) -> None:
     names = program.program_names(checkout, index)
     assert not set(STRAY) & set(names)
     assert names == program.program_names(REPO, index), "the same version, the same list"
-    with tarfile.open(fileobj=io.BytesIO(pack.pack(checkout))) as archive:
+
+
+@pytest.mark.parametrize("sent_by", ["Ansible", "connect.py"])
+def test_what_is_sent_holds_no_stray_file(checkout: Path, tmp_path: Path, sent_by: str) -> None:
+    def sent(repository: Path) -> bytes:
+        if sent_by == "connect.py":
+            return base64.b64decode(pack_program(repository)[0])
+        return Path(pack.write(repository, tmp_path / repository.name)["path"]).read_bytes()
+
+    with tarfile.open(fileobj=io.BytesIO(sent(checkout))) as archive:
         members = archive.getmembers()
         contents = [archive.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+    names = [member.name for member in members]
+    assert not set(STRAY) & set(names)
     assert not any(b"hunter2" in content for content in contents)
-    assert members[-1].name == "bootstrap.py"
-    assert pack.pack(checkout) == pack.pack(REPO), "the same version, the same bytes"
+    assert names[-1] == "bootstrap.py"
+    assert sent(checkout) == sent(REPO), "the same version, the same bytes"
+
+
+def test_a_checkout_that_is_not_whole_is_said(checkout: Path) -> None:
+    (checkout / "colab_local" / "base" / "errors.py").write_text("def broken(:\n")
+    with pytest.raises(Failure, match="the program is not complete here"):
+        pack_program(checkout)
 
 
 def test_the_list_is_whole(checkout: Path, tmp_path: Path) -> None:
@@ -79,7 +99,7 @@ def test_the_list_is_whole(checkout: Path, tmp_path: Path) -> None:
         else:
             assert path.name not in texts, f"{name} is read: name it in colab_local/install/program.py"
     folder = tmp_path / "packed"
-    with tarfile.open(fileobj=io.BytesIO(pack.pack(checkout))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(program.pack(checkout))) as archive:
         archive.extractall(folder, filter="data")
     argv = [sys.executable, "-I", str(folder / "bootstrap.py"), "--engine", "host", "--dry-run", "--json"]
     done = subprocess.run([*argv, "--prefix", str(tmp_path / "home")], capture_output=True, text=True, timeout=120)

@@ -13,6 +13,7 @@ READERS: dict[str, Callable[[str, str], Any]] = {
     "plan": words.plan,
     "verified": words.verified,
     "listed": lambda text, environment: words.listed(text),
+    "prunable": lambda text, environment: words.prunable(text),
     "probed": lambda text, environment: words.probed(text),
 }
 
@@ -25,12 +26,25 @@ def problem(ran: dict[str, Any], telling: str = "(error|hint): ") -> str:
 def answer(ran: dict[str, Any], what: str, environment: str = "") -> Any:
     """Return the known fields of what a command on a host printed.
 
-    ran: the registered result; what: plan, verified, listed or probed; environment: the one that was asked for.
+    ran: the registered result; what: a key of READERS; environment: the one that was asked for.
     """
     try:
         return READERS[what](str(ran.get("stdout") or ""), environment)
     except words.Unreadable as wrong:
         raise AnsibleFilterError(f"error: this host can't be believed: {wrong}") from None
+
+
+def prune_line(ran: dict[str, Any], old_files: int) -> str:
+    """Return what --check of prune.yml says of a host, "" if nothing would go.
+
+    ran: the registered result of --prune --dry-run, which a host without an installation lacks; old_files: programs
+    and bundles.
+    """
+    found = answer(ran, "prunable") if ran.get("stdout") else {"environments": 0, "bytes": 0}
+    if not found["environments"] and not old_files:
+        return ""
+    size = f"{found['bytes'] / judge.GIGABYTE:.1f} GB"
+    return f"would remove environments: {found['environments']} ({size}); old programs and bundles: {old_files}"
 
 
 def failure(result: object) -> str:
@@ -125,6 +139,7 @@ class FilterModule:
             "forecast": judge.forecast,
             "status_line": status_line,
             "drifted": drifted,
+            "prune_line": prune_line,
             "group_lines": group_lines,
             "masked": lambda text: words.plain(words.masked(str(text))),
         }

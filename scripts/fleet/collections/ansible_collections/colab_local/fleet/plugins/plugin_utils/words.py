@@ -149,6 +149,15 @@ def listed(text: str) -> list[dict[str, Any]]:
     ]
 
 
+def prunable(text: str) -> dict[str, int]:
+    """Return what --prune --dry-run answered: how many environments would be removed, and their bytes."""
+    found = document(text)
+    names = found.get("would_remove", [])
+    if not isinstance(names, list) or len(names) > MOST:
+        raise Unreadable("its answer has a wrong would_remove")
+    return {"environments": len(names), "bytes": number(found, "bytes")}
+
+
 def probed(text: str) -> dict[str, Any]:
     """Return what the probe (plugins/lookup/probe.py) said of a host."""
     found = document(text)
