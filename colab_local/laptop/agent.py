@@ -371,8 +371,11 @@ def slurm(argv: list[str], input: str = "", environ: dict[str, str] | None = Non
     except subprocess.TimeoutExpired:
         raise Refusal(f"{argv[0]} did not answer within 60 s", "slurm") from None
     if done.returncode:
-        raise Refusal("{}: {}".format(argv[0], done.stderr.decode(errors="replace").strip()), "slurm")
-    return done.stdout.decode()
+        words = done.stderr.decode(errors="replace").replace(f"{argv[0]}: error: ", "").split("\n")
+        said = "; ".join(filter(None, map(str.strip, words)))
+        kind = "account" if re.search(r"\b(account|association|qos)", said, re.I) else "slurm"
+        raise Refusal(f"{argv[0]}: {said}", kind)
+    return done.stdout.decode(errors="replace")
 
 
 def own_queue() -> list[Json]:
@@ -479,7 +482,7 @@ def submit(request: Json) -> Json:
             raise ended_early(home, job["job"], log)
         record = job_record(home, found["task"])
         if found["state"] == "RUNNING":
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not written yet, or not whole
                 pid = json.loads(record.read_text(encoding="utf-8"))["pid"]
                 return dict(found, submitted=submitted, log=str(log), pid=int(pid))
             ran_since = ran_since or time.monotonic()

@@ -281,6 +281,7 @@ def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
         "start": typed(ssh, " 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'"),
         "silent": stop + "   ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
+        "account": typed(ssh, " 'sacctmgr -nP show associations user=$USER format=account,partition,qos'"),
         "job": typed(ssh, " squeue --me"),
         "home": typed(ssh, " python3 colab-local/bootstrap.py --prefix DIR")
         + "   on a shared disk, then here: --home DIR",

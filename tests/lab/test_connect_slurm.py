@@ -40,11 +40,27 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 SchedulerParameters=sched_interval=1,sched_min_interval=0
 KillWait=5
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=login
+AccountingStorageEnforce=associations
 NodeName=node CPUs={cpus} State=UNKNOWN
 NodeName=island CPUs=1 State=UNKNOWN
 PartitionName=all Nodes=node Default=YES MaxTime=INFINITE State=UP
 PartitionName=far Nodes=island MaxTime=INFINITE State=UP
 """
+
+# As on most sites: who may submit, and on which account, is in a database.
+SLURMDBD_CONF = """\
+AuthType=auth/munge
+DbdHost=login
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageUser=root
+StorageLoc=slurm
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+"""
+ACCOUNT = "physics"
 
 
 class Cluster:
@@ -75,6 +91,25 @@ class Cluster:
         """Run one of Slurm's commands."""
         done = self.lab.machines[on].run(["env", *self.environment, *argv], check=False)
         return done.stdout + done.stderr
+
+    def keep_accounts(self) -> None:
+        """Start slurmdbd and its database on the login node; nothing of the database is on a network."""
+        login, data = self.lab.machines["login"], self.folder / "database"
+        options = ["--no-defaults", "--user=root", f"--datadir={data}"]
+        login.run(["mariadb-install-db", *options, "--auth-root-authentication-method=socket", "--skip-test-db"])
+        login.run(["mkdir", "-p", "/run/mysqld"])  # where slurmdbd looks for its socket; /run is the machine's own
+        database_socket = "/run/mysqld/mysqld.sock"
+        self.start(
+            login, "mariadbd", *options, "--skip-networking", f"--socket={database_socket}", f"--pid-file={data}/pid"
+        )
+        wait_for(lambda: login.run(["test", "-S", database_socket], check=False).returncode == 0, 120, "the database")
+        settings = self.folder / "slurmdbd.conf"
+        settings.write_text(SLURMDBD_CONF.format(folder=self.folder))
+        settings.chmod(0o600)
+        self.start(login, "slurmdbd", "-D")
+        wait_for(lambda: "lab" in self.slurm("sacctmgr", "-i", "add", "cluster", "lab"), 120, "slurmdbd")
+        self.slurm("sacctmgr", "-i", "add", "account", ACCOUNT, "Cluster=lab")
+        self.slurm("sacctmgr", "-i", "add", "user", "root", f"Account={ACCOUNT}", "Cluster=lab")
 
     def logs(self) -> str:
         """Return what the daemons have written."""
@@ -112,6 +147,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> I
                 60,
                 "munged",
             )
+        made.keep_accounts()
         made.start(login, "slurmctld", "-D")
         made.start(node, "slurmd", "-D", "-N", "node")
         made.start(island, "slurmd", "-D", "-N", "island")
@@ -274,6 +310,17 @@ def test_what_slurm_refuses_is_shown_in_its_own_words(cluster: Cluster) -> None:
     assert done.returncode == 1
     assert "invalid partition specified: moon" in done.stderr
     assert "hint: ssh login sinfo" in done.stderr
+
+
+def test_an_account_that_is_refused_is_said_in_one_line_with_a_true_hint(cluster: Cluster) -> None:
+    done = run(cluster.lab, "--slurm", "--sbatch=--account=nosuch", "login")
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error.startswith("error: sbatch: ")
+    assert "Invalid account or account/partition combination specified" in error
+    told = cluster.lab.laptop.run(["sh", "-c", hint.removeprefix("hint: ")]).stdout
+    assert ACCOUNT in told, "the hint, typed, shows the accounts that are yours"
+    assert jobs(cluster) == "" and not records(cluster)
 
 
 def test_no_slurm_there(cluster: Cluster, installed: Installed) -> None:
