@@ -102,8 +102,15 @@ def parse_explicit(text: str) -> list[tuple[str, str]]:
     return packages
 
 
-# What conda-forge calls by another name than the package index does, of what people import.
-PYTHON_NAMES = {"matplotlib-base": "matplotlib"}
+# What conda-forge calls by another name than the package index does, of the Python packages in our locks.
+PYTHON_NAMES = {
+    "brotli-python": "brotli",
+    "matplotlib-base": "matplotlib",
+    "nbconvert-core": "nbconvert",
+    "python-fastjsonschema": "fastjsonschema",
+    "python-flatbuffers": "flatbuffers",
+    "python-tzdata": "tzdata",
+}
 
 
 def conda_names(text: str) -> dict[str, str]:
