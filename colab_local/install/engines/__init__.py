@@ -63,7 +63,7 @@ def demand_conda_layer(engine: str, index: dict[str, Any], env: str, hint: str, 
     notices: why it was chosen.
     """
     if engine == "host" and index["environments"][env].get("needs_conda"):
-        why = "".join(notice.partition(":")[0] + ", and " for notice in notices)
+        why = "".join(notice.partition(": ")[0] + ", and " for notice in notices)
         what = (
             f"{why}TensorFlow and CUDA of {env} are conda-forge's packages: this machine's own Python can't have them"
         )
