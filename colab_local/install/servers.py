@@ -7,15 +7,19 @@ import http.client
 import json
 import os
 import secrets
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, NamedTuple
 
 from colab_local.base import documents
-from colab_local.base.files import private_file
+from colab_local.base.errors import EXIT_MACHINE, Failure
+from colab_local.base.files import foreign, private_file
 from colab_local.install.jupyter import COLAB_ORIGIN
 
 Json = Dict[str, Any]
+UNIT = "colab-local.service"  # what --service makes for systemd, and for launchd
+LABEL = "org.colab-local.jupyter"
 # What Jupyter writes of itself (notebook/notebookapp.py, server_info()).
 DESCRIPTION_SHAPE = {
     "pid": int,
@@ -42,6 +46,19 @@ def command_line(pid: int) -> list[str]:
         stderr=subprocess.DEVNULL,
     )
     return os.fsdecode(shown.stdout).split()
+
+
+def service_command(kind: str, action: str) -> list[str]:
+    """Return the command that does "start" or "stop" with the service of --service. kind: systemd or launchd."""
+    if kind != "launchd":
+        return ["systemctl", "--user", action, UNIT]
+    target = f"{launchd_domain()}/{LABEL}"
+    return ["launchctl", "kickstart", target] if action == "start" else ["launchctl", "kill", "SIGTERM", target]
+
+
+def launchd_domain() -> str:
+    """Return launchd's name for what runs for this user."""
+    return f"gui/{os.getuid()}"
 
 
 def runtime_folders() -> list[Path]:
@@ -99,7 +116,7 @@ def described_servers() -> list[Description]:
         for file in [*folder.glob("nbserver-*.json"), *folder.glob("jpserver-*.json")]:
             with contextlib.suppress(OSError, ValueError):
                 info = documents.read(file, DESCRIPTION_SHAPE)
-                if is_alive(info["pid"]):
+                if not foreign([file]) and is_alive(info["pid"]):
                     place = str(info.get("notebook_dir") or info.get("root_dir") or "")
                     host = str(info.get("hostname") or "")
                     seen = (info["pid"], host, info["port"], info["token"], info["base_url"], place)
@@ -142,7 +159,9 @@ def first_of(servers: list[Json], env: str | None, pid: int | None = None) -> Js
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this user runs (a zombie doesn't)."""
+    """Whether a process of this user runs (a zombie doesn't); what is no process's number is none."""
+    if not 0 < pid < 1 << 31:
+        return False
     with contextlib.suppress(OSError):
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
@@ -157,5 +176,8 @@ def token_file(home: Path) -> Path:
     path.parent.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError), os.fdopen(private_file(path), "w") as file:
         file.write(secrets.token_hex(24))  # no newline: Jupyter takes the whole content
+    if foreign([path]):
+        what = f"{path} is a link, or another user can write to it: no token is read from it"
+        raise Failure(what, f"rm {shlex.quote(str(path))}", EXIT_MACHINE)
     path.chmod(0o600)
     return path

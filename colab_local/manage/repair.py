@@ -22,20 +22,19 @@ from typing import Any
 from colab_local.base.downloads import parse_rules
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, Failure
 from colab_local.base.files import remove_tree, sha256_of, write_atomically
-from colab_local.base.programs import run
 from colab_local.base.progress import Waiting
 from colab_local.base.terminal import Screen
 from colab_local.install import home as homes
 from colab_local.install.engines import Job, make_engine
 from colab_local.install.installation import Installation
 from colab_local.install.jupyter import add_jupyter
-from colab_local.install.lockfiles import Lock, locked_entry, make_lock, read_index
+from colab_local.install.lockfiles import Lock, make_lock, read_index
 from colab_local.install.options import Options
+from colab_local.install.packages import install_again
+from colab_local.install.records import Difference, Package, read_conda
 from colab_local.install.requirements import normalise
 from colab_local.install.seal import close_to_others
-from colab_local.install.sources import run_uv, uv_environment
 from colab_local.manage import environments, verify
-from colab_local.manage.records import Difference, Package, read_conda, site_packages
 
 
 class Plan:
@@ -232,25 +231,6 @@ class Repair:
                 found |= records | {entry.path for entry in package.entries}
         return found
 
-    def install_again(self, names: set[str], lock: Lock, uv: Path) -> None:
-        """Install packages of the Python layer once more, from files that are fetched now."""
-        known = "\n".join([lock.pypi, lock.host])
-        entries = [locked_entry(known, name) for name in sorted(names)]
-        wanted = self.home / "cache" / f"{lock.name}-repair.txt"
-        write_atomically(wanted, "".join(entries))
-        for name in names:  # a file that is damaged in place is damaged in uv's cache, too: it may be the same one
-            pattern = re.sub(r"[-_.]+", "[-_.]", name)
-            for info in (self.prefix / (site_packages(self.prefix) or "lib")).glob("*.dist-info"):
-                its = re.fullmatch(pattern + r"-[^-]+\.dist-info", info.name, re.IGNORECASE)
-                if its and not (info / "RECORD").exists():  # uv can't remove what has none
-                    remove_tree(info)
-        argv = [uv, "pip", "install", "--python", self.prefix / "bin" / "python", "--no-deps", "--require-hashes"]
-        try:
-            run_uv([*argv, "--reinstall", "--no-cache", "-r", wanted], self.screen)
-            run([uv, "cache", "clean", *sorted(names)], self.screen, uv_environment())
-        finally:
-            remove_tree(wanted)
-
     def write_ours(self, lock: Lock) -> None:
         """Write environments/jupyter again."""
         for path in self.receipt["lock"]["jupyter"]:
@@ -280,7 +260,8 @@ class Repair:
             if not uv.exists():
                 made.maker.install_tool(lock)
             with Waiting(self.screen, f"Install {', '.join(sorted(plan.packages)[:6])} again"):
-                self.install_again(plan.packages, lock, uv)
+                names = sorted(plan.packages)
+                install_again(uv, self.prefix, names, lock, self.home / "cache", made.wheels, self.screen)
         if plan.ours:
             self.write_ours(lock)
         for path, executable in plan.modes.items():

@@ -17,9 +17,8 @@ from typing import Any
 from colab_local.base import documents, downloads, programs, text
 from colab_local.base.errors import Failure
 from colab_local.base.network import parse_listeners
-from colab_local.install import home, lockfiles, requirements
+from colab_local.install import home, lockfiles, records, requirements
 from colab_local.install.servers import DESCRIPTION_SHAPE
-from colab_local.manage import records
 from tests.support.faults import Tally
 
 FOLDER = Path(tempfile.mkdtemp(prefix="colab-local-fuzz-"))
