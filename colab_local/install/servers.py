@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import secrets
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, NamedTuple
 
 from colab_local.base import documents
+from colab_local.base.answers import ask
 from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.base.files import foreign, private_file
+from colab_local.base.text import printable
 from colab_local.install.jupyter import COLAB_ORIGIN
 
 Json = Dict[str, Any]
@@ -82,19 +84,18 @@ def environment_name(home: Path, argv: list[str]) -> str:
 
 
 def api(port: int, token: str, method: str, path: str, timeout: float = 5.0) -> Any:
-    """Call Jupyter's REST API on loopback and return the parsed answer; OSError or ValueError if that fails."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    """Call Jupyter's REST API on loopback and return the parsed answer; OSError or ValueError if that fails.
+
+    timeout: seconds until the answer is whole.
+    """
+    headers = {"Host": f"127.0.0.1:{port}", "Authorization": "token " + token}
     try:
-        connection.request(method, path, headers={"Authorization": "token " + token})
-        answer = connection.getresponse()
-        body = answer.read()
+        answer = ask(socket.create_connection(("127.0.0.1", port), timeout), method, path, headers, seconds=timeout)
     except http.client.HTTPException as problem:
-        raise OSError(str(problem)) from problem
-    finally:
-        connection.close()
+        raise OSError(printable(str(problem))) from problem
     if answer.status != 200:
-        raise OSError(f"{answer.status} {answer.reason}")
-    return json.loads(body.decode("utf-8")) if body else None
+        raise OSError(printable(f"{answer.status} {answer.reason}"))
+    return documents.parse(answer.content, "Jupyter's answer") if answer.content else None
 
 
 class Description(NamedTuple):
@@ -116,7 +117,7 @@ def described_servers() -> list[Description]:
         for file in [*folder.glob("nbserver-*.json"), *folder.glob("jpserver-*.json")]:
             with contextlib.suppress(OSError, ValueError):
                 info = documents.read(file, DESCRIPTION_SHAPE)
-                if not foreign([file]) and is_alive(info["pid"]):
+                if not foreign([file]) and 0 < info["port"] < 1 << 16 and is_alive(info["pid"]):
                     place = str(info.get("notebook_dir") or info.get("root_dir") or "")
                     host = str(info.get("hostname") or "")
                     seen = (info["pid"], host, info["port"], info["token"], info["base_url"], place)
@@ -139,8 +140,10 @@ def running_servers(home: Path) -> list[Json]:
     """Return the living servers that answer to their token, the newest first."""
     servers = []
     for server in living_servers(home):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError):
             status = api(server["port"], server["token"], "GET", server["base_url"] + "api/status")
+            if documents.mismatch(status, {"started": str, "kernels": int}):
+                continue
             servers.append(dict(server, since=status["started"], kernels=status["kernels"]))
     return sorted(servers, key=lambda server: str(server["since"]), reverse=True)
 
