@@ -45,6 +45,7 @@ RECEIPT_SHAPE = {
     "notices?": [str],
     "home?": str,
     "parents?": int,
+    "bundle?": r"[^/\0\n]+",  # the name of the one that it was made from
 }
 
 

@@ -230,6 +230,7 @@ class Installation:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "notices": self.notices,
+            **({"bundle": Path(self.options.offline).absolute().name} if self.options.offline else {}),
         }
         write_atomically(self.receipts / "receipt.json", json.dumps(receipt, indent=1) + "\n")
         remove_tree(homes.begun_mark(self.home, self.lock.name))

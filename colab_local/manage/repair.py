@@ -2,6 +2,7 @@
 
     python3 bootstrap.py --repair              the environment in use; --env NAME for another one
     python3 bootstrap.py --repair --dry-run    what would be put right
+    python3 bootstrap.py --repair --offline BUNDLE    with what lies in a bundle of the same lock, without a network
 
 Packages of the Python layer are fetched again and installed by the locked uv, which checks their hashes. Files of the
 conda layer (with the host engine: of the venv) are taken from a prefix that is created afresh, from checked package
@@ -11,24 +12,27 @@ written again. What does not belong to the environment is moved to HOME/kept/, n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from colab_local.base.downloads import parse_rules
-from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, Failure
+from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.files import remove_tree, sha256_of, write_atomically
 from colab_local.base.progress import Waiting
 from colab_local.base.terminal import Screen
 from colab_local.install import home as homes
+from colab_local.install import offline
 from colab_local.install.engines import Job, make_engine
 from colab_local.install.installation import Installation
 from colab_local.install.jupyter import add_jupyter
 from colab_local.install.lockfiles import Lock, make_lock, read_index
+from colab_local.install.offline import Offline
 from colab_local.install.options import Options
 from colab_local.install.packages import install_again
 from colab_local.install.records import Difference, Package, read_conda
@@ -128,7 +132,10 @@ class Plan:
 class Repair:
     """The repair of one environment. kept: where goes what is not ours."""
 
-    def __init__(self, options: Options, receipt: dict[str, Any], screen: Screen) -> None:
+    def __init__(
+        self, options: Options, receipt: dict[str, Any], screen: Screen, bundle: Offline | None = None
+    ) -> None:
+        self.bundle = bundle
         self.options, self.receipt, self.screen = options, receipt, screen
         self.home, self.name = options.home, str(receipt["name"])
         self.root, self.prefix = Path(receipt["root"]), Path(receipt["prefix"])
@@ -166,16 +173,18 @@ class Repair:
     def installation(self, lock: Lock) -> Installation:
         """Return who makes such an environment."""
         receipt, options = self.receipt, self.options
-        rules = parse_rules(options.mirrors)
+        rules, wheels = parse_rules(options.mirrors), None
+        if self.bundle:
+            rules, wheels = [*self.bundle.rules, *rules], self.bundle.wheels
         index = read_index(options.lockfiles)
-        job = Job(self.home, lock.env, lock.platform, index, options.lockfiles, rules, None, self.screen)
+        job = Job(self.home, lock.env, lock.platform, index, options.lockfiles, rules, wheels, self.screen)
         python = ""
         if receipt["engine"] == "host":  # the one that made it, where it is still there
             own = os.path.realpath(str(self.prefix / "bin" / "python3"))
             named = "python" + str(receipt["layer"]).partition("-")[2]
             python = own if os.access(own, os.X_OK) and not own.startswith(str(self.root)) else named
         maker = make_engine(str(receipt["engine"]), job, options.python or python)
-        return Installation(options, lock, maker.name, self.screen, maker)
+        return Installation(options, lock, maker.name, self.screen, maker, wheels)
 
     # -- the parts, in their order
 
@@ -320,6 +329,27 @@ def find_receipt(home: Path, env: str) -> dict[str, Any]:
     return receipt
 
 
+@contextlib.contextmanager
+def open_bundle(options: Options, receipt: dict[str, Any], screen: Screen) -> Iterator[Offline]:
+    """Give the bundle that --offline names; raise Failure unless it has what the environment was made from."""
+    env, platform, layer = (str(receipt[name]) for name in ("env", "platform", "layer"))
+    where = Path(options.offline), options.home, env, platform
+    with offline.open_bundle(*where, screen, options.bundle_lock, options.bundle_signers) as bundle:
+        bundle.choose(str(receipt["engine"]))
+        digest = make_lock(read_index(bundle.lockfiles), bundle.lockfiles, env, platform, layer).digest
+        for what, found, need in (
+            ("Python", f"host-{bundle.python}" if bundle.engine == "host" else layer, layer),
+            ("lock", digest, str(receipt["lock"]["digest"])),
+        ):
+            if found != need:
+                raise Failure(
+                    f"the bundle is of another {what} than the environment (found {found[:12]}, need {need[:12]})",
+                    "choose the bundle that the environment was made from, or one of the same lock",
+                    EXIT_USAGE,
+                )
+        yield bundle
+
+
 def command(options: Options, dry_run: bool, screen: Screen) -> int:
     """Carry out --repair and return the exit code.
 
@@ -331,9 +361,15 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     if not home.is_dir():
         what = f"no {options.env} environment is installed in {home}"
         raise Failure(what, f"python3 bootstrap.py --env {options.env}")
-    with homes.hold_lock(home, screen, inherited=True):
-        receipt = find_receipt(home, options.env)
-        work = Repair(options, receipt, screen)
+    with contextlib.ExitStack() as held:
+        held.enter_context(homes.hold_lock(home, screen, inherited=True))
+        receipt, bundle = find_receipt(home, options.env), None
+        if options.offline:
+            offline.check_fits(Path(options.offline), options.env, str(receipt["platform"]))
+        if options.offline and not dry_run:
+            bundle = held.enter_context(open_bundle(options, receipt, screen))
+            options = options._replace(lockfiles=bundle.lockfiles)
+        work = Repair(options, receipt, screen, bundle)
         if not work.prefix.is_dir():
             raise Failure(f"the environment is gone from {work.prefix}", f"python3 bootstrap.py --env {options.env}")
         copied = 0 if dry_run else work.copy_locks(work.lock())  # first: what belongs there is read from them

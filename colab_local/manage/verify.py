@@ -48,6 +48,7 @@ from colab_local.base.text import megabytes
 from colab_local.install import requirements
 from colab_local.install.home import current_receipt, default_home, read_receipts, user_home
 from colab_local.install.lockfiles import REPOSITORY, parse_explicit
+from colab_local.install.offline import MANIFEST
 from colab_local.install.records import (
     PREFIX,
     Difference,
@@ -548,6 +549,9 @@ def repair(receipt: dict[str, Any]) -> str:
     """Return the line that puts an environment right."""
     home = Path(receipt["root"]).parent.parent
     option = "" if home == default_home() else f" --prefix {shlex.quote(str(home))}"
+    if receipt.get("bundle"):  # no network where it was made: this is the bundle itself, unpacked, or has its name
+        bundle = REPOSITORY if (REPOSITORY / MANIFEST).is_file() else receipt["bundle"]
+        option += f" --offline {shlex.quote(str(bundle))}"
     return f"python3 bootstrap.py --repair --env {receipt['env']}{option}"
 
 
