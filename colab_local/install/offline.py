@@ -417,5 +417,5 @@ def remove_stale(parent: Path) -> None:
             os.kill(int(folder.name), 0)
         except ProcessLookupError:
             shutil.rmtree(str(folder), ignore_errors=True)
-        except (PermissionError, ValueError):  # another user's run, or no folder of ours
+        except (PermissionError, ValueError, OverflowError):  # another user's run, or no folder of ours
             pass
