@@ -62,7 +62,7 @@ class _Bounded(http.client.HTTPConnection):
 
     def connect(self) -> None:
         super().connect()
-        self.sock: Any = Line(self.sock, TIMEOUT_S)
+        self.sock: Any = Line(self.sock, min(self.timeout or TIMEOUT_S, TIMEOUT_S))
 
     def getresponse(self) -> http.client.HTTPResponse:
         line = self.sock

@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[Fault, int, str]] = {
     "cut": (Cut(after=100_000), EXIT_NETWORK, "the connection ended after"),
     "slow": (Slow(rate=200), EXIT_NETWORK, "bytes in "),
     "to ftp": (Redirect("ftp://127.0.0.1/file"), EXIT_NETWORK, "is no web address"),
-    "to a file": (Redirect("file:///etc/hostname"), EXIT_NETWORK, "is no web address"),
+    "to a file": (Redirect("file:///etc/hostname"), EXIT_NETWORK, "file:///etc/hostname"),
     "to nowhere": (Redirect("http://[::1"), EXIT_NETWORK, "can't download "),
     "in a ring": (Redirect(""), EXIT_NETWORK, "can't download "),
     "busy": (Status(503), EXIT_NETWORK, "HTTP 503"),
