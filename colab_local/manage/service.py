@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from colab_local.base import documents
-from colab_local.base.errors import EXIT_BUSY, EXIT_MACHINE, EXIT_OK, Failure
+from colab_local.base.errors import EXIT_BUSY, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_OK, Failure
 from colab_local.base.files import foreign, sha256_of, write_atomically
 from colab_local.base.network import free_port, port_is_free
 from colab_local.base.programs import child_environment, run
@@ -565,6 +565,10 @@ def uninstall(home: Path, dry_run: bool, screen: Screen) -> int:
     home = home.resolve()
     receipt = read_receipt(home)
     if receipt is None:
+        listed = receipt_path(home)
+        if os.path.lexists(str(listed)):
+            where = shlex.quote(str(listed))
+            raise Failure(f"{listed} is damaged, or not ours", f"mv {where} {where}.damaged", EXIT_INTEGRITY)
         return EXIT_OK
     # Derived, not read: what is written in a receipt must not lead to anybody else's file.
     path = (Launchd(screen) if receipt["kind"] == Launchd.kind else Systemd(screen)).path

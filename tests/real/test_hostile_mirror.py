@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 FAULTS: dict[str, tuple[Fault, int, str]] = {
     "another file": (Tamper(), EXIT_INTEGRITY, "is not the file that the lock names (found sha256 "),
     "no end": (Endless(), EXIT_INTEGRITY, "is not the file that the lock names (found more than "),
-    "cut": (Cut(after=100_000), EXIT_NETWORK, "the connection ended after"),
+    "cut": (Cut(after=100), EXIT_NETWORK, "the connection ended after"),
     "slow": (Slow(rate=200), EXIT_NETWORK, "bytes in "),
     "to ftp": (Redirect("ftp://127.0.0.1/file"), EXIT_NETWORK, "is no web address"),
     "to a file": (Redirect("file:///etc/hostname"), EXIT_NETWORK, "file:///etc/hostname"),

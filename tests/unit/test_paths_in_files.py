@@ -241,7 +241,8 @@ def test_a_services_receipt_is_a_file_of_our_own(user: Path, programs: Path) -> 
     for text in ("[" * 9999, "{}", "3", json.dumps(SERVICE | {"token_file": "a\0b"})):
         path.write_text(text)
         assert service.read_receipt(home) is None
-        assert service.uninstall(home, False, SCREEN) == 0
+        with pytest.raises(Failure, match="is damaged"):
+            service.uninstall(home, False, SCREEN)
 
 
 # ---------------------------------------------------------------------------------------------------------
