@@ -13,6 +13,7 @@ written again. What does not belong to the environment is moved to HOME/kept/, n
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -240,6 +241,16 @@ class Repair:
                 found |= records | {entry.path for entry in package.entries}
         return found
 
+    def seal_again(self, names: set[str]) -> None:
+        """Note the RECORDs that uv has just written: they also say where a wheel came from, a bundle or an index."""
+        seal: dict[str, str] = self.receipt.get("seal", {})
+        for path in seal:
+            found = re.match(r".*/([^/-]+)-[^/]*\.dist-info/RECORD$", path)
+            if found and normalise(found.group(1)) in names and (self.prefix / path).is_file():
+                seal[path] = sha256_of(self.prefix / path)
+        kept = {name: value for name, value in self.receipt.items() if name not in ("root", "prefix")}
+        write_atomically(self.receipts / "receipt.json", json.dumps(kept, indent=1) + "\n")
+
     def write_ours(self, lock: Lock) -> None:
         """Write environments/jupyter again."""
         for path in self.receipt["lock"]["jupyter"]:
@@ -271,6 +282,7 @@ class Repair:
             with Waiting(self.screen, f"Install {', '.join(sorted(plan.packages)[:6])} again"):
                 names = sorted(plan.packages)
                 install_again(uv, self.prefix, names, lock, self.home / "cache", made.wheels, self.screen)
+                self.seal_again(plan.packages)
         if plan.ours:
             self.write_ours(lock)
         for path, executable in plan.modes.items():
