@@ -27,7 +27,7 @@ from colab_local.base.terminal import Screen
 from colab_local.install import home as homes
 from colab_local.install.engines import Engine
 from colab_local.install.jupyter import add_jupyter, jupyter_argv
-from colab_local.install.lockfiles import Lock, locked_names, parse_explicit
+from colab_local.install.lockfiles import Lock, parse_explicit
 from colab_local.install.options import Options
 from colab_local.install.packages import install_again, install_packages
 from colab_local.install.tryout import Damage, GpuFailure, try_out
@@ -191,7 +191,7 @@ class Installation:
             self.overlay = documents.read(self.receipts / ASIDE, {"jupyter": {"*": str}})["jupyter"]
         checks_gpu = self.lock.accelerator == "gpu" and self.options.gpu_check
         cards = (self.gpus or []) if checks_gpu else None
-        names = sorted(locked_names(self.lock.pypi))
+        names = sorted(self.lock.packages())
         try:
             found = try_out(self.prefix, names, cards, self.screen)
         except Damage as damage:

@@ -11,7 +11,7 @@ from colab_local.base import documents
 from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
 from colab_local.install.home import current_receipt
-from colab_local.install.lockfiles import locked_names
+from colab_local.install.lockfiles import conda_names, locked_names
 from colab_local.manage import verify
 
 WIDTH = 90  # columns: no line of the card is longer
@@ -52,8 +52,9 @@ def card(
 def versions(home: Path, receipt: dict[str, Any]) -> str:
     """Return what runs in an environment, as its receipt and the lock beside it say."""
     names: dict[str, str] = {}
-    for file in sorted((home / "receipts" / str(receipt["name"]) / "lock").glob("pypi.txt")):
-        names = locked_names(file.read_text(encoding="utf-8"))
+    for file in sorted((home / "receipts" / str(receipt["name"]) / "lock").glob("*.txt")):
+        text = file.read_text(encoding="utf-8")
+        names.update(conda_names(text) if "@EXPLICIT" in text else locked_names(text))
     found = []
     for title, spellings in PACKAGES:  # of TensorFlow's two, a lock for all platforms names both
         found += [f"{title} {names[name]}" for name in spellings if name in names][:1]

@@ -30,7 +30,8 @@ from colab_local.base.files import sha256_of
 from colab_local.base.programs import child_environment
 from colab_local.install.jupyter import jupyter_argv
 from colab_local.install.lockfiles import parse_explicit, read_index
-from colab_local.locking.build import locked_requirements
+from colab_local.locking.build import brought_by, locked_requirements
+from colab_local.locking.conda import read_pixi_lock
 from colab_local.locking.pypi import find_uv, solve_python
 from colab_local.locking.render import pixi_toml_text
 from colab_local.locking.specs import (
@@ -555,12 +556,12 @@ def test_newest_machines_choose_the_locked_wheels_too() -> None:
     uv's own answer for the least machine is in ci/check_lockfiles.py; this is about the others.
     """
     newest = {"__glibc": "2.60", "__osx": "30.0"}
-    checked = 0
+    checked, conda = 0, read_pixi_lock(LOCKFILES / "pixi.lock")
     for name, spec in read_specs(ENVIRONMENTS).items():
         pins = constraints(read_pins(ENVIRONMENTS, spec.pins), read_exceptions(ENVIRONMENTS))
         locked = locked_requirements(LOCKFILES / name / "pypi.txt")
         order = {target: wheel_tags(target, newest) for target in spec.targets}
-        for package in solve_python(spec, [*pins, *locked]):
+        for package in solve_python(spec, [*pins, *locked], brought_by(spec, conda[name])):
             choose = partial(best_wheel, set(package.wheels.values()))
             for target, wheel in package.wheels.items():
                 assert choose(order[target]) == wheel, f"{package.name} on {target}"

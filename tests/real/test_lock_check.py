@@ -334,20 +334,23 @@ def test_the_repository_is_locked_as_a_solver_gives_it() -> None:
             assert any(f"{name}: uv accepts all" in line and f"--python-version {python}" in line for line in lines)
 
 
+def own_channel(env: str, folder: Path) -> str:
+    """Return a channel of the lock's own records: a clone on its own has no other."""
+    every: dict[str, dict[str, Any]] = {}
+    for records in read_pixi_lock(REPO / "lockfiles/pixi.lock")[env].values():
+        for record in records:
+            every.setdefault(record.url.split("/")[-2], {})[record.file_name] = json.loads(record.to_json())
+    for subdir, packages in every.items():
+        Lab(folder).write_subdir(subdir, packages)
+    return str(folder / "channel")
+
+
 def test_the_repository_fits_its_specs(tmp_path: Path) -> None:
     """scripts/lock.py --check on the real environments: both layers, every file to the byte."""
-    given = os.environ.get("COLAB_LOCAL_TEST_CHANNEL", "")
-    if given:
-        channel = Path(given)
-    else:  # a clone on its own: the lock's own records are a channel too
-        every: dict[str, dict[str, Any]] = {}
-        for records in read_pixi_lock(REPO / "lockfiles/pixi.lock")["cpu"].values():
-            for record in records:
-                every.setdefault(record.url.split("/")[-2], {})[record.file_name] = json.loads(record.to_json())
-        for subdir, packages in every.items():
-            Lab(tmp_path).write_subdir(subdir, packages)
-        channel = tmp_path / "channel"
-    argv = [sys.executable, str(REPO / "scripts/lock.py"), "--check", "--channel", str(channel)]
+    argv = [sys.executable, str(REPO / "scripts/lock.py"), "--check"]
+    for env, variable in {"cpu": "COLAB_LOCAL_TEST_CHANNEL", "gpu-forge": "COLAB_LOCAL_TEST_CHANNEL_FORGE"}.items():
+        channel = os.environ.get(variable) or own_channel(env, tmp_path / env)
+        argv += ["--channel", f"gpu-forge={channel}" if env == "gpu-forge" else channel]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() == "The lock matches its specs."
