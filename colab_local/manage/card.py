@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Sequence
 
+from colab_local.base import documents
 from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
 from colab_local.install.home import current_receipt
@@ -73,10 +74,10 @@ def known_fingerprint(home: Path, receipt: dict[str, Any], screen: Screen) -> st
     """Return an environment's fingerprint: from its last check, else of one that is made now, in some seconds."""
     path = home / "receipts" / str(receipt["name"]) / "fingerprint.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = documents.read(path, {"lock": str, "fingerprint": r"colab-local [\w. -]+ sha256:[0-9a-f]{64}"})
         if kept["lock"] == receipt["lock"]["digest"]:
             return str(kept["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         pass
     found = verify.check(receipt, screen)
     if found.differences:

@@ -532,11 +532,18 @@ class Slow:
 
 
 @dataclass(frozen=True)
+class Endless:
+    """Send the file, and then more without an end."""
+
+
+@dataclass(frozen=True)
 class Redirect:
-    """Send the client elsewhere first: to the same file under another path."""
+    """Send the client elsewhere first: to the same file under another path, or to a URL."""
+
+    to: str = ""
 
 
-Fault = Status | Cut | Tamper | Slow | Redirect
+Fault = Status | Cut | Tamper | Slow | Endless | Redirect
 
 
 @dataclass
@@ -644,7 +651,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if isinstance(fault, Redirect):
             request.status = 302
             self.send_response(302)
-            self.send_header("Location", quote("/redirected" + path))
+            self.send_header("Location", fault.to or quote("/redirected" + path))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -676,7 +683,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             span = f"bytes {request.first}-{len(content) - 1}/{len(content)}"
             self.send_header("Content-Range", span)
         body = content[request.first :]
-        self.send_header("Content-Length", str(len(body)))
+        if isinstance(fault, Endless):
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if not send:
             return
@@ -689,6 +699,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 request.sent += len(body[start : start + step])
                 if isinstance(fault, Slow):
                     time.sleep(0.05)
+            while isinstance(fault, Endless):
+                request.sent += self.wfile.write(bytes(1 << 18))
             self.wfile.flush()
         except OSError:  # the client was killed: that is what some tests are about
             pass
