@@ -23,6 +23,7 @@ from colab_local.base.files import check_disk, sha256_of
 from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
 from colab_local.install import offline, requirements
+from colab_local.install.engines import demand_conda_layer
 from colab_local.install.home import default_home
 from colab_local.install.lockfiles import REPOSITORY, pythons_of, read_index, read_lock_file
 from colab_local.install.program import program_names
@@ -90,6 +91,7 @@ def choose(lockfiles: Path, env: str, platform: str, engine: str, python: str = 
         if wanted not in there:
             names = ", ".join(sorted(there))
             raise Failure(f"the lock has no {what} {wanted} for this (there are: {names})", HELP, EXIT_USAGE)
+    demand_conda_layer(engine, index, env, "python3 scripts/bundle.py !--python --engine miniforge")
     if not python and engine == "host":
         own = f"{sys.version_info[0]}.{sys.version_info[1]}"
         python = own if own in series else series[-1]
