@@ -19,7 +19,7 @@ from colab_local.base.errors import EXIT_INTEGRITY, Failure
 from colab_local.locking.conda import Records
 from colab_local.locking.pypi import Package
 from colab_local.locking.render import Solution, packages_text, requirements_text
-from colab_local.locking.specs import Spec, Target
+from colab_local.locking.specs import CPU_BUILDS, Spec, Target
 from colab_local.locking.wheels import About, Wheel, applies
 
 ENTRY = re.compile(
@@ -112,7 +112,7 @@ def check_followed(
     except Failure:
         return  # that is told elsewhere
     for package in packages:
-        pin = pins.get("tensorflow" if package.name == "tensorflow-cpu" else package.name)
+        pin = pins.get(CPU_BUILDS.get(package.name, package.name))
         excepted = exceptions.get(package.name)
         free = excepted is not None and set(excepted.get("platforms", spec.platforms)) & set(spec.platforms)
         if pin and not free and Version(package.version) != Version(pin):
