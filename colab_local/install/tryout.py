@@ -38,12 +38,17 @@ class TriedOut(NamedTuple):
 
 
 def try_out(
-    prefix: Path, names: Sequence[str], cards: Sequence[Mapping[str, Any]] | None, screen: Screen
+    prefix: Path,
+    accelerator: str,
+    names: Sequence[str],
+    cards: Sequence[Mapping[str, Any]] | None,
+    screen: Screen,
 ) -> TriedOut:
     """Import, compute and load the extension once: it proves the environment and leaves it warm.
 
     Both children also write the .pyc files that make the first cell and Jupyter's first start quick. Meanwhile
-    the receipt's seal is taken of what was installed. names: of the locked packages; cards: the GPUs that were found
+    the receipt's seal is taken of what was installed. accelerator: what the environment is for;
+    names: of the locked packages; cards: the GPUs that were found
     and have to work, None where no GPU is asked for.
 
     Raises:
@@ -63,7 +68,7 @@ def try_out(
         sealing = pool.submit(seal.sealed, prefix, tree, {})
         serving = pool.submit(ask, SERVE_S, "serve")
         try:
-            found: dict[str, Any] = json.loads(ask(COMPUTE_S, "compute", *names).splitlines()[-1])
+            found: dict[str, Any] = json.loads(ask(COMPUTE_S, "compute", accelerator, *names).splitlines()[-1])
             serving.result()
         except BaseException:  # Ctrl-C, or one of them has failed: the other is not waited for
             serving.cancel()
