@@ -47,6 +47,7 @@ if sys.version_info < (3, 8):
     sys.exit(3)
 
 import argparse
+import contextlib
 import os
 import shlex
 from pathlib import Path
@@ -291,8 +292,8 @@ def read_desktop_options(args: argparse.Namespace, home: Path) -> DesktopOptions
 # Look: at the machine, at the lock, at what is there. Nothing is written
 
 
-def look(options: Options, screen: Screen) -> Installation:
-    """Return what is to be installed; raise Failure, with numbers, when it can't be."""
+def look(options: Options, screen: Screen, held: contextlib.ExitStack) -> Installation:
+    """Return what is to be installed; raise Failure, with numbers, when it can't be. held: keeps a bundle open."""
     index = read_index(options.lockfiles)
     known = index["environments"]
     if options.env not in known:
@@ -321,9 +322,8 @@ def look(options: Options, screen: Screen) -> Installation:
         wheels = None
         if options.offline:
             wanted = options.bundle_lock or sha256_of(options.lockfiles / "index.json")
-            bundle = offline.open_bundle(
-                Path(options.offline), options.home, options.env, platform, screen, wanted, options.bundle_signers
-            )
+            where = Path(options.offline), options.home, options.env, platform
+            bundle = held.enter_context(offline.open_bundle(*where, screen, wanted, options.bundle_signers))
             rules, wheels = [*bundle.rules, *rules], bundle.wheels
             options = options._replace(lockfiles=bundle.lockfiles, engine=bundle.choose(options.engine))
             index = dict(read_index(bundle.lockfiles), python=[bundle.python])
@@ -442,17 +442,18 @@ def execute(installation: Installation, screen: Screen) -> bool:
 
 def install(options: Options, dry_run: bool, screen: Screen) -> Dict[str, Any]:
     """Make the environment, or show how; return what --json prints."""
-    installation = look(options, screen)
-    steps = installation.steps()
-    result = installation.result(steps)
-    show_plan(installation, dry_run)
-    if dry_run:
-        return result
-    if steps:
-        result.update(changed=execute(installation, screen), seconds=installation.seconds)
-        if installation.gpu_line:
-            screen.say(installation.gpu_line)
-            result["gpu"] = installation.gpu_line
+    with contextlib.ExitStack() as held:
+        installation = look(options, screen, held)
+        steps = installation.steps()
+        result = installation.result(steps)
+        show_plan(installation, dry_run)
+        if dry_run:
+            return result
+        if steps:
+            result.update(changed=execute(installation, screen), seconds=installation.seconds)
+            if installation.gpu_line:
+                screen.say(installation.gpu_line)
+                result["gpu"] = installation.gpu_line
     if not options.launch:
         screen.say()
         reached = homes.user_name(), address_for_others(), ssh_port_for_others()
@@ -524,7 +525,6 @@ def launch(options: Options, result: Dict[str, Any], screen: Screen) -> None:
         return
     screen.say()
     sys.stdout.flush()
-    offline.clean_up()
     os.environ[TOKEN_FILE] = str(token)
     os.umask(screen.umask)
     os.execv(argv[0], list(argv))  # noqa: S606 - no shell is wanted; it cleans its environment itself

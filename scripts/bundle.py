@@ -55,6 +55,7 @@ from colab_local.base.files import check_disk, sha256_of
 from colab_local.base.terminal import Screen
 from colab_local.base.text import mask, megabytes
 from colab_local.install import offline, requirements
+from colab_local.install.engines import demand_conda_layer
 from colab_local.install.home import default_home
 from colab_local.install.lockfiles import (
     DEFAULT_ENVIRONMENT,
@@ -129,6 +130,7 @@ def choose(args: argparse.Namespace) -> Choice:
                 "python3 scripts/bundle.py --help",
                 EXIT_USAGE,
             )
+    demand_conda_layer(args.engine, index, args.env, "python3 scripts/bundle.py !--python --engine miniforge")
     python = args.python or ".".join(index["environments"][args.env]["python"].split(".")[:2])
     if args.engine == "host" and not args.python:
         own = f"{sys.version_info[0]}.{sys.version_info[1]}"

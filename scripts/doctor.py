@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from colab_local.base.command_line import Parser, run_program
 from colab_local.base.errors import EXIT_FAILED, EXIT_OK
 from colab_local.base.terminal import Screen
-from colab_local.base.text import mask
+from colab_local.base.text import mask, printable
 from colab_local.install.home import user_home
 from colab_local.install.surroundings import look
 from colab_local.laptop.colab_page import Runtime
@@ -61,7 +61,7 @@ def shown(step: Step) -> str:
     """Return the line that tells the user about `step`."""
     mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "-   ", "begun": "... "}[step.status]
     where = f"[{step.transport}] " if step.transport else ""
-    return mask(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}")
+    return printable(mask(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}"))
 
 
 def as_json(

@@ -46,6 +46,7 @@ RECEIPT_SHAPE = {
     "notices?": [str],
     "home?": str,
     "parents?": int,
+    "bundle?": r"[^/\0\n]+",  # the name of the one that it was made from
 }
 
 
@@ -262,6 +263,9 @@ def read_receipt(home: Path, name: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     written_in = receipt.get("home") or str(receipt.get("root", "")).rpartition("/envs/")[0]
+    named = [*receipt["lock"]["files"], *receipt["lock"]["jupyter"], *receipt.get("seal", ())]
+    if any(leads_out(path) for path in named):  # --repair writes and removes what these name
+        return None
     if "\0" in written_in or receipt["name"] != name or name.rpartition("-")[0] != receipt["env"]:
         return None
     if os.path.realpath(f"{written_in}/envs/{name}") != os.path.realpath(str(home / "envs" / name)):
@@ -271,6 +275,11 @@ def read_receipt(home: Path, name: str) -> dict[str, Any] | None:
         return None
     prefix = environment_prefix(root, receipt["env"], receipt["engine"])
     return dict(receipt, root=str(root), prefix=str(prefix))
+
+
+def leads_out(path: str) -> bool:
+    """Return whether a path that should be relative could lead out of its folder."""
+    return not path or path.startswith("/") or "\0" in path or ".." in path.split("/")
 
 
 def read_receipts(home: Path) -> list[dict[str, Any]]:

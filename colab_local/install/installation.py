@@ -27,10 +27,10 @@ from colab_local.base.terminal import Screen
 from colab_local.install import home as homes
 from colab_local.install.engines import Engine
 from colab_local.install.jupyter import add_jupyter, jupyter_argv
-from colab_local.install.lockfiles import Lock, locked_names, parse_explicit
+from colab_local.install.lockfiles import Lock, parse_explicit
 from colab_local.install.options import Options
-from colab_local.install.packages import install_packages
-from colab_local.install.tryout import GpuFailure, try_out
+from colab_local.install.packages import install_again, install_packages
+from colab_local.install.tryout import Damage, GpuFailure, try_out
 
 ASIDE = "aside.json"  # beside the lock's copies: what the receipt will need of an environment that is kept aside
 
@@ -205,7 +205,15 @@ class Installation:
             self.overlay = documents.read(self.receipts / ASIDE, {"jupyter": {"*": str}})["jupyter"]
         checks_gpu = self.lock.accelerator == "gpu" and self.options.gpu_check
         cards = (self.gpus or []) if checks_gpu else None
-        found = try_out(self.prefix, self.lock.accelerator, sorted(locked_names(self.lock.pypi)), cards, self.screen)
+        names = sorted(self.lock.packages())
+        try:
+            found = try_out(self.prefix, self.lock.accelerator, names, cards, self.screen)
+        except Damage as damage:
+            assert self.maker is not None
+            self.screen.report(f"note: {damage.what}: they are installed again, not from uv's cache")
+            uv = self.maker.uv(self.prefix)
+            install_again(uv, self.prefix, damage.packages, self.lock, self.home / "cache", self.wheels, self.screen)
+            found = try_out(self.prefix, self.lock.accelerator, names, cards, self.screen)
         self.notices += found.notices
         if self.lock.accelerator == "gpu" and cards is None:
             self.notices.append("tried out without a GPU: CUDA's libraries are found, nothing ran on a GPU yet")
@@ -237,6 +245,7 @@ class Installation:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "notices": self.notices,
+            **({"bundle": Path(self.options.offline).absolute().name} if self.options.offline else {}),
         }
         write_atomically(self.receipts / "receipt.json", json.dumps(receipt, indent=1) + "\n")
         remove_tree(homes.begun_mark(self.home, self.lock.name))

@@ -3,9 +3,9 @@
     PREFIX/bin/python smoke_test.py compute cpu|gpu NAME ...   imports, a TensorFlow function under XLA
     PREFIX/bin/python smoke_test.py serve                      Jupyter loads Colab's server extensions
 
-cpu or gpu is what the environment is for; the names are those of the lock. Both print one JSON line; exit status 1 and
-one line on stderr when something is wrong. Whatever they import is byte-compiled on the way, which makes the first
-cell and Jupyter's first start quick.
+cpu or gpu is what the environment is for; the names are those of the lock. Both print one JSON line; exit status 1
+and one line on stderr when something is wrong. Whatever they import is byte-compiled on the way, which makes the
+first cell and Jupyter's first start quick.
 """
 
 from __future__ import annotations

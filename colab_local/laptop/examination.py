@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -51,6 +52,7 @@ if importlib.util.find_spec("tensorflow"):
 # Asked in a kernel of the running server: what bootstrap.py tries a new environment out with. One whose extension is
 # older, or that is for no GPU, prints nothing at all.
 GPU_MARK, GPU_TIMEOUT_S = "GPU: ", 600.0
+GPU_SHAPE = {"ok?": bool, "sentence?": str, "holders?": [str]}
 HAS_GPU = """
 try:
     from colab_local_jupyter import gpu
@@ -146,8 +148,13 @@ def speaks_tls(runtime: Runtime) -> bool:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with contextlib.suppress(OSError), runtime.connect() as connection:
-        context.wrap_socket(connection).close()
-        return True
+        end = threading.Timer(runtime.timeout, connection.shutdown, [socket.SHUT_RDWR])
+        end.start()  # a handshake has no bound of its own: its timeout is for each read
+        try:
+            context.wrap_socket(connection).close()
+            return True
+        finally:
+            end.cancel()
     return False
 
 
@@ -530,7 +537,11 @@ class Examination:
             last = (printed.strip().splitlines() or ["nothing"])[-1]
             self.warnings.append(Fault("gpu-not-used", f"the kernel broke off when it used the GPU: {last[:200]}"))
             return ""
-        self.gpu = dict(documents.parse(told[-1][len(GPU_MARK) :], "the kernel's answer", dict))
+        try:
+            self.gpu = dict(documents.parse(told[-1][len(GPU_MARK) :], "the kernel's answer", GPU_SHAPE))
+        except ValueError as error:
+            self.warnings.append(Fault("gpu-not-used", str(error)))
+            return ""
         if self.gpu.get("sentence") and not self.gpu.get("ok"):
             self.warnings.append(Fault("gpu-not-used", str(self.gpu["sentence"])))
             return ""
@@ -543,7 +554,8 @@ class Examination:
             said = open_transport(self.runtime, "direct").request("GET", "/api/colab/build-info").json()
         except (OSError, http.client.HTTPException):
             return  # the server has gone meanwhile; nothing to compare
-        said = said if isinstance(said, dict) else {}
+        if documents.mismatch(said, {"colab_local_jupyter?": str, "prefix?": r"[^\0]*"}):
+            said = {}
         ours = re.search(r'__version__ = "(.+)"', _extension_source())
         version, prefix = said.get("colab_local_jupyter"), said.get("prefix")
         if version and ours and version != ours.group(1):

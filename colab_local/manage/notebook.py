@@ -12,7 +12,7 @@ from typing import Any, Iterator, NamedTuple, Sequence
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
-from colab_local.install.lockfiles import REPOSITORY, locked_names, read_index, read_lock_file
+from colab_local.install.lockfiles import REPOSITORY, conda_names, locked_names, read_index, read_lock_file
 
 # What a notebook is, as far as this looks: format 4, which Colab writes, or 3, with its cells on worksheets.
 SHAPE = {"cells?": list, "worksheets?": [{"cells": list}], "nbformat": int}
@@ -273,7 +273,9 @@ def examine(path: Path, lockfiles: Path) -> dict[str, Any]:
     index = read_index(lockfiles)
     environments = {}
     for name, entry in index["environments"].items():
-        locked = locked_names(read_lock_file(lockfiles, entry["pypi"]["file"], entry["pypi"]["sha256"]))
+        parts = [entry["pypi"], *(entry["platforms"].values() if entry.get("needs_conda") else ())]
+        texts = [read_lock_file(lockfiles, part["file"], part["sha256"]) for part in parts]
+        locked = {**locked_names(texts[0]), **{n: v for text in texts[1:] for n, v in conda_names(text).items()}}
         has = {package: version_in(package, locked) for package in wanted}
         series = entry["python"].rpartition(".")[0]
         gone = sorted(m for m in needs.imports if m in GONE and _minor(GONE[m]) <= _minor(series))
