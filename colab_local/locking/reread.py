@@ -99,7 +99,10 @@ def check_wanted(spec: Spec, text: str, path: str) -> Iterator[str]:
         if where - {target for target in spec.targets for package in named if applies(package.marker, target)}:
             yield f"{path}: {line} is wanted and not there"
         for package in named:
-            if not wanted.specifier.contains(package.version, prereleases=True):
+            meant = any(
+                applies(package.marker, target) for target in where
+            )  # `<4.11 ; on macOS` says nothing of Linux
+            if meant and not wanted.specifier.contains(package.version, prereleases=True):
                 yield f"{path}: {package.name}=={package.version} does not fulfil {line}"
 
 
