@@ -132,6 +132,12 @@ def test_gpu_names_it_before_the_download_where_the_wheels_have_no_code(home: Ho
     assert not home.path.exists()
 
 
+def test_it_is_no_runtime_of_hosted_colab(home: Home) -> None:
+    """Its TensorFlow is conda-forge's: --runtime would promise hosted Colab's versions."""
+    done = home.run("--env", "gpu-forge", "--runtime", "2026.08", "--dry-run", check=False)
+    assert done.returncode == EXIT_USAGE and "no runtime '2026.08' of Colab's for gpu-forge" in done.stderr
+
+
 def test_a_processor_without_avx2(home: Home) -> None:
     """conda-forge builds it for x86_64_v3 alone: said before the download."""
     code = (
