@@ -229,7 +229,10 @@ def card_failure(
             words += f"; the environment {name} has code for it"
         if fitting:
             words += f" ({fitting.note})" if fitting.note else ""
-            return Failure(words, f"python3 bootstrap.py --env {name}", EXIT_MACHINE)
+            hint = (
+                f"python3 bootstrap.py !--engine !--python --env {name}"  # gpu-forge has no other Python than conda's
+            )
+            return Failure(words, hint, EXIT_MACHINE)
         if late:
             return gpu_reasons.newer_driver(f"{words}, but {late.words}", situation)
     if reasons == {"no-code"}:

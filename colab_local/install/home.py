@@ -38,6 +38,7 @@ RECEIPT_SHAPE = {
     "lock": {"digest": r"[0-9a-f]{64}", "files": {"*": r"[0-9a-f]{64}"}, "jupyter": {"*": r"[0-9a-f]{64}"}},
     "port": int,
     "notebook_dir": str,
+    "lab?": bool,
     "created?": str,
     "accelerator?": str,
     "seal?": {"*": str},
@@ -292,6 +293,12 @@ def is_current(home: Path, receipt: dict[str, Any]) -> bool:
     """Return whether current/<env> points at the environment of a receipt."""
     link = home / "current" / receipt["env"]
     return bool(link.exists() and link.resolve() == Path(str(receipt["prefix"])).resolve())
+
+
+def remembers_lab(home: Path, env: str) -> bool:
+    """Return whether JupyterLab was chosen for an environment: the next run, and the next lock's, keep to it."""
+    receipt = current_receipt(home, env)
+    return bool(receipt and receipt.get("lab"))
 
 
 def current_receipt(home: Path, env: str) -> dict[str, Any] | None:

@@ -88,6 +88,16 @@ class Installation:
         """Return whether current/<env> points at it."""
         return self.link.exists() and self.link.resolve() == self.prefix.resolve()
 
+    def room(self) -> tuple[int, int]:
+        """Return the bytes that its layers have to download at the most, and those that they take on the disk."""
+        layers = ["conda", "pypi"] if self.lock.layer == "conda" else ["pypi"]
+        fetched = [] if self.options.offline else layers
+        sizes = self.lock.bytes
+        return (
+            sum(sizes.get(f"{layer}_download") or 0 for layer in fetched),
+            sum(sizes.get(f"{layer}_installed") or 0 for layer in layers),
+        )
+
     def jupyter_argv(self) -> list[str]:
         """Return the command that the user is given: through current/, so that it outlives updates."""
         return jupyter_argv(
@@ -100,7 +110,11 @@ class Installation:
         """Return what has to be done; empty when nothing has."""
         switch = Step("switch", "Switch to the new environment", self.link, self.switch)
         if self.is_made():
-            return [] if self.is_current() else [switch]
+            page = "JupyterLab" if self.options.lab else "Notebook 6"
+            choice = Step("page", f"Remember that Jupyter's page is {page}", self.receipts, self.remember_page)
+            known = homes.read_receipt(self.home, self.lock.name) or {}
+            other = bool(known.get("lab")) != self.options.lab
+            return [*([] if self.is_current() else [switch]), *([choice] if other else [])]
         tried = [
             Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.prefix, self.try_out),
             Step("receipt", "Write the receipt", self.receipts, self.write_receipt),
@@ -193,13 +207,13 @@ class Installation:
         cards = (self.gpus or []) if checks_gpu else None
         names = sorted(self.lock.packages())
         try:
-            found = try_out(self.prefix, names, cards, self.screen)
+            found = try_out(self.prefix, self.lock.accelerator, names, cards, self.screen)
         except Damage as damage:
             assert self.maker is not None
             self.screen.report(f"note: {damage.what}: they are installed again, not from uv's cache")
             uv = self.maker.uv(self.prefix)
             install_again(uv, self.prefix, damage.packages, self.lock, self.home / "cache", self.wheels, self.screen)
-            found = try_out(self.prefix, names, cards, self.screen)
+            found = try_out(self.prefix, self.lock.accelerator, names, cards, self.screen)
         self.notices += found.notices
         if self.lock.accelerator == "gpu" and cards is None:
             self.notices.append("tried out without a GPU: CUDA's libraries are found, nothing ran on a GPU yet")
@@ -224,6 +238,7 @@ class Installation:
             },
             "port": self.options.port,
             "notebook_dir": str(self.options.notebook_dir),
+            "lab": self.options.lab,
             "seal": self.seal,
             "home": str(self.home),  # only ever compared: a copied home is another one
             "parents": self.new_parents,  # how many folders above the home were made for it
@@ -236,6 +251,12 @@ class Installation:
         remove_tree(homes.begun_mark(self.home, self.lock.name))
         with contextlib.suppress(FileNotFoundError):
             (self.receipts / ASIDE).unlink()
+
+    def remember_page(self) -> None:
+        """Write down which page Jupyter has: every start asks the receipt."""
+        path = self.receipts / "receipt.json"
+        receipt = documents.read(path, homes.RECEIPT_SHAPE)
+        write_atomically(path, json.dumps(dict(receipt, lab=self.options.lab), indent=1) + "\n")
 
     def set_aside(self) -> None:
         """Keep an environment whose GPU part alone has failed: 3 GB need not come again when the driver is well."""

@@ -57,7 +57,7 @@ def runtimes_of(index: dict[str, Any], env: str) -> dict[str, str]:
     found = {name[len(prefix) :]: name for name in index["environments"] if name.startswith(prefix)}
     # pixi allows no dot in an environment's name
     months = {month.replace("-", "."): name for month, name in found.items() if re.match(r"\d{4}-\d\d$", month)}
-    if index.get("runtime"):
+    if index.get("runtime") and not index["environments"].get(env, {}).get("needs_conda"):  # conda-forge's versions
         months[index["runtime"]] = env
     return dict(sorted(months.items()))
 

@@ -51,13 +51,18 @@ class TriedOut(NamedTuple):
 
 
 def try_out(
-    prefix: Path, names: Sequence[str], cards: Sequence[Mapping[str, Any]] | None, screen: Screen
+    prefix: Path,
+    accelerator: str,
+    names: Sequence[str],
+    cards: Sequence[Mapping[str, Any]] | None,
+    screen: Screen,
 ) -> TriedOut:
     """Import, compute and load the extension once: it proves the environment and leaves it warm.
 
     Both children also write the .pyc files that make the first cell and Jupyter's first start quick. Once Jupyter
     has served, and while the rest still computes, all that was installed is read: for the receipt's seal, and to
-    compare it with what the wheels say. names: of the locked packages; cards: the GPUs that were found and have to
+    compare it with what the wheels say. accelerator: what the environment is for; names: of the locked
+    packages; cards: the GPUs that were found and have to
     work, None where no GPU is asked for.
 
     Raises:
@@ -77,7 +82,7 @@ def try_out(
         serving = pool.submit(ask, SERVE_S, "serve")
         sealing = pool.submit(seal.take, prefix, tree)
         try:
-            found: dict[str, Any] = json.loads(ask(COMPUTE_S, "compute", *names).splitlines()[-1])
+            found: dict[str, Any] = json.loads(ask(COMPUTE_S, "compute", accelerator, *names).splitlines()[-1])
             serving.result()
         except BaseException as problem:  # Ctrl-C, or one of them has failed: the other is not waited for
             serving.cancel()

@@ -198,7 +198,13 @@ def launch(home: Path, receipt: Json, wanted: int | None) -> Json:
     log = open_log(home)
     with log.open("ab") as output:
         child = subprocess.Popen(
-            jupyter_argv(str(home / "current" / receipt["env"]), port, receipt["notebook_dir"], os.geteuid() == 0),
+            jupyter_argv(
+                str(home / "current" / receipt["env"]),
+                port,
+                receipt["notebook_dir"],
+                os.geteuid() == 0,
+                bool(receipt.get("lab")),
+            ),
             env=starting_environment(token_file(home)),
             cwd=str(home),
             stdin=subprocess.DEVNULL,

@@ -178,7 +178,9 @@ def start_command() -> str:
     home = default_home()
     for receipt in current_environments():
         link = str(home / "current" / receipt["env"])
-        argv = jupyter_argv(link, receipt["port"], receipt["notebook_dir"], os.geteuid() == 0)
+        argv = jupyter_argv(
+            link, receipt["port"], receipt["notebook_dir"], os.geteuid() == 0, bool(receipt.get("lab"))
+        )
         return " ".join(shlex.quote(word) for word in argv)
     return "python3 bootstrap.py"
 

@@ -25,6 +25,7 @@ from colab_local.locking.gpu_code import Code
 from colab_local.locking.pypi import Package
 from colab_local.locking.specs import (
     CHANNEL,
+    CPU_BUILDS,
     NOTICE,
     PINS,
     PYTHONS,
@@ -194,7 +195,7 @@ def packages_text(
     rows = [["package", "version", "hosted Colab", "download", "licence", "where"]]
     counts: dict[str, int] = {}
     for package in lock.python:
-        hosted = pins.get(package.name, pins.get("tensorflow") if package.name == "tensorflow-cpu" else None)
+        hosted = pins.get(CPU_BUILDS.get(package.name, package.name))
         status = hosted_status(package.version, hosted)
         counts[status.split()[0]] = counts.get(status.split()[0], 0) + 1
         targets = [target for target in package.wheels if target[1] == lock.series] or list(package.wheels)

@@ -40,6 +40,8 @@ CARDS_SHAPE = {"*": {"*": r"\d+\.\d+"}}
 RECIPES_SHAPE = {"*": {"packages": {"*": {"code": r"[\d@. ]+", "source": r".+"}}, "notes": {"*": r".+"}}}
 EXCEPTIONS_SHAPE = {"*": {"reason": r".+", "platforms?": [r".+"]}}
 Target = tuple[str, str]  # conda platform, Python series
+# The same releases under another name, without a GPU's code: hosted Colab's version is that of the name behind.
+CPU_BUILDS = {"tensorflow-cpu": "tensorflow", "xgboost-cpu": "xgboost"}
 
 
 @dataclass(frozen=True)
@@ -240,8 +242,7 @@ def constraints(pins: Mapping[str, str], exceptions: Mapping[str, Any]) -> list[
         elif "platforms" in exception:
             others = [platform for platform in MACHINES if platform not in exception["platforms"]]
             lines.append(f"{name}=={version} ; {platform_marker(others)}")
-    # The same release under another name, which hosted Colab doesn't need.
-    return [*lines, f"tensorflow-cpu=={pins['tensorflow']}"] if "tensorflow" in pins else lines
+    return [*lines, *(f"{name}=={pins[hosted]}" for name, hosted in CPU_BUILDS.items() if hosted in pins)]
 
 
 def follow(freeze: str, names: Iterable[str], date: str, python: str) -> str:

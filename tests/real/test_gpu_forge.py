@@ -128,8 +128,14 @@ def test_gpu_names_it_before_the_download_where_the_wheels_have_no_code(home: Ho
     assert refused.returncode == EXIT_MACHINE and "the environment gpu-forge has code for it" in refused.stderr
     assert "not proven on this card is what XLA compiles (jit_compile=True)" in refused.stderr
     words = hinted(refused)
-    assert words[words.index("--env") + 1] == "gpu-forge" and "--gpu" not in words
+    assert words[words.index("--env") + 1] == "gpu-forge" and not {"--gpu", "--engine", "host"} & set(words)
     assert not home.path.exists()
+
+
+def test_it_is_no_runtime_of_hosted_colab(home: Home) -> None:
+    """Its TensorFlow is conda-forge's: --runtime would promise hosted Colab's versions."""
+    done = home.run("--env", "gpu-forge", "--runtime", "2026.08", "--dry-run", check=False)
+    assert done.returncode == EXIT_USAGE and "no runtime '2026.08' of Colab's for gpu-forge" in done.stderr
 
 
 def test_a_processor_without_avx2(home: Home) -> None:
