@@ -107,11 +107,6 @@ def rewrite(url: str, rules: Rules) -> str:
     return url
 
 
-def rewrite_text(text: str, rules: Rules) -> str:
-    """Apply rewrite() to every URL in a lockfile's text."""
-    return re.sub(r"https?://[^\s'\"#]+", lambda found: rewrite(found.group(), rules), text)
-
-
 def parse_rules(texts: Iterable[str]) -> list[tuple[str, str]]:
     """Return the mirror rules of 'FROM=TO' texts; raise Failure for one that isn't."""
     rules = []
@@ -363,7 +358,7 @@ def _unreachable(source: str, reason: str) -> Failure:
     """Return the failure of a download that can't be had."""
     return Failure(
         f"can't download {mask(source)}: {reason}",
-        "check the network or proxy and run the same command again (other ways: --mirror, --engine host, --offline)",
+        "check the network or proxy and run the same command again: it goes on from here (another way: --mirror)",
         EXIT_NETWORK,
     )
 
@@ -373,14 +368,16 @@ def is_there(wanted: Download) -> bool:
     return wanted.target.is_file() and sha256_of(wanted.target) == wanted.sha256
 
 
-def download_all(files: Sequence[Download], screen: Screen, rules: Rules = ()) -> None:
-    """Download several files at once under one bar; the first failure stops all."""
+def download_all(
+    files: Sequence[Download], screen: Screen, rules: Rules = (), parallel: int = PARALLEL_DOWNLOADS
+) -> None:
+    """Download several files under one bar, `parallel` at a time; the first failure stops all."""
     missing = [wanted for wanted in files if not is_there(wanted)]
     if not missing:
         return
     title = f"Downloading {len(missing)} file{'' if len(missing) == 1 else 's'}"
     bar = Progress(screen, title, sum(wanted.size for wanted in missing))
-    pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
+    pool = ThreadPoolExecutor(parallel)
     try:
         jobs = [pool.submit(download, wanted, screen, rules, bar) for wanted in missing]
         for job in as_completed(jobs):

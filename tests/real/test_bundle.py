@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install import offline
-from colab_local.install.home import current_receipt, default_home
+from colab_local.install.home import current_receipt
 from colab_local.install.lockfiles import conda_platform
 from colab_local.manage import verify
-from scripts import bundle
-from tests.conftest import REPO, SCREEN, Installed, free_port, supported_python
+from tests.conftest import REPO, SCREEN, Installed, supported_python
 from tests.support.homes import LIGHT, Home, damage, hinted, run_script, write_lockfiles
 from tests.support.mirror import (
     Cut,
@@ -347,21 +345,28 @@ def test_wrong_bytes_and_missing_files_make_no_bundle(
     assert "Wrote" in maker.make(output).stdout
 
 
-def test_why_a_server_does_not_answer_is_said_shortly() -> None:
-    with pytest.raises(requests.ConnectionError) as caught:
-        requests.get(f"http://127.0.0.1:{free_port()}/", timeout=10)
-    assert re.fullmatch(r"[^<>]*\[Errno \d+\] Connection refused", bundle.cause(caught.value))
-
-
-def test_a_python_without_what_it_needs_is_told_which_one_has_it() -> None:
+def test_an_old_python_is_told_which_one_makes_bundles(maker: Maker, tmp_path: Path) -> None:
     """As when it is pasted with the machine's own python3: two lines, no traceback."""
-    done = subprocess.run(
-        [sys.executable, "-S", str(REPO / "scripts" / "bundle.py")], capture_output=True, text=True, check=False
-    )
+    old = next((path for path in (shutil.which(f"python3.{minor}") for minor in (8, 9, 10)) if path), None)
+    if old is None:
+        pytest.skip("no Python 3.8 to 3.10 is here")
+    argv = [old, *maker.argv(tmp_path / "bundle.tar")[1:]]
+    done = subprocess.run(argv, env=maker.environ(), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == EXIT_FAILED
     error, hint = done.stderr.splitlines()
-    assert error.startswith("error: scripts/bundle.py needs requests")
-    assert hint == f"hint: {default_home()}/current/cpu/bin/python scripts/bundle.py"
+    assert error.startswith("error: a bundle is made with Python 3.11 or newer (found 3.")
+    assert hint.endswith("/current/cpu/bin/python scripts/bundle.py") and not list(tmp_path.glob("bundle.tar*"))
+
+
+def test_a_login_in_netrc_is_taken(maker: Maker, tmp_path: Path) -> None:
+    """A company's index with a login, which the user keeps where pip and uv look for it."""
+    maker.index = Index(maker.index.url.replace("someone:s3cret@", ""), maker.index.seen)
+    netrc = tmp_path / "user" / ".netrc"
+    netrc.parent.mkdir(exist_ok=True)
+    netrc.write_text("machine 127.0.0.1 login someone password s3cret\n")
+    netrc.chmod(0o600)
+    done = maker.make(tmp_path / "bundle.tar")
+    assert done.returncode == 0, done.stderr
 
 
 def test_wrong_options(maker: Maker, tmp_path: Path) -> None:
