@@ -98,6 +98,14 @@ def test_the_documents_say_how_many_packages_follow_hosted_colab() -> None:
         assert row.groups() == (followed.group(1), have.group(1), f"{download / 1e9:.1f}"), env
 
 
+@pytest.mark.parametrize("env", sorted(INDEX["environments"]))
+def test_pip_and_uv_come_from_one_place(env: str) -> None:
+    """With the host engine uv installs both files at once, and refuses two versions of a package."""
+    host = locked_names(read_lock_file(LOCKFILES, INDEX["uv"]["file"], INDEX["uv"]["sha256"]))
+    assert set(host) == {"pip", "uv"}
+    assert not set(locked(env)) & set(host)
+
+
 def test_current_runtime_is_read_from_the_pins() -> None:
     assert current_runtime("# Hosted Colab's versions, 2026-08-19. More.\na==1\n") == "2026.08"
     assert current_runtime("a==1\n") == ""
