@@ -63,7 +63,7 @@ except ImportError:
 GPU = f'import json; print("{GPU_MARK}" + json.dumps(gpu.report()))'
 
 
-class Step(NamedTuple):
+class PageStep(NamedTuple):
     """One step of Colab's page: which transport it belongs to ("" for both), what it does, how it went."""
 
     transport: str
@@ -206,13 +206,13 @@ _CURED_BY_RESTART = (
 class Examination:
     """The steps of Colab's page against `runtime`, and what they found.
 
-    show: called with each Step as soon as it is done.
+    show: called with each PageStep as soon as it is done.
     """
 
-    def __init__(self, runtime: Runtime, show: Callable[[Step], None]) -> None:
+    def __init__(self, runtime: Runtime, show: Callable[[PageStep], None]) -> None:
         self.runtime = runtime
         self.show = show
-        self.steps: list[Step] = []
+        self.steps: list[PageStep] = []
         self.warnings: list[Fault] = []
         self.gpu: dict[str, Any] = {}  # what a kernel says of it, {} where its environment is for none
         self.plain: Answer | None = None
@@ -259,18 +259,18 @@ class Examination:
         self.compare_environment()
         told = self.ask_for_gpu() if not self.faults else ""
         if told:
-            self._done(Step("", "use the GPU", "ok", told))
+            self._done(PageStep("", "use the GPU", "ok", told))
 
     def _sequence(self, transport: str, steps: Sequence[tuple[str, Callable[[], str]]]) -> bool:
         for number, (title, action) in enumerate(steps):
             try:
-                self._done(Step(transport, title, "ok", self._attempt(action)))
+                self._done(PageStep(transport, title, "ok", self._attempt(action)))
             except Fault as fault:
                 if self.python and fault.code in _CURED_BY_RESTART and current_environments():
                     fault.hint = f"stop it (Ctrl-C) and start it with: {start_command()}"
-                self._done(Step(transport, title, "failed", fault.what, fault))
+                self._done(PageStep(transport, title, "failed", fault.what, fault))
                 for skipped, _ in steps[number + 1 :]:
-                    self._done(Step(transport, skipped, "skipped"))
+                    self._done(PageStep(transport, skipped, "skipped"))
                 return False
         return True
 
@@ -283,7 +283,7 @@ class Examination:
         except (OSError, http.client.HTTPException, Closed, Refused, ValueError) as error:
             raise Fault("server-error", f"the server breaks off: {error or type(error).__name__}") from error
 
-    def _done(self, step: Step) -> None:
+    def _done(self, step: PageStep) -> None:
         self.steps.append(step)
         self.show(step)
 
@@ -527,7 +527,7 @@ class Examination:
             with Notebook(open_transport(self.runtime, "direct")) as notebook:
                 if "yes" not in notebook.run(HAS_GPU, 2 * self.runtime.timeout).split():
                     return ""
-                self.show(Step("", "use the GPU in a kernel, which takes a moment", "begun"))
+                self.show(PageStep("", "use the GPU in a kernel, which takes a moment", "begun"))
                 printed = notebook.run(GPU, GPU_TIMEOUT_S)
         except (Failed, Closed, Refused, OSError, ValueError) as error:
             self.warnings.append(Fault("gpu-not-used", f"the kernel does not say whether the GPU is used ({error})"))
