@@ -47,6 +47,7 @@ if sys.version_info < (3, 8):
     sys.exit(3)
 
 import argparse
+import contextlib
 import os
 import shlex
 from pathlib import Path
@@ -79,6 +80,7 @@ try:
         ssh_port_for_others,
     )
     from colab_local.base.terminal import Screen
+    from colab_local.base.text import megabytes
     from colab_local.desktop.options import KINDS, SERVERS, SESSIONS
     from colab_local.desktop.options import Options as DesktopOptions
     from colab_local.install import gpu_questions, offline
@@ -188,7 +190,9 @@ def make_parser() -> Parser:
     jupyter.add_argument(
         "--content", action="store_true", help="make /content, where notebooks write, a link to --notebook-dir"
     )
-    jupyter.add_argument("--lab", action="store_true", help="JupyterLab 4 for Colab, instead of Notebook 6")
+    lab = jupyter.add_mutually_exclusive_group()
+    lab.add_argument("--lab", action="store_true", default=None, help="JupyterLab 4 for Colab, from now on")
+    lab.add_argument("--no-lab", dest="lab", action="store_false", help="Notebook 6 again, as hosted Colab has it")
     jupyter.add_argument("--launch", action="store_true", help="start it at the end, in this terminal")
     jupyter.add_argument(
         "--service", action="store_true", help="keep it running: a systemd user unit or launchd agent"
@@ -198,7 +202,7 @@ def make_parser() -> Parser:
     manage.add_argument("--verify", action="store_true", help="check an environment file by file against its lock")
     manage.add_argument("--repair", action="store_true", help="put right what --verify finds, and nothing else")
     manage.add_argument(
-        "--check", metavar="NOTEBOOK", default="", help="what a notebook needs, and who has it; runs nothing"
+        "--check", metavar="NOTEBOOK", nargs="+", help="what notebooks need, and who has it; runs nothing"
     )
     manage.add_argument("--list", action="store_true", help="show environments with size, lock and state")
     manage.add_argument("--rollback", action="store_true", help="switch back to the previous environment")
@@ -246,9 +250,12 @@ def read_options(args: argparse.Namespace) -> Options:
         raise Failure("--prefix needs a folder (found '')", "python3 bootstrap.py !--prefix", EXIT_USAGE)
     homes.user_home()  # there is one, or it ends here: what follows relies on it
     lockfiles, env = absolute(args.lockfiles), DEFAULT_ENVIRONMENT if args.env is None else args.env
+    if args.runtime:
+        env = runtime_of(read_index(lockfiles), env, args.runtime)
+    home = absolute(args.home or str(homes.default_home()))
     return Options(
-        env=runtime_of(read_index(lockfiles), env, args.runtime) if args.runtime else env,
-        home=absolute(args.home or str(homes.default_home())),
+        env=env,
+        home=home,
         lockfiles=lockfiles,
         engine=args.engine,
         python=args.python,
@@ -258,7 +265,7 @@ def read_options(args: argparse.Namespace) -> Options:
         notebook_dir=absolute(args.notebook_dir),
         gpu_check=not args.no_gpu_check,
         launch=args.launch,
-        lab=args.lab,
+        lab=homes.remembers_lab(home, env) if args.lab is None else args.lab,
         bundle_lock=args.bundle_lock,
         bundle_signers=args.bundle_signers,
     )
@@ -285,8 +292,8 @@ def read_desktop_options(args: argparse.Namespace, home: Path) -> DesktopOptions
 # Look: at the machine, at the lock, at what is there. Nothing is written
 
 
-def look(options: Options, screen: Screen) -> Installation:
-    """Return what is to be installed; raise Failure, with numbers, when it can't be."""
+def look(options: Options, screen: Screen, held: contextlib.ExitStack) -> Installation:
+    """Return what is to be installed; raise Failure, with numbers, when it can't be. held: keeps a bundle open."""
     index = read_index(options.lockfiles)
     known = index["environments"]
     if options.env not in known:
@@ -315,9 +322,8 @@ def look(options: Options, screen: Screen) -> Installation:
         wheels = None
         if options.offline:
             wanted = options.bundle_lock or sha256_of(options.lockfiles / "index.json")
-            bundle = offline.open_bundle(
-                Path(options.offline), options.home, options.env, platform, screen, wanted, options.bundle_signers
-            )
+            where = Path(options.offline), options.home, options.env, platform
+            bundle = held.enter_context(offline.open_bundle(*where, screen, wanted, options.bundle_signers))
             rules, wheels = [*bundle.rules, *rules], bundle.wheels
             options = options._replace(lockfiles=bundle.lockfiles, engine=bundle.choose(options.engine))
             index = dict(read_index(bundle.lockfiles), python=[bundle.python])
@@ -328,7 +334,7 @@ def look(options: Options, screen: Screen) -> Installation:
         installation.notices += notices
     if installation.lock.accelerator == "gpu" and options.gpu_check:
         look_at_gpus(installation, known)
-    check_room(installation, index)
+    check_room(installation)
     check_port(installation)
     return installation
 
@@ -345,7 +351,7 @@ def look_at_installed(
     return installation if installation.is_made() else None
 
 
-def check_room(installation: Installation, index: Dict[str, Any]) -> None:
+def check_room(installation: Installation) -> None:
     """Raise Failure unless the engine can work here and its packages have room."""
     folder = installation.options.notebook_dir
     if not folder.is_dir():
@@ -360,11 +366,7 @@ def check_room(installation: Installation, index: Dict[str, Any]) -> None:
     if refusal:
         raise refusal
     installation.maker.check()
-    lock = installation.lock
-    sizes = index["environments"][lock.env]["platforms"][lock.platform].get("bytes", {})
-    kinds = ["pypi_installed"] + ([] if installation.wheels else ["pypi_download"])
-    kinds += ["conda_installed", "conda_download"] if lock.layer == "conda" else []
-    check_disk(installation.home, sum(int(sizes.get(kind) or 0) for kind in kinds))
+    check_disk(installation.home, sum(installation.room()))
 
 
 def look_at_gpus(installation: Installation, known: Dict[str, Any]) -> None:
@@ -415,6 +417,9 @@ def show_plan(installation: Installation, dry_run: bool) -> None:
     width = max(len(step.title) for step in steps)
     for step in steps:
         installation.screen.say(f"  {step.title.ljust(width)}  {os.path.relpath(str(step.where), str(home))}")
+    if any(step.name == "packages" for step in steps):
+        download, disk = map(megabytes, installation.room())
+        installation.screen.say(f"It downloads at most {download} and takes about {disk} of disk.")
 
 
 def execute(installation: Installation, screen: Screen) -> bool:
@@ -437,17 +442,18 @@ def execute(installation: Installation, screen: Screen) -> bool:
 
 def install(options: Options, dry_run: bool, screen: Screen) -> Dict[str, Any]:
     """Make the environment, or show how; return what --json prints."""
-    installation = look(options, screen)
-    steps = installation.steps()
-    result = installation.result(steps)
-    show_plan(installation, dry_run)
-    if dry_run:
-        return result
-    if steps:
-        result.update(changed=execute(installation, screen), seconds=installation.seconds)
-        if installation.gpu_line:
-            screen.say(installation.gpu_line)
-            result["gpu"] = installation.gpu_line
+    with contextlib.ExitStack() as held:
+        installation = look(options, screen, held)
+        steps = installation.steps()
+        result = installation.result(steps)
+        show_plan(installation, dry_run)
+        if dry_run:
+            return result
+        if steps:
+            result.update(changed=execute(installation, screen), seconds=installation.seconds)
+            if installation.gpu_line:
+                screen.say(installation.gpu_line)
+                result["gpu"] = installation.gpu_line
     if not options.launch:
         screen.say()
         reached = homes.user_name(), address_for_others(), ssh_port_for_others()
@@ -476,7 +482,7 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
             screen.show_document(beside)
             return EXIT_OK
     if args.check:
-        return notebook.command(absolute(args.check), env, options.lockfiles, screen)
+        return notebook.command([absolute(path) for path in args.check], env, options.lockfiles, screen)
     if args.verify:
         return verify.command(home, env, screen)
     if args.repair:
@@ -519,7 +525,6 @@ def launch(options: Options, result: Dict[str, Any], screen: Screen) -> None:
         return
     screen.say()
     sys.stdout.flush()
-    offline.clean_up()
     os.environ[TOKEN_FILE] = str(token)
     os.umask(screen.umask)
     os.execv(argv[0], list(argv))  # noqa: S606 - no shell is wanted; it cleans its environment itself

@@ -28,7 +28,8 @@ With --installers, GitHub and Anaconda are asked:
   * installers: hashes and sizes are those that the projects publish
 
 What only a network shows is named at the end of a run without one.
-The channel: --channel, else the variable COLAB_LOCAL_TEST_CHANNEL, else conda-forge if it answers.
+The channel: --channel, else the variable COLAB_LOCAL_TEST_CHANNEL (gpu-forge's: COLAB_LOCAL_TEST_CHANNEL_FORGE), else
+conda-forge if it answers.
 
 Exit codes: 0 all well; 1 something is wrong, each on a line of its own; 2 wrong usage.
 """
@@ -60,9 +61,16 @@ from colab_local.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.programs import child_environment
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import REPOSITORY, conda_platform, parse_explicit, read_index
-from colab_local.locking.build import differences, host_tools, locked_requirements, read_files
-from colab_local.locking.conda import channel_folder, channel_records, read_pixi_lock, solve_conda
-from colab_local.locking.gpu_code import entries, has_gpu_code, parse_code
+from colab_local.locking.build import (
+    brought_by,
+    conda_hashes,
+    differences,
+    host_tools,
+    locked_requirements,
+    read_files,
+)
+from colab_local.locking.conda import channel_folder, channel_of, channel_records, read_pixi_lock, solve_conda
+from colab_local.locking.gpu_code import entries, has_gpu_code, parse_code, recipe_code
 from colab_local.locking.installers import wrong_files, wrong_names
 from colab_local.locking.pypi import find_uv, solve_python
 from colab_local.locking.render import (
@@ -204,6 +212,7 @@ def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
         "accelerator": spec.accelerator,
         "python": files.version(name, "python"),
         **({} if spec.pythons == PYTHONS else {"pythons": list(spec.pythons)}),
+        **({"needs_conda": True} if spec.needs_conda else {}),
         "platforms": {
             platform: {
                 "requires": machine_needs(spec, platform, files.text(f"{name}/{GPU_CODE}")),
@@ -342,7 +351,16 @@ def check_gpu_code(files: Lockfiles, name: str) -> Problems:
         for sha256 in hashes
         if has_gpu_code(requirement)
     }
-    known = {sha256: file for sha256, (file, _) in parse_code(text).items()}
+    read = parse_code(text)
+    try:
+        told = recipe_code(files.specs[name].recipes, conda_hashes(files.conda.get(name, {})))
+    except Failure as failure:
+        yield failure.what
+        return
+    for sha256, entry in told.items():
+        if read.pop(sha256, None) != entry:
+            yield f"{name}/{GPU_CODE} does not say of {entry[0]} what gpu-recipes.yml says"
+    known = {sha256: file for sha256, (file, _) in read.items()}
     for sha256 in sorted({*locked} ^ {*known}):
         named = locked.get(sha256) or known.get(sha256)
         yield f"{name}/{GPU_CODE} and pypi.txt don't both have {named} ({sha256[:12]}...)"
@@ -423,7 +441,8 @@ def check_python_layer(files: Lockfiles, name: str) -> Problems:
     """
     spec, pins = files.specs[name], constraints(files.pins(name), files.exceptions)
     try:
-        packages = solve_python(spec, [*pins, *files.requirements(name)])
+        brought = brought_by(spec, files.conda[name])
+        packages = solve_python(spec, [*pins, *files.requirements(name)], brought)
         need = requirements_text(pypi_head(spec.pythons), packages)
         solved = Solution(spec, files.conda[name], packages, {})
         solved.about.update(read_wheels(solved.all_wheels()))
@@ -495,13 +514,14 @@ def installed_pythons() -> dict[str, str]:
 Check = tuple[str, Callable[[], Problems]]  # what is so if it finds no problem
 
 
-def plan(files: Lockfiles, names: Sequence[str], channel: str, offline: bool) -> Iterator[Check]:
-    """Yield every check; channel: folder, URL, or "" for none; offline: leave out what needs a network."""
+def plan(files: Lockfiles, names: Sequence[str], channels: Sequence[str], offline: bool) -> Iterator[Check]:
+    """Yield every check; channels: as for scripts/lock.py, "" for none; offline: leave out what needs a network."""
     yield "index.json vouches for every file", partial(check_digests, files)
     yield "pixi.toml and pixi.lock are as they are written", partial(check_pixi, files)
     yield "installers are what they are called", partial(check_installers, files)
     yield "host.txt has the conda layer's uv and pip", partial(check_host_text, files)
     for name in names:
+        channel = channel_of(name, channels)
         for platform in files.specs[name].platforms:
             at = f"{name}/{platform}"
             count = len(files.records(name, platform))
@@ -533,19 +553,21 @@ def plan_online(files: Lockfiles, names: Sequence[str]) -> Iterator[Check]:
             yield title, partial(check_accepted, files, name, target, options)
 
 
-def default_channel() -> str:
-    """Return the channel to check against when none is named, or "" if there is none to be had."""
+def default_channels() -> list[str]:
+    """Return the channels to check against when none is named, as for scripts/lock.py; "" where none is to be had."""
     given = os.environ.get("COLAB_LOCAL_TEST_CHANNEL", "")
     if given:
-        return given
-    return CHANNEL if is_reachable(f"{CHANNEL}noarch/repodata.json.zst") else ""
+        return [given, f"gpu-forge={os.environ.get('COLAB_LOCAL_TEST_CHANNEL_FORGE', '')}"]
+    return [CHANNEL if is_reachable(f"{CHANNEL}noarch/repodata.json.zst") else ""]
 
 
 def make_parser() -> Parser:
     """Return the command line."""
     made = Parser(prog="check_lockfiles.py", description=__doc__)
     made.add_argument("names", nargs="*", metavar="ENV", help="environments; default all")
-    made.add_argument("--channel", metavar="DIR-or-URL", help="conda records to check against (see above)")
+    made.add_argument(
+        "--channel", action="append", metavar="[ENV=]DIR-or-URL", help="conda records to check against (see above)"
+    )
     made.add_argument("--offline", action="store_true", help="only what needs no network")
     made.add_argument("--installers", action="store_true", help="also ask their projects for the published hashes")
     made.add_argument("--environments", type=Path, default=REPOSITORY / "environments", metavar="DIR")
@@ -570,9 +592,10 @@ def check_all(args: argparse.Namespace, screen: Screen) -> int:
     for name in args.names:
         if name not in files.specs:
             raise Failure(f"no environment {name!r} (there are: {', '.join(files.specs)})", code=EXIT_USAGE)
-    channel = args.channel if args.channel is not None else "" if args.offline else default_channel()
+    channels = args.channel if args.channel is not None else [] if args.offline else default_channels()
+    names = args.names or list(files.specs)
     count = 0
-    checks = list(plan(files, args.names or list(files.specs), channel, args.offline))
+    checks = list(plan(files, names, channels, args.offline))
     if args.installers:
         checks.append(("installers are what their projects publish", partial(check_published, files)))
     for title, check in checks:
@@ -582,7 +605,11 @@ def check_all(args: argparse.Namespace, screen: Screen) -> int:
         for problem in problems:
             print(f"       {problem}", flush=True)
         count += len(problems)
-    unchecked = [*(NEEDS_CHANNEL if not channel else ()), *(NEEDS_NETWORK if args.offline else ())]
+    unfed = [name for name in names if not channel_of(name, channels)]
+    unchecked = [
+        *(f"{line} ({', '.join(unfed)})" for line in NEEDS_CHANNEL if unfed),
+        *(NEEDS_NETWORK if args.offline else ()),
+    ]
     for line in [*unchecked, *(() if args.installers else (NEEDS_PROJECTS,))]:
         print(f"{'not':5}  checked: {line}")
     if count:

@@ -32,12 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from colab_local.base.command_line import Parser, run_program
 from colab_local.base.errors import EXIT_FAILED, EXIT_OK
 from colab_local.base.terminal import Screen
-from colab_local.base.text import mask
+from colab_local.base.text import mask, printable
 from colab_local.install.home import user_home
 from colab_local.install.surroundings import look
 from colab_local.laptop.colab_page import Runtime
 from colab_local.laptop.cures import BROWSER_ADVICE, Fault, markdown_table
-from colab_local.laptop.examination import Examination, Step, choose_runtime
+from colab_local.laptop.examination import Examination, PageStep, choose_runtime
 
 
 def make_parser() -> Parser:
@@ -57,15 +57,15 @@ def make_parser() -> Parser:
     return made
 
 
-def shown(step: Step) -> str:
+def shown(step: PageStep) -> str:
     """Return the line that tells the user about `step`."""
     mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "-   ", "begun": "... "}[step.status]
     where = f"[{step.transport}] " if step.transport else ""
-    return mask(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}")
+    return printable(mask(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}"))
 
 
 def as_json(
-    runtime: Runtime | None, steps: list[Step], faults: list[Fault], warnings: list[Fault], gpu: dict[str, Any]
+    runtime: Runtime | None, steps: list[PageStep], faults: list[Fault], warnings: list[Fault], gpu: dict[str, Any]
 ) -> str:
     """Return the result as a JSON document."""
 
@@ -123,12 +123,12 @@ def examine(args: argparse.Namespace, screen: Screen) -> int:
     if args.home:
         return look_at_home(args.json)
 
-    def show(step: Step) -> None:
+    def show(step: PageStep) -> None:
         if not args.json:
             print(shown(step), flush=True)
 
     runtime: Runtime | None = None
-    steps: list[Step] = []
+    steps: list[PageStep] = []
     warnings: list[Fault] = []
     gpu: dict[str, Any] = {}
     try:

@@ -7,6 +7,7 @@
     python scripts/lock.py cpu/osx-arm64        one platform of one environment
     python scripts/lock.py --check              does lockfiles/ still fit environments/? writes nothing
     python scripts/lock.py --channel DIR        conda records from a folder or another URL
+    python scripts/lock.py --channel gpu=DIR    those of one environment
     python scripts/lock.py --age                how old is the lock, and what in it is behind? writes nothing
     python scripts/lock.py --index-only         only lockfiles/index.json, after a change in environments/jupyter/
     python scripts/lock.py --follow FREEZE      first take hosted Colab's versions from its `pip freeze` (see below)
@@ -55,7 +56,7 @@ MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
     from colab_local.locking import age
     from colab_local.locking.build import adopt_freeze, build, differences, read_files, refresh_index, write
-    from colab_local.locking.conda import read_pixi_lock
+    from colab_local.locking.conda import channel_of, read_pixi_lock
     from colab_local.locking.specs import read_exceptions, read_pins, read_specs
 except ImportError as problem:
     MISSING = str(problem.name).partition(".")[0]
@@ -68,7 +69,13 @@ def make_parser() -> Parser:
     made = Parser(prog="lock.py", description=__doc__)
     made.add_argument("names", nargs="*", metavar="NAME", help="environment, platform or ENV/PLATFORM; default all")
     made.add_argument("--check", action="store_true", help="write nothing; exit 1 with what differs")
-    made.add_argument("--channel", default=CHANNEL, metavar="DIR-or-URL", help="conda records (default: %(default)s)")
+    made.add_argument(
+        "--channel",
+        action="append",
+        default=[CHANNEL],
+        metavar="[ENV=]DIR-or-URL",
+        help=f"conda records, for all environments or for one (default: {CHANNEL})",
+    )
     made.add_argument("--age", action="store_true", help="say how old the lock is and what is behind; exit 7 if so")
     made.add_argument("--index-only", action="store_true", help="refresh the digests in index.json, solve nothing")
     made.add_argument(
@@ -117,7 +124,7 @@ def say_age(args: argparse.Namespace) -> int:
     standings = {}
     for name, spec in specs.items():
         text = (args.lockfiles / name / "pypi.txt").read_text(encoding="utf-8")
-        found = age.conda_standings(spec, conda.get(name, {}), args.channel)
+        found = age.conda_standings(spec, conda.get(name, {}), channel_of(name, args.channel))
         standings[name] = found + age.python_standings(spec, locked_names(text), pins, exceptions)
     for line in age.report(datetime.now(UTC).date(), age.newest_day(conda), standings):
         print(line)

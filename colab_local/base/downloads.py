@@ -17,6 +17,7 @@ from typing import Any, Iterable, Iterator, NamedTuple, Sequence, Tuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from colab_local.base import certificates
+from colab_local.base.answers import Line
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import CHUNK, disk_failure, is_full, sha256_of
 from colab_local.base.progress import Progress
@@ -56,6 +57,34 @@ class _TooMuch(Exception):
     """A server sends more than the file has."""
 
 
+class _Bounded(http.client.HTTPConnection):
+    """A connection on which the head of an answer comes within TIMEOUT_S; what follows has the download's bounds."""
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock: Any = Line(self.sock, min(self.timeout or TIMEOUT_S, TIMEOUT_S))
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        line = self.sock
+        response = super().getresponse()
+        line.lift(self.timeout)
+        return response
+
+
+class _BoundedSecure(_Bounded, http.client.HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: Any) -> Any:
+        return self.do_open(_Bounded, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(_BoundedSecure, req, context=certificates.context())
+
+
 class _OnlyHttp(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https alone; urllib's own also goes to ftp."""
 
@@ -67,8 +96,7 @@ class _OnlyHttp(urllib.request.HTTPRedirectHandler):
 
 def open_url(request: Any, timeout: float) -> Any:
     """Open a URL like urllib.request.urlopen(), but follow redirects to http and https alone."""
-    secure = urllib.request.HTTPSHandler(context=certificates.context())
-    return urllib.request.build_opener(_OnlyHttp, secure).open(request, timeout=timeout)
+    return urllib.request.build_opener(_OnlyHttp, _Http, _Https).open(request, timeout=timeout)
 
 
 def rewrite(url: str, rules: Rules) -> str:
@@ -77,11 +105,6 @@ def rewrite(url: str, rules: Rules) -> str:
         if url.startswith(start):
             return target + url[len(start) :]
     return url
-
-
-def rewrite_text(text: str, rules: Rules) -> str:
-    """Apply rewrite() to every URL in a lockfile's text."""
-    return re.sub(r"https?://[^\s'\"#]+", lambda found: rewrite(found.group(), rules), text)
 
 
 def parse_rules(texts: Iterable[str]) -> list[tuple[str, str]]:
@@ -335,7 +358,7 @@ def _unreachable(source: str, reason: str) -> Failure:
     """Return the failure of a download that can't be had."""
     return Failure(
         f"can't download {mask(source)}: {reason}",
-        "check the network or proxy and run the same command again (other ways: --mirror, --engine host, --offline)",
+        "check the network or proxy and run the same command again: it goes on from here (another way: --mirror)",
         EXIT_NETWORK,
     )
 
@@ -345,14 +368,16 @@ def is_there(wanted: Download) -> bool:
     return wanted.target.is_file() and sha256_of(wanted.target) == wanted.sha256
 
 
-def download_all(files: Sequence[Download], screen: Screen, rules: Rules = ()) -> None:
-    """Download several files at once under one bar; the first failure stops all."""
+def download_all(
+    files: Sequence[Download], screen: Screen, rules: Rules = (), parallel: int = PARALLEL_DOWNLOADS
+) -> None:
+    """Download several files under one bar, `parallel` at a time; the first failure stops all."""
     missing = [wanted for wanted in files if not is_there(wanted)]
     if not missing:
         return
     title = f"Downloading {len(missing)} file{'' if len(missing) == 1 else 's'}"
     bar = Progress(screen, title, sum(wanted.size for wanted in missing))
-    pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
+    pool = ThreadPoolExecutor(parallel)
     try:
         jobs = [pool.submit(download, wanted, screen, rules, bar) for wanted in missing]
         for job in as_completed(jobs):

@@ -17,7 +17,7 @@ def mask(text: str) -> str:
     def hidden(found: re.Match[str]) -> str:
         return found.group(1) + ("***" if SECRET_NAME.search(found.group(2)) else found.group(3))
 
-    text = re.sub(r"(\w+://)[^/\s]+@", r"\1***@", text)  # to the last @: a password may hold one
+    text = re.sub(r"((?<!\w)\w+://)[^/\s]+@", r"\1***@", text)  # to the last @: a password may hold one
     text = re.sub(r"([?&;]([\w.%-]+)=)([^&;\s\"'<>]+)", hidden, text)
     return re.sub(r"(token(?:=|%3[Dd]))[^&\s\"'%]+", r"\1***", text)
 

@@ -58,6 +58,8 @@ def folder(person: Person, path: Path, make: bool = False) -> Iterator[int]:
         Failure: a link, a file, or another user's folder is in the way.
     """
     here = person.home
+    if person.home not in (path, *path.parents) or os.pardir in path.parts:
+        raise Failure(f"{path} is not below {person.home}", f"ls -ld '{path}'")
     fd = os.open(here, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in path.relative_to(person.home).parts:

@@ -9,10 +9,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shlex
+import stat
 import time
 from pathlib import Path
 from typing import Any, Sequence
 
+from colab_local.base import documents
 from colab_local.base.errors import EXIT_INTEGRITY, Failure
 from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
@@ -21,6 +25,42 @@ from . import files
 from .person import Person
 
 SECRET = "(secret, not shown)"  # noqa: S105 - what is printed instead of one
+# All that a desktop ever makes in a home folder. A receipt that names anything else is not obeyed.
+FILES = (
+    ".vnc/passwd",
+    ".vnc/vino-loopback",
+    ".vnc/vnc-mirror",
+    ".vnc/vnc-session",
+    ".vnc/vnc-session.conf",
+    ".vnc/xstartup",
+    ".config/autostart/vino-server.desktop",
+    ".config/autostart/vnc-mirror.desktop",
+    ".config/systemd/user/vnc-desktop@.service",
+    ".local/share/colab-local-rdp/rdp.crt",
+    ".local/share/colab-local-rdp/rdp.key",
+)
+PRIVATE = (".vnc", ".config/dconf")
+BACKUP = re.compile(r"\.orig-\d{8}T\d{6}(-\d+)?")
+SHAPE = {
+    "desktops": [
+        {
+            "user": str,
+            "kind": "virtual|mirror",
+            "files": {
+                "*": {"sha256": "[0-9a-f]{64}", "mode?": int, "backup?": str, "theirs?": bool, "theirs_mode?": int}
+            },
+            "folders": [str],
+            "modes": {"*": int},
+            "created?": str,
+            "display?": int,
+            "port?": int,
+            "screen?": r":\d{1,5}",
+            "how?": r"[\w-]+",
+            "unit?": r"(vnc-desktop@\d+\.service)?",
+            "rdp_files?": [str],
+        }
+    ]
+}
 
 
 def digest(content: bytes) -> str:
@@ -33,16 +73,41 @@ def receipt_path(home: Path) -> Path:
     return home / "receipts" / "desktop.json"
 
 
+def damaged(path: Path, why: str) -> Failure:
+    """Return the failure of a receipt that can't be followed."""
+    hint = f"mv {shlex.quote(str(path))} {shlex.quote(str(path))}.damaged"
+    return Failure(f"the receipt {path} is damaged ({why})", hint, EXIT_INTEGRITY)
+
+
 def entries(path: Path) -> list[dict[str, Any]]:
-    """Return what a receipt lists; nothing if there is none. Raises Failure if it is damaged."""
+    """Return what a receipt lists; nothing if there is none.
+
+    Raises:
+        Failure: it is damaged, or no file but a link or a pipe.
+    """
     try:
-        found = json.loads(path.read_text())["desktops"]
-        return [{**e, "user": e["user"], "kind": e["kind"]} for e in found]
+        if path.is_symlink():
+            raise ValueError("it is a link")
+        return list(documents.read(path, SHAPE)["desktops"])
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError):
-        hint = f"mv '{path}' '{path}.damaged'"
-        raise Failure(f"the receipt {path} is damaged", hint, EXIT_INTEGRITY) from None
+    except (OSError, ValueError) as problem:
+        raise damaged(path, str(problem)) from None
+
+
+def not_ours(entry: dict[str, Any], home: Path) -> str:
+    """Return the first path in a receipt's entry that no desktop in this home folder makes, "" for none."""
+    names, private = ({f"{home}/{name}" for name in those} for those in (FILES, PRIVATE))
+    folders = {str(folder) for name in names | private for folder in Path(name).parents if home in folder.parents}
+    folders |= private
+    wrong = [name for name in [*entry["files"], *entry.get("rdp_files", [])] if name not in names]
+    for name, made in entry["files"].items():
+        backup = str(made.get("backup", name))
+        tail = backup[len(name) :] if backup.startswith(name) else "/"
+        wrong += [backup] if tail and not BACKUP.fullmatch(tail) else []
+    wrong += [name for name in entry["folders"] if name not in folders]
+    wrong += [name for name in entry["modes"] if name not in private]
+    return str(wrong[0]) if wrong else ""
 
 
 class Receipt:
@@ -60,9 +125,18 @@ class Receipt:
             (e for e in self._all() if e["user"] == person.name and e["kind"] == kind),
             {"user": person.name, "kind": kind, "files": {}, "folders": [], "modes": {}},
         )
+        other = not_ours(self.entry, person.home)
+        if other:
+            raise damaged(self.path, f"{other} is nothing that a desktop of {person.name} makes")
 
     def _all(self) -> list[dict[str, Any]]:
         with self.person.acting_below_home(self.path):
+            with contextlib.suppress(OSError):
+                status = self.path.lstat()
+                mine = status.st_uid in (0, self.person.uid) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+                if not mine:  # root, or this user, would remove what another user says is this one's
+                    what = f"{self.path} lists desktops, but another user owns it or can write to it"
+                    raise Failure(what, f"ls -l {shlex.quote(str(self.path))}", EXIT_INTEGRITY)
             return entries(self.path)
 
     def others(self) -> list[dict[str, Any]]:
@@ -120,6 +194,7 @@ class File(Step):
     """A file of ours in the user's home folder; what the user has there is copied beside it first."""
 
     def __init__(self, receipt: Receipt, path: Path, content: bytes, mode: int) -> None:
+        assert path.relative_to(receipt.person.home).as_posix() in FILES, "--uninstall would not remove it"
         self.receipt, self.path, self.content, self.mode = receipt, path, content, mode
         self.title = f"write {path} (mode {mode:04o})"
 
@@ -172,6 +247,7 @@ class Private(Step):
     """A folder of the user with mode 0700."""
 
     def __init__(self, receipt: Receipt, path: Path) -> None:
+        assert path.relative_to(receipt.person.home).as_posix() in PRIVATE, "--uninstall would not put it back"
         self.receipt, self.path = receipt, path
         self.title = f"make {path} private (mode 0700)"
 

@@ -83,6 +83,7 @@ def judge(gpu: Gpu, needs: Mapping[str, Need], cuda: str) -> Verdict:
     need = need or Need(
         min((n.cuda for n in needs.values() if n.cuda), key=number, default=""),
         min((n.driver for n in needs.values()), key=number, default="0"),
+        note=min((n.note for n in needs.values()), key=len, default=""),
     )
     if cuda and need.cuda and number(cuda) < number(need.cuda):
         words = f"the NVIDIA driver is too old for {shown}: it runs CUDA {cuda}, need {need.cuda} or newer"
@@ -112,7 +113,7 @@ def _judge_context(gpu: Gpu, shown: str, need: Need, guessed: bool) -> Verdict:
     if gpu.context > 0:
         words = f"{shown} does not work (CUDA error {gpu.context} when a context is made)"
         return Verdict(gpu, False, "broken", words)
-    notes = []
+    notes = [need.note] if need.note else []
     if guessed:
         notes.append(f"nvidia-smi does not tell the compute capability of {gpu.name}: it may be too old or too new")
     if 0 < gpu.memory_mib < SIZE_TOO_SMALL_MIB:
@@ -221,9 +222,19 @@ def card_failure(
     words = "; ".join(counted([verdict.words for verdict in verdicts]))
     reasons = {verdict.reason for verdict in verdicts}
     for name, needs in others.items() if "old-driver" not in reasons else ():  # a driver can be updated
-        if any(judge(verdict.gpu, needs, cuda).usable for verdict in verdicts if verdict.gpu.compute_capability):
+        found = [judge(verdict.gpu, needs, cuda) for verdict in verdicts if verdict.gpu.compute_capability]
+        fitting = next((one for one in found if one.usable), None)
+        late = next((one for one in found if one.reason == "old-driver"), None)
+        if fitting or late:
             words += f"; the environment {name} has code for it"
-            return Failure(words, f"python3 bootstrap.py --env {name}", EXIT_MACHINE)
+        if fitting:
+            words += f" ({fitting.note})" if fitting.note else ""
+            hint = (
+                f"python3 bootstrap.py !--engine !--python --env {name}"  # gpu-forge has no other Python than conda's
+            )
+            return Failure(words, hint, EXIT_MACHINE)
+        if late:
+            return gpu_reasons.newer_driver(f"{words}, but {late.words}", situation)
     if reasons == {"no-code"}:
         return Failure(f"{words}; docs/gpu.md says what else there is", CPU, EXIT_MACHINE)
     if "old-driver" in reasons:

@@ -54,11 +54,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Need:
-    """What a card of one capability needs: CUDA of the driver, Linux driver, and PTX that the driver must read."""
+    """What a card of one capability needs: CUDA of the driver, Linux driver, and PTX that the driver must read.
+
+    note: what is not proven of the packages on such a card.
+    """
 
     cuda: str = ""
     driver: str = "0"
     ptx: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def read_needs(requires: Mapping[str, Any]) -> dict[str, Need]:
     """Return {capability: what it needs} of an index's `requires`, in today's and in the older shape."""
     if "gpu" in requires:
         return {
-            capability: Need(told.get("cuda", ""), told.get("driver", "0"), told.get("ptx", ""))
+            capability: Need(told.get("cuda", ""), told.get("driver", "0"), told.get("ptx", ""), told.get("note", ""))
             for capability, told in requires["gpu"].items()
         }
     least = number(requires.get("compute_capability", ""))

@@ -38,6 +38,7 @@ RECEIPT_SHAPE = {
     "lock": {"digest": r"[0-9a-f]{64}", "files": {"*": r"[0-9a-f]{64}"}, "jupyter": {"*": r"[0-9a-f]{64}"}},
     "port": int,
     "notebook_dir": str,
+    "lab?": bool,
     "created?": str,
     "accelerator?": str,
     "seal?": {"*": str},
@@ -45,6 +46,7 @@ RECEIPT_SHAPE = {
     "notices?": [str],
     "home?": str,
     "parents?": int,
+    "bundle?": r"[^/\0\n]+",  # the name of the one that it was made from
 }
 
 
@@ -261,6 +263,9 @@ def read_receipt(home: Path, name: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     written_in = receipt.get("home") or str(receipt.get("root", "")).rpartition("/envs/")[0]
+    named = [*receipt["lock"]["files"], *receipt["lock"]["jupyter"], *receipt.get("seal", ())]
+    if any(leads_out(path) for path in named):  # --repair writes and removes what these name
+        return None
     if "\0" in written_in or receipt["name"] != name or name.rpartition("-")[0] != receipt["env"]:
         return None
     if os.path.realpath(f"{written_in}/envs/{name}") != os.path.realpath(str(home / "envs" / name)):
@@ -270,6 +275,11 @@ def read_receipt(home: Path, name: str) -> dict[str, Any] | None:
         return None
     prefix = environment_prefix(root, receipt["env"], receipt["engine"])
     return dict(receipt, root=str(root), prefix=str(prefix))
+
+
+def leads_out(path: str) -> bool:
+    """Return whether a path that should be relative could lead out of its folder."""
+    return not path or path.startswith("/") or "\0" in path or ".." in path.split("/")
 
 
 def read_receipts(home: Path) -> list[dict[str, Any]]:
@@ -283,6 +293,12 @@ def is_current(home: Path, receipt: dict[str, Any]) -> bool:
     """Return whether current/<env> points at the environment of a receipt."""
     link = home / "current" / receipt["env"]
     return bool(link.exists() and link.resolve() == Path(str(receipt["prefix"])).resolve())
+
+
+def remembers_lab(home: Path, env: str) -> bool:
+    """Return whether JupyterLab was chosen for an environment: the next run, and the next lock's, keep to it."""
+    receipt = current_receipt(home, env)
+    return bool(receipt and receipt.get("lab"))
 
 
 def current_receipt(home: Path, env: str) -> dict[str, Any] | None:

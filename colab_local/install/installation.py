@@ -27,10 +27,10 @@ from colab_local.base.terminal import Screen
 from colab_local.install import home as homes
 from colab_local.install.engines import Engine
 from colab_local.install.jupyter import add_jupyter, jupyter_argv
-from colab_local.install.lockfiles import Lock, locked_names, parse_explicit
+from colab_local.install.lockfiles import Lock, parse_explicit
 from colab_local.install.options import Options
-from colab_local.install.packages import install_packages
-from colab_local.install.tryout import GpuFailure, try_out
+from colab_local.install.packages import install_again, install_packages
+from colab_local.install.tryout import Damage, GpuFailure, try_out
 
 ASIDE = "aside.json"  # beside the lock's copies: what the receipt will need of an environment that is kept aside
 
@@ -88,6 +88,16 @@ class Installation:
         """Return whether current/<env> points at it."""
         return self.link.exists() and self.link.resolve() == self.prefix.resolve()
 
+    def room(self) -> tuple[int, int]:
+        """Return the bytes that its layers have to download at the most, and those that they take on the disk."""
+        layers = ["conda", "pypi"] if self.lock.layer == "conda" else ["pypi"]
+        fetched = [] if self.options.offline else layers
+        sizes = self.lock.bytes
+        return (
+            sum(sizes.get(f"{layer}_download") or 0 for layer in fetched),
+            sum(sizes.get(f"{layer}_installed") or 0 for layer in layers),
+        )
+
     def jupyter_argv(self) -> list[str]:
         """Return the command that the user is given: through current/, so that it outlives updates."""
         return jupyter_argv(
@@ -100,7 +110,11 @@ class Installation:
         """Return what has to be done; empty when nothing has."""
         switch = Step("switch", "Switch to the new environment", self.link, self.switch)
         if self.is_made():
-            return [] if self.is_current() else [switch]
+            page = "JupyterLab" if self.options.lab else "Notebook 6"
+            choice = Step("page", f"Remember that Jupyter's page is {page}", self.receipts, self.remember_page)
+            known = homes.read_receipt(self.home, self.lock.name) or {}
+            other = bool(known.get("lab")) != self.options.lab
+            return [*([] if self.is_current() else [switch]), *([choice] if other else [])]
         tried = [
             Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.prefix, self.try_out),
             Step("receipt", "Write the receipt", self.receipts, self.write_receipt),
@@ -191,7 +205,15 @@ class Installation:
             self.overlay = documents.read(self.receipts / ASIDE, {"jupyter": {"*": str}})["jupyter"]
         checks_gpu = self.lock.accelerator == "gpu" and self.options.gpu_check
         cards = (self.gpus or []) if checks_gpu else None
-        found = try_out(self.prefix, sorted(locked_names(self.lock.pypi)), cards, self.screen)
+        names = sorted(self.lock.packages())
+        try:
+            found = try_out(self.prefix, self.lock.accelerator, names, cards, self.screen)
+        except Damage as damage:
+            assert self.maker is not None
+            self.screen.report(f"note: {damage.what}: they are installed again, not from uv's cache")
+            uv = self.maker.uv(self.prefix)
+            install_again(uv, self.prefix, damage.packages, self.lock, self.home / "cache", self.wheels, self.screen)
+            found = try_out(self.prefix, self.lock.accelerator, names, cards, self.screen)
         self.notices += found.notices
         if self.lock.accelerator == "gpu" and cards is None:
             self.notices.append("tried out without a GPU: CUDA's libraries are found, nothing ran on a GPU yet")
@@ -216,17 +238,25 @@ class Installation:
             },
             "port": self.options.port,
             "notebook_dir": str(self.options.notebook_dir),
+            "lab": self.options.lab,
             "seal": self.seal,
             "home": str(self.home),  # only ever compared: a copied home is another one
             "parents": self.new_parents,  # how many folders above the home were made for it
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "notices": self.notices,
+            **({"bundle": Path(self.options.offline).absolute().name} if self.options.offline else {}),
         }
         write_atomically(self.receipts / "receipt.json", json.dumps(receipt, indent=1) + "\n")
         remove_tree(homes.begun_mark(self.home, self.lock.name))
         with contextlib.suppress(FileNotFoundError):
             (self.receipts / ASIDE).unlink()
+
+    def remember_page(self) -> None:
+        """Write down which page Jupyter has: every start asks the receipt."""
+        path = self.receipts / "receipt.json"
+        receipt = documents.read(path, homes.RECEIPT_SHAPE)
+        write_atomically(path, json.dumps(dict(receipt, lab=self.options.lab), indent=1) + "\n")
 
     def set_aside(self) -> None:
         """Keep an environment whose GPU part alone has failed: 3 GB need not come again when the driver is well."""

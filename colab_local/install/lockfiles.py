@@ -20,7 +20,7 @@ INDEX_SCHEMA = 1
 # What is in lockfiles/index.json, for mismatch().
 _HASH = r"[0-9a-f]{64}"
 _PATH = r"\w[\w.-]*(/\w[\w.-]*)*"  # below the folder that it belongs to, never above
-_CARD = {"cuda": r"\d+\.\d+", "driver": r"\d[\d.]*", "ptx?": r"\d+\.\d+ sm_\w+"}
+_CARD = {"cuda": r"\d+\.\d+", "driver": r"\d[\d.]*", "ptx?": r"\d+\.\d+ sm_\w+", "note?": r".+"}
 _NEEDS = {"glibc?": r"\d.*", "macos?": r"\d.*", "cpu?": [r"\w+"], "gpu?": {"*": _CARD}}
 _NEEDS.update({"driver?": r"\d.*", "compute_capability?": r"\d.*"})  # an index of before 2026-12 instead of gpu
 _FILE = {"url": r"\w+://.+/.+", "sha256": _HASH, "size": (int, type(None))}
@@ -37,6 +37,7 @@ INDEX_SHAPE = {
             "accelerator": "cpu|gpu",
             "python": r"3\.\d+.*",
             "pythons?": [r"3\.\d+"],
+            "needs_conda?": bool,
             "pypi": {"file": _PATH, "sha256": _HASH},
             "platforms": {"*": {"file": _PATH, "sha256": _HASH, "requires?": _NEEDS, "bytes?": {"*": int}}},
         }
@@ -56,7 +57,7 @@ def runtimes_of(index: dict[str, Any], env: str) -> dict[str, str]:
     found = {name[len(prefix) :]: name for name in index["environments"] if name.startswith(prefix)}
     # pixi allows no dot in an environment's name
     months = {month.replace("-", "."): name for month, name in found.items() if re.match(r"\d{4}-\d\d$", month)}
-    if index.get("runtime"):
+    if index.get("runtime") and not index["environments"].get(env, {}).get("needs_conda"):  # conda-forge's versions
         months[index["runtime"]] = env
     return dict(sorted(months.items()))
 
@@ -99,6 +100,26 @@ def parse_explicit(text: str) -> list[tuple[str, str]]:
             raise Failure(f"a package in the lockfile has no sha256 (found {mask(line)})", code=EXIT_INTEGRITY)
         packages.append((url, digest[len("sha256:") :]))
     return packages
+
+
+# What conda-forge calls by another name than the package index does, of the Python packages in our locks.
+PYTHON_NAMES = {
+    "brotli-python": "brotli",
+    "matplotlib-base": "matplotlib",
+    "nbconvert-core": "nbconvert",
+    "python-fastjsonschema": "fastjsonschema",
+    "python-flatbuffers": "flatbuffers",
+    "python-tzdata": "tzdata",
+}
+
+
+def conda_names(text: str) -> dict[str, str]:
+    """Return {name: version} of an explicit conda lockfile, Python packages by their names on the package index."""
+    found = {}
+    for url, _ in parse_explicit(text):
+        name, version, _build = url.rpartition("/")[2].rsplit("-", 2)
+        found[PYTHON_NAMES.get(name, re.sub("[-_.]+", "-", name))] = version
+    return found
 
 
 def locked_names(text: str) -> dict[str, str]:
@@ -176,6 +197,10 @@ class Lock(NamedTuple):
         """Return the lock files in use by the name under which the receipt keeps them."""
         named = {f"{self.platform}.txt": self.conda, "pypi.txt": self.pypi, "host.txt": self.host}
         return {name: text for name, text in named.items() if text}
+
+    def packages(self) -> dict[str, str]:
+        """Return {name: version} of both layers' packages."""
+        return {**conda_names(self.conda), **locked_names(self.pypi)}
 
 
 def make_lock(index: dict[str, Any], lockfiles: Path, env: str, subdir: str, layer: str) -> Lock:

@@ -6,12 +6,11 @@
 Either the tar or the folder unpacked from it is taken. Before anything is written, every file of the bundle is
 hashed and compared with its manifest, and what is to be installed with the lock in it: nothing may be damaged,
 missing or added. A bundle that is unpacked is used where it lies; the files of a tar are unpacked under
-HOME/cache/offline and removed when bootstrap.py ends.
+HOME/cache/offline and removed when that is done.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import os
@@ -345,10 +344,11 @@ def check_fits(path: Path, env: str, platform: str) -> None:
         )
 
 
+@contextlib.contextmanager
 def open_bundle(
     path: Path, home: Path, env: str, platform: str, screen: Screen, lock: str = "", signers: str = ""
-) -> Offline:
-    """Check a bundle and make it ready for an installation.
+) -> Iterator[Offline]:
+    """Check a bundle and give it, ready for an installation; what is unpacked for that is gone afterwards.
 
     path: the tar, or the folder unpacked from it; home: where environments land; env, platform: what is wanted;
     lock: the sha256 of the lockfiles/index.json that it must have, "" for any; signers: an allowed signers file of
@@ -360,44 +360,54 @@ def open_bundle(
     """
     check_fits(path, env, platform)
     path = path.absolute()
-    with members(path) as files:
-        manifest = read_manifest(files, path)
-        if signers:
-            signer = demand_signature(files, Path(signers).expanduser())
-            screen.report(f"The bundle is signed by {signer}.")
-        manifest = check(path, files, screen)
-        if lock:
-            demand_lock(manifest, lock, env)
-        folder = path if path.is_dir() else unpack(files, manifest["sha256"], home, screen)
-    hosts = sorted({name.split("/")[1] for name in manifest["sha256"] if name.startswith("files/")})
-    rules = [(f"https://{host}/", f"{(folder / 'files' / host).as_uri()}/") for host in hosts]
-    return Offline(rules, folder / "wheels", folder / "lockfiles", manifest["engine"], manifest["python"])
+    with contextlib.ExitStack() as stack:
+        with members(path) as files:
+            manifest = read_manifest(files, path)
+            if signers:
+                signer = demand_signature(files, Path(signers).expanduser())
+                screen.report(f"The bundle is signed by {signer}.")
+            manifest = check(path, files, screen)
+            if lock:
+                demand_lock(manifest, lock, env)
+            folder = path
+            if not path.is_dir():
+                folder = stack.enter_context(unpacked(files, manifest["sha256"], home, screen))
+        hosts = sorted({name.split("/")[1] for name in manifest["sha256"] if name.startswith("files/")})
+        rules = [(f"https://{host}/", f"{(folder / 'files' / host).as_uri()}/") for host in hosts]
+        yield Offline(rules, folder / "wheels", folder / "lockfiles", manifest["engine"], manifest["python"])
 
 
-def unpack(files: dict[str, Member], need: dict[str, str], home: Path, screen: Screen) -> Path:
-    """Unpack what an installation reads under HOME/cache/offline and return the folder.
+@contextlib.contextmanager
+def unpacked(files: dict[str, Member], need: dict[str, str], home: Path, screen: Screen) -> Iterator[Path]:
+    """Unpack what an installation reads under HOME/cache/offline and give the folder.
 
-    It is removed when this process ends; one that a killed run left is removed here.
+    It is removed at the end, and the folders above it that were made for it and are empty again; what a killed run
+    has left is removed here.
     """
     wanted = {name: sha256 for name, sha256 in need.items() if name.startswith(INSTALLED)}
     check_home(home)
     check_disk(home, sum(files[name].size for name in wanted))
     parents = [folder for folder in (home / "cache" / "offline", home / "cache", home) if not folder.exists()]
     folder = home / "cache" / "offline" / str(os.getpid())
-    _unpacked.append((folder, parents))
     remove_stale(folder.parent)
-    progress = Progress(screen, "Unpacking the bundle", sum(files[name].size for name in wanted))
     try:
-        for name, sha256 in wanted.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as stream:
-                if copy(files[name], stream, progress.advance) != sha256:
-                    raise damaged(f"changed while it was read: {name}")
+        progress = Progress(screen, "Unpacking the bundle", sum(files[name].size for name in wanted))
+        try:
+            for name, sha256 in wanted.items():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as stream:
+                    if copy(files[name], stream, progress.advance) != sha256:
+                        raise damaged(f"changed while it was read: {name}")
+        finally:
+            progress.close()
+        (folder / "wheels").mkdir(exist_ok=True)
+        yield folder
     finally:
-        progress.close()
-    (folder / "wheels").mkdir(exist_ok=True)
-    return folder
+        shutil.rmtree(str(folder), ignore_errors=True)
+        for parent in parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def remove_stale(parent: Path) -> None:
@@ -407,22 +417,5 @@ def remove_stale(parent: Path) -> None:
             os.kill(int(folder.name), 0)
         except ProcessLookupError:
             shutil.rmtree(str(folder), ignore_errors=True)
-        except (PermissionError, ValueError):  # another user's run, or no folder of ours
+        except (PermissionError, ValueError, OverflowError):  # another user's run, or no folder of ours
             pass
-
-
-_unpacked: list[tuple[Path, list[Path]]] = []  # folders, each with those above it that were made for it
-
-
-@atexit.register
-def clean_up() -> None:
-    """Remove what was unpacked, and the folders above it that were made for it and are empty again.
-
-    At the end of the process; before it becomes another program (os.exec), call it by hand.
-    """
-    while _unpacked:
-        folder, parents = _unpacked.pop()
-        shutil.rmtree(str(folder), ignore_errors=True)
-        for parent in parents:
-            with contextlib.suppress(OSError):
-                parent.rmdir()

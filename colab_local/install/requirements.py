@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from colab_local.base.errors import EXIT_INTEGRITY, Failure
 from colab_local.install.lockfiles import version_tuple
@@ -18,6 +18,7 @@ MACHINES = {
     "linux-aarch64": {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "aarch64"},
     "osx-arm64": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"},
 }
+UV_PLATFORMS = {"linux-64": "x86_64", "linux-aarch64": "aarch64", "osx-arm64": "aarch64-apple-darwin"}
 ENTRY = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)\s*(?:;\s*(.*?))?\s*((?:--hash=sha256:[0-9a-f]{64}\s*)+)$")
 VERSION_MARKERS = ("python_version", "python_full_version")
 
@@ -79,6 +80,12 @@ def marker_environment(platform: str, python: str) -> dict[str, str]:
         "python_version": ".".join(python.split(".")[:2]),
         "python_full_version": python,
     }
+
+
+def uv_platform(platform: str, requires: Mapping[str, str]) -> str:
+    """Return uv's name of a platform: x86_64-manylinux_2_28, aarch64-apple-darwin. requires: index.json's, of it."""
+    glibc = requires.get("glibc", "2.17").replace(".", "_")
+    return UV_PLATFORMS[platform] + (f"-manylinux_{glibc}" if platform.startswith("linux") else "")
 
 
 def holds(marker: str, environment: dict[str, str]) -> bool:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
 import os
 import re
 import stat
 from pathlib import Path
-from typing import Iterable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple
 
-from colab_local.base.files import OTHERS_WRITE, is_ours, sha256_of
+from colab_local.base import documents
+from colab_local.base.files import CHUNK, OTHERS_WRITE, is_ours, sha256_of
+from colab_local.install.records import Package, read_record, site_packages
+from colab_local.install.requirements import normalise
+
+
+class Seal(NamedTuple):
+    """What is known of an environment once every file in it was read.
+
+    sealed: for the receipt; damaged: {package: the first of its files that is not as its wheel's RECORD says}.
+    """
+
+    sealed: dict[str, str]
+    damaged: dict[str, str]
 
 
 class Tree(NamedTuple):
@@ -66,6 +82,75 @@ def close_to_others(prefix: Path, paths: Iterable[str]) -> None:
             os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & ~OTHERS_WRITE)
         finally:
             os.close(descriptor)
+
+
+def take(prefix: Path, tree: Tree) -> Seal:
+    """Read what was installed, once: for the receipt's seal, and to compare it with what the wheels say of it."""
+    packages, found = by_uv(prefix)
+    recorded = {entry.path for package in packages for entry in package.entries if entry.sha256}
+    hashes = dict(hash_batch(str(prefix), [path for path in tree.files if path in recorded or SEALED.match(path)]))
+    for package in packages:
+        wrong = (e.path for e in package.entries if e.sha256 and hashes.get(e.path, "") != e.sha256)
+        first = next((path for path in wrong if path not in tree.links), "")
+        if first:
+            found.setdefault(package.name, first)
+    return Seal(sealed(prefix, tree, hashes), found)
+
+
+def by_uv(prefix: Path) -> tuple[list[Package], dict[str, str]]:
+    """Return the packages that uv has installed, and {package: RECORD} of those whose RECORD is damaged itself.
+
+    A wheel's RECORD names itself and the files about the package beside it; one that was cut names fewer.
+    """
+    packages: list[Package] = []
+    damaged: dict[str, str] = {}
+    site = site_packages(prefix) or "lib"
+    for folder in sorted((prefix / site).glob("*.dist-info")):
+        if installer_of(folder) != "uv":
+            continue
+        try:
+            package, wrong = read_record(site, folder)
+            paths = {entry.path for entry in package.entries}
+            about = {f"{site}/{folder.name}/{name}" for name in ("METADATA", "RECORD", "WHEEL")}
+            packages.append(package)
+            name, whole = package.name, not wrong and about <= paths
+        except (ValueError, csv.Error):
+            name, whole = normalise(folder.name.partition("-")[0]), False
+        if not whole:
+            damaged[name] = f"{site}/{folder.name}/RECORD"
+    return packages, damaged
+
+
+def installer_of(folder: Path) -> str:
+    """Return who has installed a package (PEP 376), "" if it does not say. folder: its dist-info."""
+    with contextlib.suppress(OSError, ValueError):
+        return documents.read_bytes(folder / "INSTALLER").decode("utf-8").strip()
+    return ""
+
+
+def hash_batch(prefix: str, paths: Iterable[str], advance: Callable[[int], Any] = int) -> list[tuple[str, str]]:
+    """Return (path, sha256) of files; an unreadable one has "" for its hash."""
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
+    found = []
+    for path in paths:
+        digest = hashlib.sha256()
+        try:
+            descriptor = os.open(f"{prefix}/{path}", os.O_RDONLY)
+            try:
+                while True:
+                    count = os.readv(descriptor, [buffer])
+                    digest.update(view[:count])
+                    if count < CHUNK:  # regular files are read in full; only the end comes short
+                        break
+                    advance(count)
+            finally:
+                os.close(descriptor)
+            advance(count)
+            found.append((path, digest.hexdigest()))
+        except OSError:
+            found.append((path, ""))
+    return found
 
 
 def sealed(prefix: Path, tree: Tree, hashes: dict[str, str]) -> dict[str, str]:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import secrets
+import shlex
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, NamedTuple
 
 from colab_local.base import documents
-from colab_local.base.files import private_file
+from colab_local.base.answers import ask
+from colab_local.base.errors import EXIT_MACHINE, Failure
+from colab_local.base.files import foreign, private_file
+from colab_local.base.text import printable
 from colab_local.install.jupyter import COLAB_ORIGIN
 
 Json = Dict[str, Any]
+UNIT = "colab-local.service"  # what --service makes for systemd, and for launchd
+LABEL = "org.colab-local.jupyter"
 # What Jupyter writes of itself (notebook/notebookapp.py, server_info()).
 DESCRIPTION_SHAPE = {
     "pid": int,
@@ -44,6 +50,19 @@ def command_line(pid: int) -> list[str]:
     return os.fsdecode(shown.stdout).split()
 
 
+def service_command(kind: str, action: str) -> list[str]:
+    """Return the command that does "start" or "stop" with the service of --service. kind: systemd or launchd."""
+    if kind != "launchd":
+        return ["systemctl", "--user", action, UNIT]
+    target = f"{launchd_domain()}/{LABEL}"
+    return ["launchctl", "kickstart", target] if action == "start" else ["launchctl", "kill", "SIGTERM", target]
+
+
+def launchd_domain() -> str:
+    """Return launchd's name for what runs for this user."""
+    return f"gui/{os.getuid()}"
+
+
 def runtime_folders() -> list[Path]:
     """Return where Jupyter may describe its running servers (jupyter_core.paths.jupyter_runtime_dir)."""
     environ, user = os.environ, Path.home()
@@ -65,19 +84,18 @@ def environment_name(home: Path, argv: list[str]) -> str:
 
 
 def api(port: int, token: str, method: str, path: str, timeout: float = 5.0) -> Any:
-    """Call Jupyter's REST API on loopback and return the parsed answer; OSError or ValueError if that fails."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    """Call Jupyter's REST API on loopback and return the parsed answer; OSError or ValueError if that fails.
+
+    timeout: seconds until the answer is whole.
+    """
+    headers = {"Host": f"127.0.0.1:{port}", "Authorization": "token " + token}
     try:
-        connection.request(method, path, headers={"Authorization": "token " + token})
-        answer = connection.getresponse()
-        body = answer.read()
+        answer = ask(socket.create_connection(("127.0.0.1", port), timeout), method, path, headers, seconds=timeout)
     except http.client.HTTPException as problem:
-        raise OSError(str(problem)) from problem
-    finally:
-        connection.close()
+        raise OSError(printable(str(problem))) from problem
     if answer.status != 200:
-        raise OSError(f"{answer.status} {answer.reason}")
-    return json.loads(body.decode("utf-8")) if body else None
+        raise OSError(printable(f"{answer.status} {answer.reason}"))
+    return documents.parse(answer.content, "Jupyter's answer") if answer.content else None
 
 
 class Description(NamedTuple):
@@ -99,7 +117,7 @@ def described_servers() -> list[Description]:
         for file in [*folder.glob("nbserver-*.json"), *folder.glob("jpserver-*.json")]:
             with contextlib.suppress(OSError, ValueError):
                 info = documents.read(file, DESCRIPTION_SHAPE)
-                if is_alive(info["pid"]):
+                if not foreign([file]) and 0 < info["port"] < 1 << 16 and is_alive(info["pid"]):
                     place = str(info.get("notebook_dir") or info.get("root_dir") or "")
                     host = str(info.get("hostname") or "")
                     seen = (info["pid"], host, info["port"], info["token"], info["base_url"], place)
@@ -122,8 +140,10 @@ def running_servers(home: Path) -> list[Json]:
     """Return the living servers that answer to their token, the newest first."""
     servers = []
     for server in living_servers(home):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError):
             status = api(server["port"], server["token"], "GET", server["base_url"] + "api/status")
+            if documents.mismatch(status, {"started": str, "kernels": int}):
+                continue
             servers.append(dict(server, since=status["started"], kernels=status["kernels"]))
     return sorted(servers, key=lambda server: str(server["since"]), reverse=True)
 
@@ -142,7 +162,9 @@ def first_of(servers: list[Json], env: str | None, pid: int | None = None) -> Js
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this user runs (a zombie doesn't)."""
+    """Whether a process of this user runs (a zombie doesn't); what is no process's number is none."""
+    if not 0 < pid < 1 << 31:
+        return False
     with contextlib.suppress(OSError):
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
@@ -157,5 +179,8 @@ def token_file(home: Path) -> Path:
     path.parent.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError), os.fdopen(private_file(path), "w") as file:
         file.write(secrets.token_hex(24))  # no newline: Jupyter takes the whole content
+    if foreign([path]):
+        what = f"{path} is a link, or another user can write to it: no token is read from it"
+        raise Failure(what, f"rm {shlex.quote(str(path))}", EXIT_MACHINE)
     path.chmod(0o600)
     return path

@@ -1,10 +1,11 @@
 """Prove that a new environment works, and leave it warm: bootstrap.py runs this with the environment's Python.
 
-    PREFIX/bin/python smoke_test.py compute NAME ...   imports, a TensorFlow function under XLA
-    PREFIX/bin/python smoke_test.py serve              Jupyter loads Colab's server extensions
+    PREFIX/bin/python smoke_test.py compute cpu|gpu NAME ...   imports, a TensorFlow function under XLA
+    PREFIX/bin/python smoke_test.py serve                      Jupyter loads Colab's server extensions
 
-The names are those of the lock. Both print one JSON line; exit status 1 and one line on stderr when something is
-wrong. Whatever they import is byte-compiled on the way, which makes the first cell and Jupyter's first start quick.
+cpu or gpu is what the environment is for; the names are those of the lock. Both print one JSON line; exit status 1
+and one line on stderr when something is wrong. Whatever they import is byte-compiled on the way, which makes the
+first cell and Jupyter's first start quick.
 """
 
 from __future__ import annotations
@@ -36,15 +37,18 @@ def tell(number: int, parts: int, what: str) -> None:
     print(f"{number} of {parts}: {what}", file=sys.stderr, flush=True)
 
 
-def compute(names: set[str]) -> dict[str, Any]:
-    """Import what is locked, run a function that XLA compiles and one step of Keras, all on the CPU."""
+def compute(accelerator: str, names: set[str]) -> dict[str, Any]:
+    """Import what is locked, run a function that XLA compiles and one step of Keras, all on the CPU.
+
+    accelerator: of the environment. A CPU environment may have TensorFlow's build for CUDA, without CUDA.
+    """
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(KERAS_HOME=folder, MPLCONFIGDIR=folder)  # nothing is written outside the environment
         os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # debugpy would warn of what nobody does here
-        return _compute(names)
+        return _compute(accelerator, names)
 
 
-def _compute(names: set[str]) -> dict[str, Any]:
+def _compute(accelerator: str, names: set[str]) -> dict[str, Any]:
     modules = [module for name, module in WARM.items() if name in names]
     has_tensorflow = bool(names & {"tensorflow", "tensorflow-cpu"})
     parts = len(modules) + (3 if has_tensorflow else 0)
@@ -68,7 +72,7 @@ def _compute(names: set[str]) -> dict[str, Any]:
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     model.fit(tf.ones((2, 2)), tf.ones((2, 1)), verbose=0)
-    if tf.test.is_built_with_cuda():
+    if accelerator == "gpu" and tf.test.is_built_with_cuda():
         from colab_local_jupyter.gpu import libraries_found
 
         if not libraries_found(tf):
@@ -121,5 +125,5 @@ def serve() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    result = serve() if sys.argv[1] == "serve" else compute(set(sys.argv[2:]))
+    result = serve() if sys.argv[1] == "serve" else compute(sys.argv[2], set(sys.argv[3:]))
     print(json.dumps(result))

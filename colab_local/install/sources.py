@@ -248,8 +248,17 @@ def demand_toml(file: Path | None, text: str) -> None:
 
 
 def temporary_file(text: str) -> Path:
-    """Return a file for this user's eyes with a text, gone when this process ends."""
-    descriptor, name = tempfile.mkstemp(prefix="colab-local-uv-", suffix=".toml")
+    """Return a file for this user's eyes with a text, gone when this process ends; if it is killed, with the next."""
+    for left in Path(tempfile.gettempdir()).glob("colab-local-uv-*.toml"):
+        found = re.match(r"colab-local-uv-([1-9][0-9]{0,8})-", left.name)
+        try:
+            os.kill(int(found.group(1)) if found else os.getpid(), 0)
+        except ProcessLookupError:
+            with contextlib.suppress(OSError):  # another user's: /tmp lets nobody remove that
+                left.unlink()
+        except PermissionError:
+            pass
+    descriptor, name = tempfile.mkstemp(prefix=f"colab-local-uv-{os.getpid()}-", suffix=".toml")
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)
     _made.append(Path(name))

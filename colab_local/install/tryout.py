@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Sequence
 
-from colab_local.base.errors import EXIT_MACHINE, Failure
+from colab_local.base.errors import EXIT_INTEGRITY, EXIT_MACHINE, Failure
 from colab_local.base.programs import child_environment, path_with, run
 from colab_local.base.terminal import Screen
 from colab_local.install import seal
@@ -29,6 +29,19 @@ class GpuFailure(Failure):
     """The environment is whole, and works on the CPU; its GPU part does not."""
 
 
+class Damage(Failure):
+    """What was installed is not what the wheels hold: uv's cache had been damaged before. packages: their names."""
+
+    def __init__(self, damaged: Mapping[str, str]) -> None:
+        self.packages = sorted(damaged)
+        files = ", ".join(damaged[name] for name in self.packages[:3])
+        super().__init__(
+            f"{len(damaged)} of the installed packages came out damaged ({', '.join(self.packages[:6])}: {files})",
+            "run the same command again; if files come out damaged again, check this machine's memory and disk",
+            EXIT_INTEGRITY,
+        )
+
+
 class TriedOut(NamedTuple):
     """What came of it: what the user should know, the receipt's seal, and the line on the GPU ("" without one)."""
 
@@ -38,16 +51,22 @@ class TriedOut(NamedTuple):
 
 
 def try_out(
-    prefix: Path, names: Sequence[str], cards: Sequence[Mapping[str, Any]] | None, screen: Screen
+    prefix: Path,
+    accelerator: str,
+    names: Sequence[str],
+    cards: Sequence[Mapping[str, Any]] | None,
+    screen: Screen,
 ) -> TriedOut:
     """Import, compute and load the extension once: it proves the environment and leaves it warm.
 
-    Both children also write the .pyc files that make the first cell and Jupyter's first start quick. Meanwhile
-    the receipt's seal is taken of what was installed. names: of the locked packages; cards: the GPUs that were found
-    and have to work, None where no GPU is asked for.
+    Both children also write the .pyc files that make the first cell and Jupyter's first start quick. Once Jupyter
+    has served, and while the rest still computes, all that was installed is read: for the receipt's seal, and to
+    compare it with what the wheels say. accelerator: what the environment is for; names: of the locked
+    packages; cards: the GPUs that were found and have to
+    work, None where no GPU is asked for.
 
     Raises:
-        GpuFailure: all is well but for the GPU.
+        Damage: a file is not as its wheel has it. GpuFailure: all is well but for the GPU.
     """
     python = prefix / "bin" / "python"
     env = child_environment(TF_CPP_MIN_LOG_LEVEL="3", PATH=path_with(prefix / "bin"), CUDA_VISIBLE_DEVICES="-1")
@@ -59,24 +78,36 @@ def try_out(
         watched = words[0] == "compute"  # it takes longer, and says how far it is
         return run([python, "-I", PROGRAM, *words], screen, env, timeout=timeout_s, running=running, watched=watched)
 
-    with ThreadPoolExecutor(2) as pool:
-        sealing = pool.submit(seal.sealed, prefix, tree, {})
+    with ThreadPoolExecutor(1) as pool:  # one after the other: with the one that computes two at a time are enough
         serving = pool.submit(ask, SERVE_S, "serve")
+        sealing = pool.submit(seal.take, prefix, tree)
         try:
-            found: dict[str, Any] = json.loads(ask(COMPUTE_S, "compute", *names).splitlines()[-1])
+            found: dict[str, Any] = json.loads(ask(COMPUTE_S, "compute", accelerator, *names).splitlines()[-1])
             serving.result()
-        except BaseException:  # Ctrl-C, or one of them has failed: the other is not waited for
+        except BaseException as problem:  # Ctrl-C, or one of them has failed: the other is not waited for
             serving.cancel()
+            if not isinstance(problem, Failure):
+                sealing.cancel()
             patience = time.monotonic() + PATIENCE_S
             while not serving.done():  # it may be about to start its program only now; Jupyter may not heed a signal
                 for child in list(running):
                     (child.terminate if time.monotonic() < patience else child.kill)()
                 wait([serving], 0.1)
+            if isinstance(problem, Failure):
+                demand_whole(sealing.result())  # which may be why
             raise
+        taken = sealing.result()
+    demand_whole(taken)
     screen.log(json.dumps(found))
     told = prove_gpu(prefix, cards, screen) if cards is not None else ""
     notices = [told] if told.startswith("tried out without") else []
-    return TriedOut(notices, sealing.result(), "" if notices else told)
+    return TriedOut(notices, taken.sealed, "" if notices else told)
+
+
+def demand_whole(taken: seal.Seal) -> None:
+    """Raise Damage if a file was found that is not as its wheel has it."""
+    if taken.damaged:
+        raise Damage(taken.damaged)
 
 
 def gpu_environment(prefix: Path, environ: Mapping[str, str], cards: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -30,12 +30,22 @@ import time
 from pathlib import Path
 from typing import Iterator, NoReturn
 
+from colab_local.base import documents
 from colab_local.base.errors import Failure
 from colab_local.base.files import private_file
 from colab_local.base.network import free_port, listens
 from colab_local.install import home as homes
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
-from colab_local.install.servers import Json, api, find_server, first_of, is_alive, living_servers, token_file
+from colab_local.install.servers import (
+    Json,
+    api,
+    find_server,
+    first_of,
+    is_alive,
+    living_servers,
+    service_command,
+    token_file,
+)
 from colab_local.laptop import installing
 
 MARK = "colab-local>"
@@ -57,6 +67,10 @@ END_WORDS = {
     "BOOT_FAIL": "its node did not start",
     "PREEMPTED": "another job took its place",
 }
+
+# What it reads of the receipts of --service and --desktop.
+SERVICE_SHAPE = {"env": str, "kind": "systemd|launchd"}
+DESKTOPS_SHAPE = {"desktops": [{"port?": int}]}
 
 
 class Refusal(Failure):
@@ -102,8 +116,8 @@ def choose(home: Path, env: str | None) -> Json:
 def service_of(home: Path, env: str) -> Json | None:
     """Return the receipt of bootstrap.py --service if it serves this environment."""
     with contextlib.suppress(OSError, ValueError):
-        receipt: Json = json.loads((home / "receipts" / "service.json").read_text(encoding="utf-8"))
-        if receipt.get("env") == env:
+        receipt: Json = documents.read(home / "receipts" / "service.json", SERVICE_SHAPE)
+        if receipt["env"] == env:
             return receipt
     return None
 
@@ -184,7 +198,13 @@ def launch(home: Path, receipt: Json, wanted: int | None) -> Json:
     log = open_log(home)
     with log.open("ab") as output:
         child = subprocess.Popen(
-            jupyter_argv(str(home / "current" / receipt["env"]), port, receipt["notebook_dir"], os.geteuid() == 0),
+            jupyter_argv(
+                str(home / "current" / receipt["env"]),
+                port,
+                receipt["notebook_dir"],
+                os.geteuid() == 0,
+                bool(receipt.get("lab")),
+            ),
             env=starting_environment(token_file(home)),
             cwd=str(home),
             stdin=subprocess.DEVNULL,
@@ -230,11 +250,12 @@ def await_silent(home: Path, env: str | None) -> Json | None:
 
 
 def control_service(service: Json, action: str) -> None:
-    """Start or stop the service that bootstrap.py --service made."""
+    """Start or stop the service that bootstrap.py --service made; the command is ours, not the receipt's."""
+    command = service_command(service["kind"], action)
     environ = clean_environment()
     environ.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")  # systemctl --user needs it
     done = subprocess.run(
-        service[action],
+        command,
         env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -242,7 +263,7 @@ def control_service(service: Json, action: str) -> None:
     )
     if done.returncode:
         said = done.stdout.decode(errors="replace").strip()
-        raise Refusal("could not {} the service ({}): {}".format(action, " ".join(service[action]), said), "start")
+        raise Refusal("could not {} the service ({}): {}".format(action, " ".join(command), said), "start")
 
 
 def program(request: Json) -> Json:
@@ -346,9 +367,10 @@ def gone_within(pid: int, seconds: float) -> bool:
 def desktops(request: Json) -> Json:
     """Name the ports of the remote desktops that bootstrap.py made, else `ports`, and say which of them listen."""
     ports = request["ports"]
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        receipt = json.loads((home_folder(request["home"]) / "receipts" / "desktop.json").read_text(encoding="utf-8"))
-        ports = [entry["port"] for entry in receipt["desktops"]] or ports
+    with contextlib.suppress(OSError, ValueError):
+        path = home_folder(request["home"]) / "receipts" / "desktop.json"
+        found = [entry.get("port", 0) for entry in documents.read(path, DESKTOPS_SHAPE)["desktops"]]
+        ports = [port for port in found if 0 < port < 1 << 16] or ports
     return {"ports": {port: listens(port) for port in ports}}
 
 
@@ -482,9 +504,9 @@ def submit(request: Json) -> Json:
             raise ended_early(home, job["job"], log)
         record = job_record(home, found["task"])
         if found["state"] == "RUNNING":
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not written yet, or not whole
-                pid = json.loads(record.read_text(encoding="utf-8"))["pid"]
-                return dict(found, submitted=submitted, log=str(log), pid=int(pid))
+            with contextlib.suppress(OSError, ValueError):
+                pid = documents.read(record, {"pid": int})["pid"]
+                return dict(found, submitted=submitted, log=str(log), pid=pid)
             ran_since = ran_since or time.monotonic()
             ran = time.monotonic() - ran_since
             if ran > UNSHARED_SECONDS and not log.exists():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
 import json
 import os
 import re
@@ -20,6 +19,9 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any, NamedTuple, Union
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
+
+from colab_local.base import documents
+from colab_local.base.answers import Line, ask
 
 ORIGIN = "https://colab.research.google.com"
 MIN_VERSION = "0.0.7"  # of jupyter_http_over_ws, as the page asks for it
@@ -68,7 +70,7 @@ class Answer(NamedTuple):
         What is below /api/colab/ begins with characters that keep it from being read as a script.
         """
         try:
-            return json.loads(_without_guard(self.content.decode("utf-8")))
+            return documents.parse(_without_guard(self.content.decode("utf-8")), "the answer")
         except ValueError:
             return None
 
@@ -156,19 +158,9 @@ def http_request(
     origin: str | None = ORIGIN,
 ) -> Answer:
     """Make one HTTP request as the page does; raises OSError and http.client.HTTPException."""
-    connection = http.client.HTTPConnection("localhost", timeout=runtime.timeout)
-    connection.sock = runtime.connect()
-    try:
-        own = {"Host": runtime.netloc}
-        if origin:
-            own["Origin"] = origin
-        connection.request(method, runtime.prefixed(path), body, dict(own, **(headers or {})))
-        response = connection.getresponse()
-        content = response.read()
-        names = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, names, content)
-    finally:
-        connection.close()
+    own = {"Host": runtime.netloc, **({"Origin": origin} if origin else {}), **(headers or {})}
+    answer = ask(runtime.connect(), method, runtime.prefixed(path), own, body, runtime.timeout)
+    return Answer(answer.status, answer.headers, answer.content)
 
 
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
@@ -191,10 +183,11 @@ class WebSocket:
         ]
         if origin:
             lines.append("Origin: " + origin)
-        self._socket = runtime.connect()
+        self._seconds = runtime.timeout  # for what is not waited for: greetings and goodbyes
+        self._line = Line(runtime.connect(), self._seconds)
+        self._stream = self._line.makefile()
         try:
-            self._socket.sendall("\r\n".join([*lines, "", ""]).encode())
-            self._stream = self._socket.makefile("rb", 1 << 20)
+            self._line.sendall("\r\n".join([*lines, "", ""]).encode())
             status, reason, headers = self._read_handshake()
             if status != 101:
                 raise Refused(status, reason)
@@ -202,7 +195,8 @@ class WebSocket:
             if headers.get("sec-websocket-accept") != wanted:
                 raise Refused(status, "but not to a WebSocket")
         except BaseException:
-            self._socket.close()
+            self._stream.close()
+            self._line.close()
             raise
 
     def _read_handshake(self) -> tuple[int, str, dict[str, str]]:
@@ -217,10 +211,11 @@ class WebSocket:
             if not colon:
                 break
             headers[name.strip().lower()] = value.strip()
-        return int(status), reason, headers
+        return int(status) if re.fullmatch(r"[0-9]{3}", status) else 0, reason, headers
 
     def send(self, text: str) -> None:
         """Send a text message."""
+        self._line.expect(self._seconds)
         self._send_frame(_TEXT, text.encode("utf-8"))
 
     def _send_frame(self, opcode: int, payload: bytes) -> None:
@@ -235,11 +230,11 @@ class WebSocket:
         # A client's frames are masked; as one long integer that is as quick as copying.
         stream = (mask * (length // 4 + 1))[:length]
         masked = (int.from_bytes(payload, "big") ^ int.from_bytes(stream, "big")).to_bytes(length, "big")
-        self._socket.sendall(head + mask + masked)
+        self._line.sendall(head + mask + masked)
 
     def receive(self, timeout: float | None = None) -> str | bytes:
         """Return the next message, str or bytes; raises Closed, and socket.timeout after `timeout` seconds."""
-        self._socket.settimeout(timeout)
+        self._line.expect(timeout)
         parts: list[bytes] = []
         kind = _TEXT
         while True:
@@ -254,7 +249,7 @@ class WebSocket:
                 parts.append(payload)
                 if final:
                     message = b"".join(parts)
-                    return message.decode("utf-8") if kind == _TEXT else message
+                    return message.decode("utf-8", "replace") if kind == _TEXT else message
 
     def _receive_frame(self) -> tuple[bool, int, bytes]:
         first, second = self._read(2)
@@ -263,12 +258,14 @@ class WebSocket:
             length = struct.unpack("!H", self._read(2))[0]
         elif length == 127:
             length = struct.unpack("!Q", self._read(8))[0]
+        if length > documents.LARGEST:
+            raise Closed(1009, f"(a message of {length} bytes)")
         return bool(first & 0x80), first & 0x0F, self._read(length)
 
     def _read(self, count: int) -> bytes:
         try:
             data: bytes = self._stream.read(count) or b""
-        except ConnectionResetError:
+        except (ConnectionResetError, BrokenPipeError):
             data = b""
         if len(data) != count:
             raise Closed(1006)
@@ -277,9 +274,10 @@ class WebSocket:
     def close(self) -> None:
         """Say goodbye and close the connection."""
         with suppress(OSError):
+            self._line.expect(1.0)
             self._send_frame(_CLOSE, struct.pack("!H", 1000))
         self._stream.close()
-        self._socket.close()
+        self._line.close()
 
 
 class Direct:
@@ -326,14 +324,22 @@ class OverWebSocket:
         status, reason = 0, ""
         headers: dict[str, str] = {}
         parts: list[bytes] = []
+        deadline, size = time.monotonic() + self.runtime.timeout, 0
         while True:
-            part = json.loads(self.socket.receive(self.runtime.timeout))
+            received = self.socket.receive(max(0.1, deadline - time.monotonic()))
+            size += len(received)
+            if time.monotonic() > deadline or size > documents.LARGEST:
+                raise Closed(1009, "(its answer has no end)")
+            part = understood(received, _PART)
             if part.get("message_id") != message_id:
                 continue
             if "status" in part:
-                status, reason = int(part["status"]), str(part.get("statusText"))
-                headers = {name.lower(): value for name, value in part.get("headers", {}).items()}
-            parts.append(base64.b64decode(part.get("data", "")))
+                status, reason = part["status"], str(part.get("statusText"))
+                headers = {name.lower(): str(value) for name, value in part.get("headers", {}).items()}
+            try:
+                parts.append(base64.b64decode(part.get("data", "")))
+            except ValueError as problem:
+                raise Closed(1007, f"({problem})") from None
             if part.get("done", True):
                 return Answer(status, dict(headers, **{":reason": reason}), b"".join(parts))
 
@@ -349,6 +355,19 @@ class OverWebSocket:
 
 
 Transport = Union[Direct, OverWebSocket]
+# What the server's extension, Jupyter's API and a kernel say, as far as it is read here.
+_PART = {"message_id?": str, "status?": int, "headers?": {"*": None}, "data?": str, "done?": bool}
+_SPECS = {"default": str}
+_SESSION = {"id": r"[\w-]+", "kernel": {"id": r"[\w-]+"}}
+_MESSAGE = {"parent_header": {"msg_id?": str}, "msg_type": str, "content": dict}
+
+
+def understood(received: str | bytes, shape: Any) -> dict[str, Any]:
+    """Return the JSON in a message; raises Closed for what is none, or of another shape."""
+    try:
+        return dict(documents.parse(received, "the answer", shape))
+    except ValueError as problem:
+        raise Closed(1007, f"({problem})") from None
 
 
 def open_transport(runtime: Runtime, name: str) -> Transport:
@@ -363,10 +382,10 @@ class Notebook:
         """Start a kernel; raises Failed where the server refuses, Refused or Closed for its WebSocket."""
         self._transport = transport
         self._client = uuid.uuid4().hex
-        specs = self._call("list the kernels", "GET", "/api/kernelspecs")
+        specs = self._call("list the kernels", "GET", "/api/kernelspecs", shape=_SPECS)
         name = f"colab-{uuid.uuid4().hex}.ipynb"
         model = {"name": name, "path": name, "type": "notebook", "kernel": {"name": specs["default"]}}
-        self._session = self._call("start a kernel", "POST", "/api/sessions", model)
+        self._session = self._call("start a kernel", "POST", "/api/sessions", model, _SESSION)
         path = "/api/kernels/{}/channels".format(self._session["kernel"]["id"])
         try:
             self._channels = transport.channels(path, self._client)
@@ -374,13 +393,17 @@ class Notebook:
             self._end_session()
             raise
 
-    def _call(self, what: str, method: str, path: str, body: Any = None) -> Any:
+    def _call(self, what: str, method: str, path: str, body: Any = None, shape: Any = None) -> Any:
         answer = self._transport.request(method, path, body)
         if not 200 <= answer.status < 300:
             said = answer.json()
             reason = said.get("message") if isinstance(said, dict) else answer.headers.get(":reason")
             raise Failed(what, answer.status, str(reason or ""))
-        return answer.json()
+        said = answer.json()
+        wrong = documents.mismatch(said, shape, "its answer")
+        if wrong:
+            raise Failed(what, answer.status, f"({wrong} is missing or malformed)")
+        return said
 
     def run(self, code: str, timeout: float = 120.0) -> str:
         """Run `code` as one cell and return what it printed, error text included, within `timeout` seconds."""
@@ -408,21 +431,28 @@ class Notebook:
     def _printed(self, message_id: str, deadline: float) -> str:
         printed: list[str] = []
         waiting = {"idle", "reply"}
+        size = 0
         while waiting:
             received = self._channels.receive(max(0.1, deadline - time.monotonic()))
+            size += len(received)
+            if size > documents.LARGEST:
+                raise Closed(1009, "(what it prints has no end)")
+            if time.monotonic() > deadline:
+                raise socket.timeout("the cell does not end")
             if isinstance(received, bytes):
                 continue  # widgets' binary messages; text never comes that way
-            message = json.loads(received)
+            message = understood(received, _MESSAGE)
             if message["parent_header"].get("msg_id") != message_id:
                 continue
             kind, content = message["msg_type"], message["content"]
             if kind == "stream":
-                printed.append(content["text"])
+                printed.append(str(content.get("text")))
             elif kind == "execute_result":
-                printed.append(content["data"].get("text/plain", "") + "\n")
+                data = content.get("data")
+                printed.append(str(data.get("text/plain", "") if isinstance(data, dict) else "") + "\n")
             elif kind == "error":
-                printed.append("{}: {}\n".format(content["ename"], content["evalue"]))
-            elif kind == "status" and content["execution_state"] == "idle":
+                printed.append("{}: {}\n".format(content.get("ename"), content.get("evalue")))
+            elif kind == "status" and content.get("execution_state") == "idle":
                 waiting.discard("idle")
             elif kind == "execute_reply":
                 waiting.discard("reply")

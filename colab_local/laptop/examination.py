@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -51,6 +52,7 @@ if importlib.util.find_spec("tensorflow"):
 # Asked in a kernel of the running server: what bootstrap.py tries a new environment out with. One whose extension is
 # older, or that is for no GPU, prints nothing at all.
 GPU_MARK, GPU_TIMEOUT_S = "GPU: ", 600.0
+GPU_SHAPE = {"ok?": bool, "sentence?": str, "holders?": [str]}
 HAS_GPU = """
 try:
     from colab_local_jupyter import gpu
@@ -61,7 +63,7 @@ except ImportError:
 GPU = f'import json; print("{GPU_MARK}" + json.dumps(gpu.report()))'
 
 
-class Step(NamedTuple):
+class PageStep(NamedTuple):
     """One step of Colab's page: which transport it belongs to ("" for both), what it does, how it went."""
 
     transport: str
@@ -146,8 +148,13 @@ def speaks_tls(runtime: Runtime) -> bool:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with contextlib.suppress(OSError), runtime.connect() as connection:
-        context.wrap_socket(connection).close()
-        return True
+        end = threading.Timer(runtime.timeout, connection.shutdown, [socket.SHUT_RDWR])
+        end.start()  # a handshake has no bound of its own: its timeout is for each read
+        try:
+            context.wrap_socket(connection).close()
+            return True
+        finally:
+            end.cancel()
     return False
 
 
@@ -171,7 +178,9 @@ def start_command() -> str:
     home = default_home()
     for receipt in current_environments():
         link = str(home / "current" / receipt["env"])
-        argv = jupyter_argv(link, receipt["port"], receipt["notebook_dir"], os.geteuid() == 0)
+        argv = jupyter_argv(
+            link, receipt["port"], receipt["notebook_dir"], os.geteuid() == 0, bool(receipt.get("lab"))
+        )
         return " ".join(shlex.quote(word) for word in argv)
     return "python3 bootstrap.py"
 
@@ -197,13 +206,13 @@ _CURED_BY_RESTART = (
 class Examination:
     """The steps of Colab's page against `runtime`, and what they found.
 
-    show: called with each Step as soon as it is done.
+    show: called with each PageStep as soon as it is done.
     """
 
-    def __init__(self, runtime: Runtime, show: Callable[[Step], None]) -> None:
+    def __init__(self, runtime: Runtime, show: Callable[[PageStep], None]) -> None:
         self.runtime = runtime
         self.show = show
-        self.steps: list[Step] = []
+        self.steps: list[PageStep] = []
         self.warnings: list[Fault] = []
         self.gpu: dict[str, Any] = {}  # what a kernel says of it, {} where its environment is for none
         self.plain: Answer | None = None
@@ -250,18 +259,18 @@ class Examination:
         self.compare_environment()
         told = self.ask_for_gpu() if not self.faults else ""
         if told:
-            self._done(Step("", "use the GPU", "ok", told))
+            self._done(PageStep("", "use the GPU", "ok", told))
 
     def _sequence(self, transport: str, steps: Sequence[tuple[str, Callable[[], str]]]) -> bool:
         for number, (title, action) in enumerate(steps):
             try:
-                self._done(Step(transport, title, "ok", self._attempt(action)))
+                self._done(PageStep(transport, title, "ok", self._attempt(action)))
             except Fault as fault:
                 if self.python and fault.code in _CURED_BY_RESTART and current_environments():
                     fault.hint = f"stop it (Ctrl-C) and start it with: {start_command()}"
-                self._done(Step(transport, title, "failed", fault.what, fault))
+                self._done(PageStep(transport, title, "failed", fault.what, fault))
                 for skipped, _ in steps[number + 1 :]:
-                    self._done(Step(transport, skipped, "skipped"))
+                    self._done(PageStep(transport, skipped, "skipped"))
                 return False
         return True
 
@@ -274,7 +283,7 @@ class Examination:
         except (OSError, http.client.HTTPException, Closed, Refused, ValueError) as error:
             raise Fault("server-error", f"the server breaks off: {error or type(error).__name__}") from error
 
-    def _done(self, step: Step) -> None:
+    def _done(self, step: PageStep) -> None:
         self.steps.append(step)
         self.show(step)
 
@@ -518,7 +527,7 @@ class Examination:
             with Notebook(open_transport(self.runtime, "direct")) as notebook:
                 if "yes" not in notebook.run(HAS_GPU, 2 * self.runtime.timeout).split():
                     return ""
-                self.show(Step("", "use the GPU in a kernel, which takes a moment", "begun"))
+                self.show(PageStep("", "use the GPU in a kernel, which takes a moment", "begun"))
                 printed = notebook.run(GPU, GPU_TIMEOUT_S)
         except (Failed, Closed, Refused, OSError, ValueError) as error:
             self.warnings.append(Fault("gpu-not-used", f"the kernel does not say whether the GPU is used ({error})"))
@@ -528,7 +537,11 @@ class Examination:
             last = (printed.strip().splitlines() or ["nothing"])[-1]
             self.warnings.append(Fault("gpu-not-used", f"the kernel broke off when it used the GPU: {last[:200]}"))
             return ""
-        self.gpu = dict(documents.parse(told[-1][len(GPU_MARK) :], "the kernel's answer", dict))
+        try:
+            self.gpu = dict(documents.parse(told[-1][len(GPU_MARK) :], "the kernel's answer", GPU_SHAPE))
+        except ValueError as error:
+            self.warnings.append(Fault("gpu-not-used", str(error)))
+            return ""
         if self.gpu.get("sentence") and not self.gpu.get("ok"):
             self.warnings.append(Fault("gpu-not-used", str(self.gpu["sentence"])))
             return ""
@@ -541,7 +554,8 @@ class Examination:
             said = open_transport(self.runtime, "direct").request("GET", "/api/colab/build-info").json()
         except (OSError, http.client.HTTPException):
             return  # the server has gone meanwhile; nothing to compare
-        said = said if isinstance(said, dict) else {}
+        if documents.mismatch(said, {"colab_local_jupyter?": str, "prefix?": r"[^\0]*"}):
+            said = {}
         ours = re.search(r'__version__ = "(.+)"', _extension_source())
         version, prefix = said.get("colab_local_jupyter"), said.get("prefix")
         if version and ours and version != ours.group(1):

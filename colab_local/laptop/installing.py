@@ -150,12 +150,12 @@ def follow(
 def ending(result: Path, code: Path) -> Json:
     """Return how an installation ended, from the files that it left."""
     try:
-        number = int(code.read_text(encoding="ascii"))
+        number = int(documents.read_bytes(code, 99))
     except (OSError, ValueError):
         return {"code": 1, "error": "the installation was ended from outside", "hint": ""}
     found: Json = {"code": number, "error": "", "hint": ""}
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        document = json.loads(result.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError):
+        document = documents.read(result, dict)
         found.update({name: str(document.get(name) or "") for name in ("error", "hint")})
     if number and not found["error"]:
         found["error"] = f"bootstrap.py ended with exit code {number}"

@@ -16,8 +16,8 @@ from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import read_index
-from colab_local.locking.conda import Records, conda_version, read_pixi_lock, solve_conda
-from colab_local.locking.gpu_code import Code, entries, has_gpu_code, parse_code, read_code
+from colab_local.locking.conda import Records, channel_of, conda_version, python_packages, read_pixi_lock, solve_conda
+from colab_local.locking.gpu_code import Code, entries, has_gpu_code, parse_code, read_code, recipe_code
 from colab_local.locking.pypi import Package, solve_python
 from colab_local.locking.render import (
     GPU_CODE,
@@ -106,19 +106,36 @@ def solve(
         screen.report(f"Solving {spec.name}/{platform}")
         conda[platform] = solve_conda(spec, platform, channel, [] if platform in platforms else old.get(platform, []))
     screen.report(f"Solving {spec.name}'s Python layer for Python {', '.join(spec.pythons)}")
+    brought = brought_by(spec, conda)
     try:
-        python = solve_python(spec, [*pins, *old_python])
+        python = solve_python(spec, [*pins, *old_python], brought)
     except Failure:
         if not old_python:
             raise
         screen.report(f"{spec.name}'s locked Python layer doesn't fit its specs any more: solving it anew")
-        python = solve_python(spec, pins)
+        python = solve_python(spec, pins, brought)
     lock = Solution(spec, conda, python, {})
     lock.about.update(read_wheels(lock.all_wheels()))
     if spec.accelerator == "gpu":
         cuda = {w for package in python if has_gpu_code(package.name) for w in package.wheels.values()}
         lock.code.update(read_code(cuda, code, screen))
+        lock.code.update(recipe_code(spec.recipes, conda_hashes(conda)))
     return lock
+
+
+def brought_by(spec: Spec, conda: Records) -> dict[str, str]:
+    """Return the Python packages that a conda layer brings; none where it holds Python's own tools alone."""
+    return python_packages(conda) if spec.needs_conda else {}
+
+
+def conda_hashes(conda: Records) -> dict[str, str]:
+    """Return {name-version-build: sha256} of every conda package of an environment."""
+    return {
+        f"{record.name.normalized}-{record.version}-{record.build}": record.sha256.hex()
+        for records in conda.values()
+        for record in records
+        if record.sha256
+    }
 
 
 def report_cards(environments: Path, name: str, text: str, screen: Screen) -> None:
@@ -146,11 +163,11 @@ def refresh_index(environments: Path, lockfiles: Path) -> dict[str, str]:
 
 
 def build(
-    environments: Path, lockfiles: Path, names: Sequence[str], channel: str, keep: bool, screen: Screen
+    environments: Path, lockfiles: Path, names: Sequence[str], channels: Sequence[str], keep: bool, screen: Screen
 ) -> dict[str, str]:
     """Return every file of lockfiles/ as it should be.
 
-    names: what to solve anew, as on the command line; keep: prefer what is locked everywhere.
+    names, channels: what to solve anew, where from, as on the command line; keep: prefer what is locked everywhere.
     """
     specs, exceptions = read_specs(environments), read_exceptions(environments)
     chosen = select(names, specs)
@@ -172,7 +189,8 @@ def build(
         whole = not keep and (name in names or not names)
         kept = [] if whole else locked_requirements(lockfiles / name / "pypi.txt")
         pins = read_pins(environments, spec.pins)
-        lock = solve(spec, platforms, old.get(name, {}), kept, channel, constraints(pins, exceptions), code, screen)
+        channel, wanted = channel_of(name, channels), constraints(pins, exceptions)
+        lock = solve(spec, platforms, old.get(name, {}), kept, channel, wanted, code, screen)
         code.update(lock.code)
         told[name], conda[name] = index_entry(lock), lock.conda
         files.update(render(lock, environments, pins))

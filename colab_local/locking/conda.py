@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import rattler
+from packaging.utils import canonicalize_name
 from rattler.exceptions import GatewayError, SolverError
 from rattler.package.build_string import BuildString
 
 from colab_local.base.errors import EXIT_NETWORK, Failure
 from colab_local.base.text import mask
+from colab_local.install.lockfiles import PYTHON_NAMES
 from colab_local.locking.specs import CHANNEL, Spec
 
 Records = dict[str, list["rattler.RepoDataRecord"]]  # by platform
@@ -134,6 +137,26 @@ def unreadable(channel: str, problem: Exception) -> Failure:
 def conda_version(records: Iterable[rattler.RepoDataRecord], name: str) -> str:
     """Return the version of a package in a conda layer."""
     return next(str(record.version) for record in records if record.name.normalized == name)
+
+
+def python_packages(conda: Records) -> dict[str, str]:
+    """Return {name on the package index: version} of the Python packages in a conda layer."""
+    return {
+        PYTHON_NAMES.get(record.name.normalized, canonicalize_name(record.name.normalized)): str(record.version)
+        for records in conda.values()
+        for record in records
+        if record.noarch.python or any(text.partition(" ")[0] == "python" for text in record.depends)
+    }
+
+
+def channel_of(env: str, given: Sequence[str]) -> str:
+    """Return the channel that an environment's conda layer comes from, "" for none.
+
+    given: DIR-or-URL, for every environment that is not named, or ENV=DIR-or-URL.
+    """
+    split = [re.fullmatch(r"(?:([\w.-]+)=)?(.*)", text) for text in given]
+    named = {found[1] or "": found[2] for found in split if found}
+    return named.get(env, named.get("", ""))
 
 
 def read_pixi_lock(path: Path) -> dict[str, Records]:

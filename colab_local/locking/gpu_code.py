@@ -1,4 +1,6 @@
-"""For which GPUs and drivers the locked wheels hold code, read from the wheels' own libraries.
+"""For which GPUs and drivers the locked packages hold code: read from the wheels' own libraries.
+
+Conda packages with GPU code are not read here; recipe_code() takes what their builders say.
 
 A CUDA library carries its kernels in "fat binaries". Each holds machine code (SASS) for some architectures and, for
 newer ones, text (PTX) that the driver translates when it is first used. What is in them decides which cards can run
@@ -304,6 +306,30 @@ def missing(libraries: Mapping[str, Mapping[str, int]], capability: str) -> list
 def entries(text: str) -> dict[str, dict[str, str]]:
     """Return {capability: what it needs} as index.json has it; text: of gpu-code.json."""
     return {capability: need.entry() for capability, need in needs(joined(parse_code(text).values())).items()}
+
+
+def noted(found: Mapping[str, dict[str, str]], notes: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return entries() with what is to be said of each card; notes: gpu-recipes.yml's, by how capabilities begin."""
+    said = {
+        capability: "; ".join(text for start, text in notes.items() if start == "all" or capability.startswith(start))
+        for capability in found
+    }
+    return {name: {**entry, "note": said[name]} if said[name] else entry for name, entry in found.items()}
+
+
+def recipe_code(recipes: Mapping[str, Any], locked: Mapping[str, str]) -> dict[str, Code]:
+    """Return {sha256: (file name, {source: kinds})} of conda packages, as their builders say it.
+
+    recipes: an environment's part of gpu-recipes.yml; locked: {name-version-build: sha256} of its conda packages.
+    Raise Failure for a package that is not locked: of the one that is nobody has said anything.
+    """
+    packages = recipes.get("packages", {})
+    gone = sorted(set(packages) - set(locked))
+    if gone:
+        raise Failure(
+            f"gpu-recipes.yml has {', '.join(gone)}, which is not locked: say which cards the new one serves"
+        )
+    return {locked[name]: (name, {told["source"]: {told["code"]: 1}}) for name, told in packages.items()}
 
 
 def has_gpu_code(name: str) -> bool:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,14 @@ def parse_export(text: str) -> list[tuple[str, str, str, tuple[str, ...]]]:
     return [(name, version, marker, tuple(via)) for name, version, marker, via in found]
 
 
-def solve_python(spec: Spec, pins: Sequence[str]) -> list[Package]:
-    """Return the Python layer of an environment; pins: uv's constraints. Raise Failure if there is none."""
+def solve_python(spec: Spec, pins: Sequence[str], conda: Mapping[str, str] | None = None) -> list[Package]:
+    """Return the Python layer of an environment. Raise Failure if there is none.
+
+    pins: uv's constraints; conda: {name: version} of Python packages that the conda layer brings: the Python layer
+    goes together with them, and has none of them a second time.
+    """
+    has = conda or {}
+    pins = [pin for pin in pins if pin.partition("==")[0] not in has] + [f"{n}=={v}" for n, v in sorted(has.items())]
     lock, exported = uv_lock(project_text(spec.python, pins, spec.platforms, spec.pythons))
     offered = {
         (package["name"], package["version"]): [
@@ -136,6 +142,8 @@ def solve_python(spec: Spec, pins: Sequence[str]) -> list[Package]:
     order = {target: wheel_tags(target, spec.virtual[target[0]]) for target in spec.targets}
     packages, missing = [], []
     for name, version, marker, via in parse_export(exported):
+        if name in has:
+            continue
         wheels = {}
         for target in spec.targets:
             if applies(marker, target):

@@ -25,6 +25,7 @@ from colab_local.locking.gpu_code import Code
 from colab_local.locking.pypi import Package
 from colab_local.locking.specs import (
     CHANNEL,
+    CPU_BUILDS,
     NOTICE,
     PINS,
     PYTHONS,
@@ -177,7 +178,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def size_text(size: int | None) -> str:
     """Return a number of bytes for a table, in kB."""
-    return f"{-(-(size or 0) // 1000):,} kB"
+    return "not stated" if size is None else f"{-(-size // 1000):,} kB"
 
 
 def packages_text(
@@ -194,7 +195,7 @@ def packages_text(
     rows = [["package", "version", "hosted Colab", "download", "licence", "where"]]
     counts: dict[str, int] = {}
     for package in lock.python:
-        hosted = pins.get(package.name, pins.get("tensorflow") if package.name == "tensorflow-cpu" else None)
+        hosted = pins.get(CPU_BUILDS.get(package.name, package.name))
         status = hosted_status(package.version, hosted)
         counts[status.split()[0]] = counts.get(status.split()[0], 0) + 1
         targets = [target for target in package.wheels if target[1] == lock.series] or list(package.wheels)
@@ -261,7 +262,7 @@ def machine_needs(spec: Spec, platform: str, code: str) -> dict[str, Any]:
     virtual = spec.virtual[platform]
     needs = {"glibc": virtual.get("__glibc"), "macos": virtual.get("__osx"), **spec.platforms[platform]}
     if spec.accelerator == "gpu":
-        needs["gpu"] = gpu_code.entries(code)
+        needs["gpu"] = gpu_code.noted(gpu_code.entries(code), spec.recipes.get("notes", {}))
     return {name: value for name, value in sorted(needs.items()) if value}
 
 
@@ -325,8 +326,9 @@ def pixi_toml_text(specs: Mapping[str, Spec], pythons: Mapping[str, str]) -> str
         lines += ["", f"[feature.{name}.system-requirements]", *system_requirements(spec)]
         lines += ["", f"[feature.{name}.dependencies]"]
         for text in spec.conda:
-            package, _, version = text.partition(" ")
-            lines.append(f"{package} = {json.dumps(version or '*')}")
+            package, version, build = [*text.split(), "*", ""][:3] if " " in text else (text, "*", "")
+            wanted = f'{{ version = "{version}", build = "{build}" }}' if build.strip("*") else json.dumps(version)
+            lines.append(f"{package} = {wanted}")
     return "\n".join(lines) + "\n"
 
 
@@ -413,6 +415,7 @@ def index_entry(lock: Solution) -> dict[str, Any]:
         "accelerator": lock.spec.accelerator,
         "python": lock.python_version,
         **({} if lock.spec.pythons == PYTHONS else {"pythons": list(lock.spec.pythons)}),
+        **({"needs_conda": True} if lock.spec.needs_conda else {}),
         "platforms": {
             platform: {
                 "requires": machine_needs(lock.spec, platform, gpu_code.code_text(lock.code)),
@@ -447,7 +450,7 @@ def index_text(folder: Path, files: Mapping[str, str], entries: Mapping[str, Any
             name: {
                 "accelerator": entry["accelerator"],
                 "python": entry["python"],
-                **({"pythons": entry["pythons"]} if "pythons" in entry else {}),
+                **{name: entry[name] for name in ("pythons", "needs_conda") if name in entry},
                 "pypi": {"file": f"{name}/pypi.txt", "sha256": digest(files[f"{name}/pypi.txt"])},
                 "platforms": {
                     platform: {

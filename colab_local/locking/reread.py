@@ -19,7 +19,7 @@ from colab_local.base.errors import EXIT_INTEGRITY, Failure
 from colab_local.locking.conda import Records
 from colab_local.locking.pypi import Package
 from colab_local.locking.render import Solution, packages_text, requirements_text
-from colab_local.locking.specs import Spec, Target
+from colab_local.locking.specs import CPU_BUILDS, Spec, Target
 from colab_local.locking.wheels import About, Wheel, applies
 
 ENTRY = re.compile(
@@ -99,7 +99,10 @@ def check_wanted(spec: Spec, text: str, path: str) -> Iterator[str]:
         if where - {target for target in spec.targets for package in named if applies(package.marker, target)}:
             yield f"{path}: {line} is wanted and not there"
         for package in named:
-            if not wanted.specifier.contains(package.version, prereleases=True):
+            meant = any(
+                applies(package.marker, target) for target in where
+            )  # `<4.11 ; on macOS` says nothing of Linux
+            if meant and not wanted.specifier.contains(package.version, prereleases=True):
                 yield f"{path}: {package.name}=={package.version} does not fulfil {line}"
 
 
@@ -112,7 +115,7 @@ def check_followed(
     except Failure:
         return  # that is told elsewhere
     for package in packages:
-        pin = pins.get("tensorflow" if package.name == "tensorflow-cpu" else package.name)
+        pin = pins.get(CPU_BUILDS.get(package.name, package.name))
         excepted = exceptions.get(package.name)
         free = excepted is not None and set(excepted.get("platforms", spec.platforms)) & set(spec.platforms)
         if pin and not free and Version(package.version) != Version(pin):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ PLATFORMS_SHAPE = {
         "pins?": r"[\w./-]+\.txt",
         "pythons?": [r"3\.\d+"],
         "without?": [r"[\w.-]+"],
+        "virtual?": {"*": r".+"},
     }
 }
 PINS = "colab-pins.txt"  # hosted Colab's versions, where an environment names no other file
@@ -36,15 +37,19 @@ VIRTUAL_SHAPE = {"subdirs": {"*": {"packages": {"*": r"\d.*"}}}}
 ENVIRONMENT_SHAPE = {"channels": [r".+"], "dependencies": list}
 PIP_SHAPE = {"pip": [r".+"]}
 CARDS_SHAPE = {"*": {"*": r"\d+\.\d+"}}
+RECIPES_SHAPE = {"*": {"packages": {"*": {"code": r"[\d@. ]+", "source": r".+"}}, "notes": {"*": r".+"}}}
 EXCEPTIONS_SHAPE = {"*": {"reason": r".+", "platforms?": [r".+"]}}
 Target = tuple[str, str]  # conda platform, Python series
+# The same releases under another name, without a GPU's code: hosted Colab's version is that of the name behind.
+CPU_BUILDS = {"tensorflow-cpu": "tensorflow", "xgboost-cpu": "xgboost"}
 
 
 @dataclass(frozen=True)
 class Spec:
     """One environment file with what belongs to it: specs of both layers, and the machine it is for.
 
-    pins: the file with hosted Colab's versions; pythons: the Python series that the Python layer has to suit.
+    pins: the file with hosted Colab's versions; pythons: the Python series that the Python layer has to suit;
+    recipes: what gpu-recipes.yml says of conda packages with GPU code.
     """
 
     name: str
@@ -55,6 +60,12 @@ class Spec:
     virtual: dict[str, dict[str, str]]  # platform -> {"__glibc": "2.28", ...}
     pins: str = PINS
     pythons: tuple[str, ...] = PYTHONS
+    recipes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs_conda(self) -> bool:
+        """Whether more than Python's own tools comes from conda-forge: the host engine can't make it then."""
+        return bool({text.partition(" ")[0] for text in self.conda} - {"python", "pip", "uv"})
 
     @property
     def targets(self) -> list[Target]:
@@ -86,8 +97,9 @@ def read_yaml(path: Path, shape: Any) -> Any:
 def read_specs(folder: Path) -> dict[str, Spec]:
     """Return the environments that platforms.yml lists, by name; raise Failure for what doesn't fit together."""
     virtual = read_yaml(folder / "virtual-packages.yml", VIRTUAL_SHAPE)["subdirs"]
+    recipes = read_yaml(path, RECIPES_SHAPE) if (path := folder / "gpu-recipes.yml").exists() else {}
     return {
-        name: read_spec(folder / f"{entry.get('like', name)}.yml", name, entry, virtual)
+        name: read_spec(folder / f"{entry.get('like', name)}.yml", name, entry, virtual, recipes.get(name, {}))
         for name, entry in sorted(read_yaml(folder / "platforms.yml", PLATFORMS_SHAPE).items())
     }
 
@@ -122,8 +134,13 @@ def card_differences(approved: Mapping[str, str], found: Mapping[str, Mapping[st
             yield f"cards of compute capability {capability} {need}; approved is {was or 'none'}"
 
 
-def read_spec(path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[str, Any]) -> Spec:
-    """Return one environment; entry: its part of platforms.yml; virtual: virtual-packages.yml's subdirs."""
+def read_spec(
+    path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[str, Any], recipes: Mapping[str, Any]
+) -> Spec:
+    """Return one environment.
+
+    entry: its part of platforms.yml; virtual: virtual-packages.yml's subdirs; recipes: its part of gpu-recipes.yml.
+    """
     content = read_yaml(path, ENVIRONMENT_SHAPE)
     unknown = set(entry["platforms"]) - (set(virtual) & set(MACHINES))
     if unknown:
@@ -155,13 +172,14 @@ def read_spec(path: Path, name: str, entry: Mapping[str, Any], virtual: Mapping[
         {
             platform: {
                 package: str(version)
-                for package, version in sorted(virtual[platform]["packages"].items())
+                for package, version in sorted({**virtual[platform]["packages"], **entry.get("virtual", {})}.items())
                 if package != "__cuda" or entry["accelerator"] == "gpu"
             }
             for platform in sorted(entry["platforms"])
         },
         entry.get("pins", PINS),
         pythons,
+        dict(recipes),
     )
 
 
@@ -224,8 +242,7 @@ def constraints(pins: Mapping[str, str], exceptions: Mapping[str, Any]) -> list[
         elif "platforms" in exception:
             others = [platform for platform in MACHINES if platform not in exception["platforms"]]
             lines.append(f"{name}=={version} ; {platform_marker(others)}")
-    # The same release under another name, which hosted Colab doesn't need.
-    return [*lines, f"tensorflow-cpu=={pins['tensorflow']}"] if "tensorflow" in pins else lines
+    return [*lines, *(f"{name}=={pins[hosted]}" for name, hosted in CPU_BUILDS.items() if hosted in pins)]
 
 
 def follow(freeze: str, names: Iterable[str], date: str, python: str) -> str:

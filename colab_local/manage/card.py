@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any, Sequence
 
+from colab_local.base import documents
 from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
 from colab_local.install.home import current_receipt
-from colab_local.install.lockfiles import locked_names
+from colab_local.install.lockfiles import conda_names, locked_names
 from colab_local.manage import verify
 
 WIDTH = 90  # columns: no line of the card is longer
@@ -51,8 +52,9 @@ def card(
 def versions(home: Path, receipt: dict[str, Any]) -> str:
     """Return what runs in an environment, as its receipt and the lock beside it say."""
     names: dict[str, str] = {}
-    for file in sorted((home / "receipts" / str(receipt["name"]) / "lock").glob("pypi.txt")):
-        names = locked_names(file.read_text(encoding="utf-8"))
+    for file in sorted((home / "receipts" / str(receipt["name"]) / "lock").glob("*.txt")):
+        text = file.read_text(encoding="utf-8")
+        names.update(conda_names(text) if "@EXPLICIT" in text else locked_names(text))
     found = []
     for title, spellings in PACKAGES:  # of TensorFlow's two, a lock for all platforms names both
         found += [f"{title} {names[name]}" for name in spellings if name in names][:1]
@@ -72,10 +74,10 @@ def known_fingerprint(home: Path, receipt: dict[str, Any], screen: Screen) -> st
     """Return an environment's fingerprint: from its last check, else of one that is made now, in some seconds."""
     path = home / "receipts" / str(receipt["name"]) / "fingerprint.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = documents.read(path, {"lock": str, "fingerprint": r"colab-local [\w. -]+ sha256:[0-9a-f]{64}"})
         if kept["lock"] == receipt["lock"]["digest"]:
             return str(kept["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         pass
     found = verify.check(receipt, screen)
     if found.differences:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import sys
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
-from colab_local.install.lockfiles import locked_names, read_index, read_lock_file
+from colab_local.install.lockfiles import REPOSITORY, conda_names, locked_names, read_index, read_lock_file
 
-# What a notebook is, as far as this looks: format 4, which Colab writes.
-SHAPE = {"cells": list, "nbformat": int}
+# What a notebook is, as far as this looks: format 4, which Colab writes, or 3, with its cells on worksheets.
+SHAPE = {"cells?": list, "worksheets?": [{"cells": list}], "nbformat": int}
 
 # The package that brings a module, where the two have different names.
 PACKAGES = {
@@ -55,6 +56,7 @@ PACKAGES = {
 ALSO = {
     "opencv-python": ("opencv-python-headless", "opencv-contrib-python"),
     "tensorflow": ("tensorflow-cpu",),
+    "xgboost": ("xgboost-cpu",),
 }
 OURS = "google.colab"  # every environment has it, from environments/jupyter/
 
@@ -133,15 +135,18 @@ def read_cells(path: Path) -> list[str]:
         raise Failure(f"can't read {path} ({problem.strerror})", "ls *.ipynb", EXIT_USAGE) from None
     except ValueError as problem:
         raise Failure(
-            f"{path} is not a notebook of format 4: {problem}", "jupyter nbconvert --help", EXIT_USAGE
+            f"{path} is not a notebook of format 3 or 4: {problem}",
+            f"head -c 200 {shlex.quote(str(path))}",
+            EXIT_USAGE,
         ) from None
-    if content["nbformat"] < 4:
-        what = f"{path} has notebook format {content['nbformat']} (need 4)"
-        raise Failure(what, f"jupyter nbconvert --to notebook {path}", EXIT_USAGE)
-    cells = [cell for cell in content["cells"] if isinstance(cell, dict) and cell.get("cell_type") == "code"]
+    sheets = [content] if content["nbformat"] > 3 else content.get("worksheets", [])
+    if not all("cells" in sheet for sheet in sheets) or content["nbformat"] < 3:
+        what = f"{path} is not a notebook of format 3 or 4: its format is {content['nbformat']}, or it has no cells"
+        raise Failure(what, f"head -c 200 {shlex.quote(str(path))}", EXIT_USAGE)
+    cells = [cell for sheet in sheets for cell in sheet["cells"] if isinstance(cell, dict)]
     return [
         "".join(map(str, source)) if isinstance(source, list) else str(source)
-        for source in (cell.get("source", "") for cell in cells)
+        for source in (cell.get("source", cell.get("input", "")) for cell in cells if cell.get("cell_type") == "code")
     ]
 
 
@@ -192,7 +197,7 @@ def needs_of(cells: list[str], beside: Path) -> Needs:
         found.installs.update(installed_by(cell))
         try:
             modules = list(imported(python_of(cell)))
-        except (SyntaxError, ValueError, RecursionError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets in brackets
             found.unread.append(number)
             modules = re.findall(r"(?m)^\s*(?:import|from)\s+([A-Za-z_][\w.]*)", cell)
         for module in modules:
@@ -251,6 +256,16 @@ def clashes(installs: dict[str, str], locked: dict[str, str]) -> Iterator[str]:
             yield f"it installs {package} {exact.group(1)} over {have}: --verify will say so"
 
 
+def hosted_versions(env: str) -> dict[str, str]:
+    """Return {package: version} of hosted Colab in the month that an environment follows, {} if unknown."""
+    month = re.search(r"-(\d{4})-(\d\d)$", env)
+    name = f"runtimes/{month.group(1)}.{month.group(2)}.txt" if month else "colab-all-pins.txt"
+    try:
+        return locked_names((REPOSITORY / "environments" / name).read_text(encoding="utf-8"))
+    except OSError:  # a copy of the program without it
+        return {}
+
+
 def examine(path: Path, lockfiles: Path) -> dict[str, Any]:
     """Return what the notebook at `path` needs, and what each locked environment has of it."""
     needs = needs_of(read_cells(path), path.parent)
@@ -258,12 +273,15 @@ def examine(path: Path, lockfiles: Path) -> dict[str, Any]:
     index = read_index(lockfiles)
     environments = {}
     for name, entry in index["environments"].items():
-        locked = locked_names(read_lock_file(lockfiles, entry["pypi"]["file"], entry["pypi"]["sha256"]))
+        parts = [entry["pypi"], *(entry["platforms"].values() if entry.get("needs_conda") else ())]
+        texts = [read_lock_file(lockfiles, part["file"], part["sha256"]) for part in parts]
+        locked = {**locked_names(texts[0]), **{n: v for text in texts[1:] for n, v in conda_names(text).items()}}
         has = {package: version_in(package, locked) for package in wanted}
         series = entry["python"].rpartition(".")[0]
         gone = sorted(m for m in needs.imports if m in GONE and _minor(GONE[m]) <= _minor(series))
         missing = sorted(p for p, version in has.items() if not version and p not in needs.installs)
-        differs = {p: hosted for p, hosted in entry.get("differs", {}).items() if p in wanted}
+        hosted = hosted_versions(name)
+        differs = {p: hosted[p] for p, have in has.items() if have and hosted.get(p, have) != have}
         environments[name] = {
             "python": entry["python"],
             "has": {package: version for package, version in has.items() if version},
@@ -314,15 +332,30 @@ def lines_of(found: dict[str, Any], env: str) -> Iterator[str]:
         yield f"Has all: python3 bootstrap.py --env {complete[0]}"
 
 
-def command(path: Path, env: str, lockfiles: Path, screen: Screen) -> int:
-    """Say what the notebook at `path` needs; return EXIT_DIFFERS where the environment `env` lacks something."""
-    found = examine(path, lockfiles)
-    if env not in found["environments"]:
-        known = ", ".join(sorted(found["environments"]))
-        raise Failure(f"unknown environment {env!r} (there are: {known})", "python3 bootstrap.py --help", EXIT_USAGE)
-    screen.say(f"{path}:")
-    for line in lines_of(found, env):
-        screen.say(line)
-    screen.show_document(found)
-    chosen = found["environments"][env]
-    return EXIT_DIFFERS if chosen["missing"] or chosen["gone"] else EXIT_OK
+def command(paths: Sequence[Path], env: str, lockfiles: Path, screen: Screen) -> int:
+    """Say what each notebook needs; return EXIT_DIFFERS where the environment `env` lacks something.
+
+    Raises Failure for one that can't be read, after the others have been looked at.
+    """
+    known = read_index(lockfiles)["environments"]
+    if env not in known:
+        what = f"unknown environment {env!r} (there are: {', '.join(sorted(known))})"
+        raise Failure(what, "python3 bootstrap.py --help", EXIT_USAGE)
+    answers: list[dict[str, Any]] = []
+    unread: list[Failure] = []
+    for path in paths:
+        try:
+            answers.append(examine(path, lockfiles))
+        except Failure as problem:
+            unread.append(problem)
+            continue
+        screen.say(f"{path}:")
+        for line in lines_of(answers[-1], env):
+            screen.say(line)
+    for other in unread[1:]:
+        screen.report(f"error: {other.what}")
+    if unread:
+        raise unread[0]
+    screen.show_document(answers[0] if len(paths) == 1 else {"notebooks": answers})
+    chosen = [answer["environments"][env] for answer in answers]
+    return EXIT_DIFFERS if any(one["missing"] or one["gone"] for one in chosen) else EXIT_OK

@@ -2,6 +2,7 @@
 
     python3 bootstrap.py --repair              the environment in use; --env NAME for another one
     python3 bootstrap.py --repair --dry-run    what would be put right
+    python3 bootstrap.py --repair --offline BUNDLE    with what lies in a bundle of the same lock, without a network
 
 Packages of the Python layer are fetched again and installed by the locked uv, which checks their hashes. Files of the
 conda layer (with the host engine: of the venv) are taken from a prefix that is created afresh, from checked package
@@ -11,31 +12,34 @@ written again. What does not belong to the environment is moved to HOME/kept/, n
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shlex
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 from colab_local.base.downloads import parse_rules
-from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, Failure
+from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.files import remove_tree, sha256_of, write_atomically
-from colab_local.base.programs import run
 from colab_local.base.progress import Waiting
 from colab_local.base.terminal import Screen
 from colab_local.install import home as homes
+from colab_local.install import offline
 from colab_local.install.engines import Job, make_engine
 from colab_local.install.installation import Installation
 from colab_local.install.jupyter import add_jupyter
-from colab_local.install.lockfiles import Lock, locked_entry, make_lock, read_index
+from colab_local.install.lockfiles import Lock, make_lock, read_index
+from colab_local.install.offline import Offline
 from colab_local.install.options import Options
+from colab_local.install.packages import install_again
+from colab_local.install.records import Difference, Package, read_conda
 from colab_local.install.requirements import normalise
 from colab_local.install.seal import close_to_others
-from colab_local.install.sources import run_uv, uv_environment
 from colab_local.manage import environments, verify
-from colab_local.manage.records import Difference, Package, read_conda, site_packages
 
 
 class Plan:
@@ -129,7 +133,10 @@ class Plan:
 class Repair:
     """The repair of one environment. kept: where goes what is not ours."""
 
-    def __init__(self, options: Options, receipt: dict[str, Any], screen: Screen) -> None:
+    def __init__(
+        self, options: Options, receipt: dict[str, Any], screen: Screen, bundle: Offline | None = None
+    ) -> None:
+        self.bundle = bundle
         self.options, self.receipt, self.screen = options, receipt, screen
         self.home, self.name = options.home, str(receipt["name"])
         self.root, self.prefix = Path(receipt["root"]), Path(receipt["prefix"])
@@ -167,16 +174,18 @@ class Repair:
     def installation(self, lock: Lock) -> Installation:
         """Return who makes such an environment."""
         receipt, options = self.receipt, self.options
-        rules = parse_rules(options.mirrors)
+        rules, wheels = parse_rules(options.mirrors), None
+        if self.bundle:
+            rules, wheels = [*self.bundle.rules, *rules], self.bundle.wheels
         index = read_index(options.lockfiles)
-        job = Job(self.home, lock.env, lock.platform, index, options.lockfiles, rules, None, self.screen)
+        job = Job(self.home, lock.env, lock.platform, index, options.lockfiles, rules, wheels, self.screen)
         python = ""
         if receipt["engine"] == "host":  # the one that made it, where it is still there
             own = os.path.realpath(str(self.prefix / "bin" / "python3"))
             named = "python" + str(receipt["layer"]).partition("-")[2]
             python = own if os.access(own, os.X_OK) and not own.startswith(str(self.root)) else named
         maker = make_engine(str(receipt["engine"]), job, options.python or python)
-        return Installation(options, lock, maker.name, self.screen, maker)
+        return Installation(options, lock, maker.name, self.screen, maker, wheels)
 
     # -- the parts, in their order
 
@@ -232,24 +241,15 @@ class Repair:
                 found |= records | {entry.path for entry in package.entries}
         return found
 
-    def install_again(self, names: set[str], lock: Lock, uv: Path) -> None:
-        """Install packages of the Python layer once more, from files that are fetched now."""
-        known = "\n".join([lock.pypi, lock.host])
-        entries = [locked_entry(known, name) for name in sorted(names)]
-        wanted = self.home / "cache" / f"{lock.name}-repair.txt"
-        write_atomically(wanted, "".join(entries))
-        for name in names:  # a file that is damaged in place is damaged in uv's cache, too: it may be the same one
-            pattern = re.sub(r"[-_.]+", "[-_.]", name)
-            for info in (self.prefix / (site_packages(self.prefix) or "lib")).glob("*.dist-info"):
-                its = re.fullmatch(pattern + r"-[^-]+\.dist-info", info.name, re.IGNORECASE)
-                if its and not (info / "RECORD").exists():  # uv can't remove what has none
-                    remove_tree(info)
-        argv = [uv, "pip", "install", "--python", self.prefix / "bin" / "python", "--no-deps", "--require-hashes"]
-        try:
-            run_uv([*argv, "--reinstall", "--no-cache", "-r", wanted], self.screen)
-            run([uv, "cache", "clean", *sorted(names)], self.screen, uv_environment())
-        finally:
-            remove_tree(wanted)
+    def seal_again(self, names: set[str]) -> None:
+        """Note the RECORDs that uv has just written: they also say where a wheel came from, a bundle or an index."""
+        seal: dict[str, str] = self.receipt.get("seal", {})
+        for path in seal:
+            found = re.match(r".*/([^/-]+)-[^/]*\.dist-info/RECORD$", path)
+            if found and normalise(found.group(1)) in names and (self.prefix / path).is_file():
+                seal[path] = sha256_of(self.prefix / path)
+        kept = {name: value for name, value in self.receipt.items() if name not in ("root", "prefix")}
+        write_atomically(self.receipts / "receipt.json", json.dumps(kept, indent=1) + "\n")
 
     def write_ours(self, lock: Lock) -> None:
         """Write environments/jupyter again."""
@@ -280,7 +280,9 @@ class Repair:
             if not uv.exists():
                 made.maker.install_tool(lock)
             with Waiting(self.screen, f"Install {', '.join(sorted(plan.packages)[:6])} again"):
-                self.install_again(plan.packages, lock, uv)
+                names = sorted(plan.packages)
+                install_again(uv, self.prefix, names, lock, self.home / "cache", made.wheels, self.screen)
+                self.seal_again(plan.packages)
         if plan.ours:
             self.write_ours(lock)
         for path, executable in plan.modes.items():
@@ -339,6 +341,27 @@ def find_receipt(home: Path, env: str) -> dict[str, Any]:
     return receipt
 
 
+@contextlib.contextmanager
+def open_bundle(options: Options, receipt: dict[str, Any], screen: Screen) -> Iterator[Offline]:
+    """Give the bundle that --offline names; raise Failure unless it has what the environment was made from."""
+    env, platform, layer = (str(receipt[name]) for name in ("env", "platform", "layer"))
+    where = Path(options.offline), options.home, env, platform
+    with offline.open_bundle(*where, screen, options.bundle_lock, options.bundle_signers) as bundle:
+        bundle.choose(str(receipt["engine"]))
+        digest = make_lock(read_index(bundle.lockfiles), bundle.lockfiles, env, platform, layer).digest
+        for what, found, need in (
+            ("Python", f"host-{bundle.python}" if bundle.engine == "host" else layer, layer),
+            ("lock", digest, str(receipt["lock"]["digest"])),
+        ):
+            if found != need:
+                raise Failure(
+                    f"the bundle is of another {what} than the environment (found {found[:12]}, need {need[:12]})",
+                    "choose the bundle that the environment was made from, or one of the same lock",
+                    EXIT_USAGE,
+                )
+        yield bundle
+
+
 def command(options: Options, dry_run: bool, screen: Screen) -> int:
     """Carry out --repair and return the exit code.
 
@@ -350,9 +373,15 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     if not home.is_dir():
         what = f"no {options.env} environment is installed in {home}"
         raise Failure(what, f"python3 bootstrap.py --env {options.env}")
-    with homes.hold_lock(home, screen, inherited=True):
-        receipt = find_receipt(home, options.env)
-        work = Repair(options, receipt, screen)
+    with contextlib.ExitStack() as held:
+        held.enter_context(homes.hold_lock(home, screen, inherited=True))
+        receipt, bundle = find_receipt(home, options.env), None
+        if options.offline:
+            offline.check_fits(Path(options.offline), options.env, str(receipt["platform"]))
+        if options.offline and not dry_run:
+            bundle = held.enter_context(open_bundle(options, receipt, screen))
+            options = options._replace(lockfiles=bundle.lockfiles)
+        work = Repair(options, receipt, screen, bundle)
         if not work.prefix.is_dir():
             raise Failure(f"the environment is gone from {work.prefix}", f"python3 bootstrap.py --env {options.env}")
         copied = 0 if dry_run else work.copy_locks(work.lock())  # first: what belongs there is read from them

@@ -28,20 +28,38 @@ import time
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from colab_local.base.errors import EXIT_BUSY, EXIT_MACHINE, EXIT_OK, Failure
-from colab_local.base.files import sha256_of, write_atomically
+from colab_local.base import documents
+from colab_local.base.errors import EXIT_BUSY, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_OK, Failure
+from colab_local.base.files import foreign, sha256_of, write_atomically
 from colab_local.base.network import free_port, port_is_free
 from colab_local.base.programs import child_environment, run
 from colab_local.base.terminal import Screen
 from colab_local.install.home import config_folder, current_receipt, hold_lock, user_name
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.options import Options
-from colab_local.install.servers import api, find_server, running_servers, token_file
+from colab_local.install.servers import (
+    LABEL,
+    UNIT,
+    api,
+    find_server,
+    launchd_domain,
+    running_servers,
+    service_command,
+    token_file,
+)
 from colab_local.install.tryout import CHOICES
 
 SCHEMA = 1
-UNIT = "colab-local.service"
-LABEL = "org.colab-local.jupyter"
+# No path in it is obeyed: that of the service's file is derived, token_file and made are only ever compared.
+SHAPE = {
+    "kind": r"\w+",
+    "env": str,
+    "sha256": "[0-9a-f]{64}",
+    "made": [str],
+    "token_file": r"/[^\0]*",
+    "lingering": bool,
+    "port?": int,
+}
 MARK = "Made by colab-local: bootstrap.py with its service option. Its uninstall option removes it."  # no -- in XML
 START_SECONDS = 120.0
 LAUNCHD_SECONDS = 45.0  # launchd gives a service 20 s (ExitTimeOut) to end; then it kills it
@@ -206,7 +224,7 @@ class Systemd(Manager):
         return unit_text(argv, env, home, token_file, chosen_devices(os.environ))
 
     def command(self, action: str) -> list[str]:
-        return ["systemctl", "--user", action, UNIT]
+        return service_command(self.kind, action)
 
     def is_active(self) -> bool:
         return self.succeeds(self.command("is-active"))
@@ -236,16 +254,14 @@ class Launchd(Manager):
     def __init__(self, screen: Screen) -> None:
         super().__init__(screen)
         self.path = Path.home() / "Library" / "LaunchAgents" / (LABEL + ".plist")
-        self.domain = f"gui/{os.getuid()}"
+        self.domain = launchd_domain()
         self.target = f"{self.domain}/{LABEL}"
 
     def text(self, argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
         return plist_text(argv, home, token_file)
 
     def command(self, action: str) -> list[str]:
-        if action == "start":
-            return ["launchctl", "kickstart", self.target]
-        return ["launchctl", "kill", "SIGTERM", self.target]
+        return service_command(self.kind, action)
 
     def _shown(self) -> str | None:
         """Return what launchd says of the service, None if it is not loaded."""
@@ -383,9 +399,10 @@ def receipt_path(home: Path) -> Path:
 
 def read_receipt(home: Path) -> dict[str, Any] | None:
     """Return what an earlier run wrote down, None if there was none."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        receipt: dict[str, Any] = json.loads(receipt_path(home).read_text(encoding="utf-8"))
-        return receipt
+    path = receipt_path(home)
+    with contextlib.suppress(OSError, ValueError):
+        if not foreign([path]):  # a link, or another user's
+            return dict(documents.read(path, SHAPE))
     return None
 
 
@@ -531,8 +548,6 @@ def install(manager: Manager, home: Path, env: str, argv: Sequence[str], token_f
         "made": [*folders, *(before or {}).get("made", [])],
         "token_file": str(token_file),
         "lingering": lingering or bool((before or {}).get("lingering")),
-        "start": manager.command("start"),
-        "stop": manager.command("stop"),
     }
     # First the receipt: a run that is killed in between is still undone in full.
     write_atomically(receipt_path(home), json.dumps(receipt, indent=1) + "\n")
@@ -550,6 +565,10 @@ def uninstall(home: Path, dry_run: bool, screen: Screen) -> int:
     home = home.resolve()
     receipt = read_receipt(home)
     if receipt is None:
+        listed = receipt_path(home)
+        if os.path.lexists(str(listed)):
+            where = shlex.quote(str(listed))
+            raise Failure(f"{listed} is damaged, or not ours", f"mv {where} {where}.damaged", EXIT_INTEGRITY)
         return EXIT_OK
     # Derived, not read: what is written in a receipt must not lead to anybody else's file.
     path = (Launchd(screen) if receipt["kind"] == Launchd.kind else Systemd(screen)).path

@@ -40,7 +40,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Iterator, NamedTuple
 
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, Failure
-from colab_local.base.files import CHUNK, sha256_of
+from colab_local.base.files import sha256_of
 from colab_local.base.programs import child_environment, run
 from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
@@ -48,9 +48,8 @@ from colab_local.base.text import megabytes
 from colab_local.install import requirements
 from colab_local.install.home import current_receipt, default_home, read_receipts, user_home
 from colab_local.install.lockfiles import REPOSITORY, parse_explicit
-from colab_local.install.seal import SEALED, sealed, walk
-from colab_local.install.surroundings import look
-from colab_local.manage.records import (
+from colab_local.install.offline import MANIFEST
+from colab_local.install.records import (
     PREFIX,
     Difference,
     Entry,
@@ -63,6 +62,8 @@ from colab_local.manage.records import (
     unpatched,
     without_prefix,
 )
+from colab_local.install.seal import SEALED, hash_batch, sealed, walk
+from colab_local.install.surroundings import look
 
 SHOWN = 20  # differences on the screen; --json has all
 BATCH = 16 << 20  # bytes per piece of work of a hashing thread
@@ -97,14 +98,6 @@ class Findings(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Reading records
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Content without the prefix
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Hashing
 
 
@@ -120,31 +113,6 @@ def batches(sizes: dict[str, int]) -> Iterator[list[str]]:
             batch, work = [], 0
     if batch:
         yield batch
-
-
-def hash_batch(prefix: str, paths: list[str], advance: Callable[[int], None]) -> list[tuple[str, str]]:
-    """Return (path, sha256) of files; an unreadable one has "" for its hash."""
-    buffer = bytearray(CHUNK)
-    view = memoryview(buffer)
-    found = []
-    for path in paths:
-        digest = hashlib.sha256()
-        try:
-            descriptor = os.open(f"{prefix}/{path}", os.O_RDONLY)
-            try:
-                while True:
-                    count = os.readv(descriptor, [buffer])
-                    digest.update(view[:count])
-                    if count < CHUNK:  # regular files are read in full; only the end comes short
-                        break
-                    advance(count)
-            finally:
-                os.close(descriptor)
-            advance(count)
-            found.append((path, digest.hexdigest()))
-        except OSError:
-            found.append((path, ""))
-    return found
 
 
 def cpu_count() -> int:
@@ -581,6 +549,9 @@ def repair(receipt: dict[str, Any]) -> str:
     """Return the line that puts an environment right."""
     home = Path(receipt["root"]).parent.parent
     option = "" if home == default_home() else f" --prefix {shlex.quote(str(home))}"
+    if receipt.get("bundle"):  # no network where it was made: this is the bundle itself, unpacked, or has its name
+        bundle = REPOSITORY if (REPOSITORY / MANIFEST).is_file() else receipt["bundle"]
+        option += f" --offline {shlex.quote(str(bundle))}"
     return f"python3 bootstrap.py --repair --env {receipt['env']}{option}"
 
 

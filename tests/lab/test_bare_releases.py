@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageGrab
 
+from colab_local.install import servers
 from colab_local.manage import service
 from tests.support.bareroots import RELEASES, UID, USER, Bare, installed, with_packages
 from tests.support.desktop_machine import parse_listeners, vncdo_in
@@ -274,7 +275,7 @@ def hardened(desktop: Desktop) -> None:
     text = service.unit_text(["/usr/bin/sleep", "60"], "cpu", Path("/"), Path("/tmp/token"))
     desktop.machine.run(["sh", "-c", 'printf %s "$1" >/etc/systemd/user/colab-local.service', "sh", text])
     # It wants a runtime folder of the one who asks, and there is none for root.
-    ask = ["env", "XDG_RUNTIME_DIR=/run", "systemd-analyze", "--user", "--offline=true", "security", service.UNIT]
+    ask = ["env", "XDG_RUNTIME_DIR=/run", "systemd-analyze", "--user", "--offline=true", "security", servers.UNIT]
     analysed = desktop.machine.run(ask, check=False)
     print(analysed.stdout)
     verdict = re.search(r"Overall exposure level for .*: ([\d.]+)", analysed.stdout)

@@ -65,7 +65,7 @@ def test_service_survives_crash_logout_and_reboot_and_goes_without_trace(
     def main_pid() -> int:
         ours = f"/run/user/{UID}"
         as_user = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "env", f"XDG_RUNTIME_DIR={ours}"]
-        show = ["systemctl", "--user", "show", "-p", "MainPID", "--value", service.UNIT]
+        show = ["systemctl", "--user", "show", "-p", "MainPID", "--value", servers.UNIT]
         return int(machine.run([*as_user, *show], check=False).stdout.strip() or 0)
 
     killed = main_pid()

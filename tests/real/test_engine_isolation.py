@@ -22,8 +22,8 @@ from colab_local.install.engines.conda import FoundConda, OwnConda, package_file
 from colab_local.install.engines.engine import Job
 from colab_local.install.engines.pixi import Pixi
 from colab_local.install.lockfiles import Lock
+from colab_local.install.records import read_conda
 from colab_local.locking.render import explicit_text
-from colab_local.manage.records import read_conda
 from tests.conftest import REPO
 from tests.real.test_engines import Trial, conda, mirror, oldest_python, trial, world  # noqa: F401 - fixtures
 from tests.support.mirror import Mirror, World, changes, find_interpreter, own_environment, snapshot

@@ -73,7 +73,7 @@ def prove(prefix: Path, home: Path, **environment: str) -> dict[str, Any]:
 def test_a_missing_cuda_library_is_found_out(gpu_environment: Path, tmp_path: Path) -> None:
     library = next(gpu_environment.resolve().glob("lib/python3.*/site-packages/nvidia/cufft/lib/libcufft.so.11"))
     program = str(REPO / "colab_local" / "install" / "smoke_test.py")
-    argv = [str(gpu_environment / "bin" / "python"), "-I", program, "compute", "tensorflow"]
+    argv = [str(gpu_environment / "bin" / "python"), "-I", program, "compute", "gpu", "tensorflow"]
     aside = library.with_name("aside")
     library.rename(aside)
     try:

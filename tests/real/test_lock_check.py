@@ -149,6 +149,8 @@ def changed(value: Any) -> Any:
     """Return a value of index.json with one digit, unit or entry changed."""
     if isinstance(value, str):
         last = max(value.rfind(digit) for digit in "0123456789abcdef")
+        if last < 0:
+            return f"{value}1"
         return value[:last] + ("1" if value[last] != "1" else "2") + value[last + 1 :]
     return value[:-1] if isinstance(value, list) else (value or 0) + 1
 
@@ -328,26 +330,27 @@ def test_the_repository_is_locked_as_a_solver_gives_it() -> None:
     for name, entry in index["environments"].items():
         for platform in entry["platforms"]:
             assert any(f"{name}/{platform}: solver, own records" in line for line in lines)
-            for python in index["python"]:
-                assert any(
-                    f"{name}: uv accepts all" in line and f"--python-version {python}" in line for line in lines
-                )
+        for python in entry.get("pythons", index["python"]):
+            assert any(f"{name}: uv accepts all" in line and f"--python-version {python}" in line for line in lines)
+
+
+def own_channel(env: str, folder: Path) -> str:
+    """Return a channel of the lock's own records: a clone on its own has no other."""
+    every: dict[str, dict[str, Any]] = {}
+    for records in read_pixi_lock(REPO / "lockfiles/pixi.lock")[env].values():
+        for record in records:
+            every.setdefault(record.url.split("/")[-2], {})[record.file_name] = json.loads(record.to_json())
+    for subdir, packages in every.items():
+        Lab(folder).write_subdir(subdir, packages)
+    return str(folder / "channel")
 
 
 def test_the_repository_fits_its_specs(tmp_path: Path) -> None:
     """scripts/lock.py --check on the real environments: both layers, every file to the byte."""
-    given = os.environ.get("COLAB_LOCAL_TEST_CHANNEL", "")
-    if given:
-        channel = Path(given)
-    else:  # a clone on its own: the lock's own records are a channel too
-        every: dict[str, dict[str, Any]] = {}
-        for records in read_pixi_lock(REPO / "lockfiles/pixi.lock")["cpu"].values():
-            for record in records:
-                every.setdefault(record.url.split("/")[-2], {})[record.file_name] = json.loads(record.to_json())
-        for subdir, packages in every.items():
-            Lab(tmp_path).write_subdir(subdir, packages)
-        channel = tmp_path / "channel"
-    argv = [sys.executable, str(REPO / "scripts/lock.py"), "--check", "--channel", str(channel)]
+    argv = [sys.executable, str(REPO / "scripts/lock.py"), "--check"]
+    for env, variable in {"cpu": "COLAB_LOCAL_TEST_CHANNEL", "gpu-forge": "COLAB_LOCAL_TEST_CHANNEL_FORGE"}.items():
+        channel = os.environ.get(variable) or own_channel(env, tmp_path / env)
+        argv += ["--channel", f"gpu-forge={channel}" if env == "gpu-forge" else channel]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip() == "The lock matches its specs."

@@ -28,25 +28,31 @@ Edit = Callable[[str], str]
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
-    """A copy of the repository's lock, and of its conda records as a channel."""
+    """A copy of the repository's lock, and of its conda records as a channel; gpu-forge's are one of their own."""
     for name in ("environments", "lockfiles"):
         shutil.copytree(REPO / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".pixi"))
-    made = Lab(tmp_path)
-    found: dict[str, dict[str, Any]] = {}
-    for environment in read_pixi_lock(REPO / "lockfiles/pixi.lock").values():
+    found: dict[tuple[Lab, str], dict[str, Any]] = {}
+    for name, environment in read_pixi_lock(REPO / "lockfiles/pixi.lock").items():
+        channel = Lab(tmp_path / "forge" if name == "gpu-forge" else tmp_path)
         for records in environment.values():
             for record in records:
-                found.setdefault(record.url.split("/")[-2], {})[record.file_name] = json.loads(record.to_json())
-    for subdir, packages in found.items():
-        made.write_subdir(subdir, packages)
-    return made
+                packages = found.setdefault((channel, record.url.split("/")[-2]), {})
+                packages[record.file_name] = json.loads(record.to_json())
+    for (channel, subdir), packages in found.items():
+        channel.write_subdir(subdir, packages)
+    return Lab(tmp_path)
+
+
+def channels(lab: Lab) -> list[str]:
+    """Return the options that name a lab's channels."""
+    return ["--channel", str(lab.channel), "--channel", f"gpu-forge={Lab(lab.root / 'forge').channel}"]
 
 
 def problems(lab: Lab, *options: str) -> list[str]:
     """Return what the check finds without a network, against the lock's own records as a channel."""
     argv = ["--environments", str(lab.environments), "--lockfiles", str(lab.lockfiles), "--offline", *options]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        code = check.main([*argv, "--channel", str(lab.channel)])
+        code = check.main([*argv, *channels(lab)])
     found = [line.strip() for line in out.getvalue().splitlines() if line.startswith("       ")]
     assert (code != 0) == bool(found or err.getvalue())
     return found or err.getvalue().splitlines()
@@ -239,7 +245,7 @@ def test_what_only_a_network_shows_is_named(
     """Nothing in the repository contradicts it; the end of the run says that it was not looked at."""
     damage(lab, path, edit)
     argv = ["--environments", str(lab.environments), "--lockfiles", str(lab.lockfiles), "--offline"]
-    code = check.main([*argv, "--channel", str(lab.channel)])
+    code = check.main([*argv, *channels(lab)])
     said = capsys.readouterr().out
     assert code == 0, said
     assert any(line.startswith("not ") and named in line for line in said.splitlines())

@@ -230,7 +230,8 @@ def test_the_service_and_its_users_changes(tmp_path: Path) -> None:
     written = "[Service]\nExecStart=/bin/true\n"
     unit.write_text(written + "# my own line\n")
     receipt = {
-        "schema": 1, "kind": "systemd", "file": str(unit), "sha256": hashlib.sha256(written.encode()).hexdigest(),
+        "schema": 1, "kind": "systemd", "env": "cpu", "file": str(unit),
+        "sha256": hashlib.sha256(written.encode()).hexdigest(),
         "token_file": str(token), "made": [], "lingering": False,
     }  # fmt: skip
     (home.path / "receipts" / "service.json").write_text(json.dumps(receipt))

@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from colab_local.base.errors import EXIT_DIFFERS
-from tests.support.homes import LIGHT, Home, write_lockfiles
+from tests.support.homes import LIGHT, Home, damage, write_lockfiles
 from tests.support.mirror import Mirror, build_world, find_interpreter
-
-
-def damage(prefix: Path) -> Path:
-    """Damage an environment in many ways; return a file that nobody touched."""
-    site = next(prefix.glob("lib/python3*/site-packages"))
-    with (site / "notebook" / "__init__.py").open("a") as stream:
-        stream.write("# altered\n")
-    (site / "tornado" / "web.py").unlink()
-    shutil.rmtree(site / "jedi")
-    next(site.glob("six-*.dist-info/RECORD")).unlink()
-    with (site / "colab_local_jupyter" / "server.py").open("a") as stream:
-        stream.write("# altered\n")
-    (prefix / "etc" / "jupyter" / "jupyter_notebook_config.py").unlink()
-    (site / "mine.py").write_text("mine\n")
-    (site / "zmq" / "__init__.py").chmod(0o666)
-    with (prefix / "bin" / "jupyter-notebook").open("a") as stream:
-        stream.write("# altered\n")
-    (prefix / "bin" / "jupyter-kernelspec").chmod(0o644)
-    return site / "traitlets" / "__init__.py"
 
 
 def check_repaired(home: Home, *options: str | Path) -> None:

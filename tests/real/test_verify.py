@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from colab_local.install import requirements
+from colab_local.install import records, requirements
 from colab_local.install import seal as seals
 from colab_local.install.home import current_receipt
-from colab_local.manage import records, verify
+from colab_local.manage import verify
 from tests.conftest import REPO, SCREEN, Installed, supported_python
 from tests.support.homes import LIGHT, Home, hinted, run_script, write_lockfiles
 from tests.support.mirror import Mirror, World, build_world, find_interpreter

@@ -5,10 +5,13 @@ python -m tests.support.faults fuzz 1000000
 
 from __future__ import annotations
 
+import atexit
 import csv
+import io
 import json
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +20,15 @@ from typing import Any
 from colab_local.base import documents, downloads, programs, text
 from colab_local.base.errors import Failure
 from colab_local.base.network import parse_listeners
-from colab_local.install import home, lockfiles, requirements
+from colab_local.desktop import plan
+from colab_local.install import home, lockfiles, offline, records, requirements, seal, sources
 from colab_local.install.servers import DESCRIPTION_SHAPE
-from colab_local.manage import records
+from colab_local.laptop import colab_page, installing
+from colab_local.manage import service
 from tests.support.faults import Tally
 
 FOLDER = Path(tempfile.mkdtemp(prefix="colab-local-fuzz-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 NAME = "cpu-0123456789ab"
 RECEIPT = {
     "name": NAME,
@@ -49,6 +55,25 @@ PYPI = (
 SAID = "error: Failed to install: x\n  cause: b\n  × a\n  ├─▶ No space left on device (os error 28)\n"  # noqa: RUF001
 LAUNCHER = "#!/p/bin/python\nfrom a.b import c\nsys.exit(c())\n"
 LATER = "Fri, 31 Dec 1999 23:59:59 GMT"
+DESKTOP = {
+    "user": "u",
+    "kind": "virtual",
+    "folders": [f"{FOLDER}/.vnc"],
+    "modes": {f"{FOLDER}/.vnc": 0o755},
+    "display": 1,
+}
+DESKTOP["files"] = {f"{FOLDER}/.vnc/xstartup": {"sha256": "0" * 64, "mode": 0o700}}
+SERVICE = {
+    "kind": "systemd",
+    "env": "cpu",
+    "sha256": "0" * 64,
+    "made": [],
+    "token_file": "/h/run/t",
+    "lingering": False,
+}
+MANIFEST = {"schema": 1, "environment": "cpu", "platform": "linux-64", "engine": "host", "python": "3.13"}
+MESSAGE = {"parent_header": {"msg_id": "a"}, "msg_type": "stream", "content": {"text": "b"}}
+UV_TOML = '[[index]]\nname = "a"\nurl = "https://h/simple"\n[pip]\nno-index = true\nextra = [\n"a", # b\n]\n'
 CONDA = json.dumps({"_path": "lib/a", "path_type": "softlink", "sha256": "0" * 64, "prefix_placeholder": "/p"})
 
 
@@ -76,6 +101,38 @@ def read_record(content: bytes) -> object:
     for package in packages_found:
         assert not any(entry.path.startswith(("/", "../")) for entry in package.entries)
     return packages_found
+
+
+def read_desktops(content: bytes) -> object:
+    """Whatever it says: what passes is a desktop's own, below the home folder."""
+    for entry in plan.entries(write("receipts/desktop.json", content)):
+        if not plan.not_ours(entry, FOLDER):
+            for path in [*entry["files"], *entry["folders"], *entry["modes"]]:
+                assert Path(path).is_relative_to(FOLDER) and ".." not in path
+    return None
+
+
+def read_service(content: bytes) -> object:
+    write("receipts/service.json", content)
+    return service.read_receipt(FOLDER)
+
+
+def read_state(content: bytes) -> object:
+    state = installing.read_state(write("run/install.json", content).parent.parent)
+    for path in installing.output_files(FOLDER, state["id"]) if state else ():
+        assert path.parent.parent == FOLDER
+    return state
+
+
+def read_manifest(content: bytes) -> object:
+    member = offline.Member(len(content), lambda: io.BytesIO(content))
+    return offline.read_manifest({offline.MANIFEST: member}, FOLDER)
+
+
+def read_seal(content: bytes) -> object:
+    write("sealed/lib/python3.13/site-packages/six-1.17.0.dist-info/INSTALLER", b"uv")
+    write("sealed/lib/python3.13/site-packages/six-1.17.0.dist-info/RECORD", content)
+    return seal.by_uv(FOLDER / "sealed")
 
 
 def plain(content: bytes) -> str:
@@ -122,6 +179,33 @@ READERS: dict[str, tuple[Callable[[bytes], object], tuple[type[Exception], ...],
         "https://conda.anaconda.org/=https://mirror.example/",
     ),
     "login": (lambda content: downloads.split_login(plain(content)), (), "https://user:p%40ss@host/x"),
+    "desktops": (read_desktops, (Failure,), json.dumps({"desktops": [DESKTOP]})),
+    "service": (read_service, (), json.dumps(SERVICE)),
+    "an installation's state": (read_state, (), json.dumps({"id": "2026-1", "pid": 1, "options": ["--cpu"]})),
+    "an installation's result": (
+        lambda content: installing.ending(write("run/result", content), write("run/code", content[:3])),
+        (),
+        json.dumps({"error": "e", "hint": "h"}),
+    ),
+    "bundle": (read_manifest, (Failure,), json.dumps({**MANIFEST, "sha256": {"lockfiles/index.json": "0" * 64}})),
+    "RECORD of what was installed": (read_seal, (), "six.py,sha256=AAAA,12\nsix-1.17.0.dist-info/RECORD,,\n"),
+    "Jupyter's answer": (
+        lambda content: colab_page.Answer(200, {}, content).json(),
+        (),
+        colab_page.SCRIPT_GUARD + json.dumps(SERVER),
+    ),
+    "a kernel's message": (
+        lambda content: colab_page.understood(content, colab_page._MESSAGE),
+        (colab_page.Closed,),
+        json.dumps(MESSAGE),
+    ),
+    "an address": (lambda content: colab_page.parse_url(plain(content)), (ValueError,), "http://localhost:1/?token=a"),
+    "pip's settings": (
+        lambda content: sources.parse_pip([("pip.conf", plain(content))], {}),
+        (Failure,),
+        "[global]\nindex-url = https://u:p@h/simple\n[install]\nno-index = yes\n",
+    ),
+    "uv's settings": (lambda content: sources.sources_of_uv(plain(content)), (), UV_TOML),
     "masked text": (lambda content: text.printable(text.mask(plain(content))), (), "https://u:p@h/?token=abc"),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ PROGRAMS = (
     "scripts/compare.py",
     "scripts/benchmark.py",
     "scripts/lock.py",
+    "scripts/fleet/cloud_init.py",
 )
 # Wrong for every program, whatever its options; then a program's own.
 WRONG = [["--nosuch"], ["--helpp"], ["-Z"], ["--json=yes"], ["--nosuch=1", "x"], ["--versionn"]]
@@ -33,6 +35,7 @@ OWN = {
     "scripts/doctor.py": [["--timeout"], ["--timeout", "soon"], ["--tabel"], ["--token-fil", "x"], ["--jso"]],
     "scripts/compare.py": [[], ["a"], ["a", "b", "c"], ["--jsno", "a", "b"], ["/nosuch", "/nosuch"]],
     "scripts/benchmark.py": [[], ["trian"], ["install", "--rounds", "x"], ["train", "--step", "1"], ["verify", "x"]],
+    "scripts/fleet/cloud_init.py": [[], ["--git"], ["--cloud", "mars"], ["--git", "x", "--bundle-url", "y"]],
     "scripts/lock.py": [["--chek"], ["--channel"], ["--index-onl"], ["--python"], ["--folow", "x"]],
 }
 
@@ -51,8 +54,10 @@ def call(
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_wrong_command_lines_give_two_lines_and_the_documented_code(program: str) -> None:
-    for arguments in [*WRONG, *OWN[program]]:
-        done = call(program, *arguments)
+    wrong = [*WRONG, *OWN[program]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ended = list(pool.map(lambda arguments: call(program, *arguments), wrong))
+    for arguments, done in zip(wrong, ended, strict=True):
         lines = done.stderr.splitlines()
         assert done.returncode == EXIT_USAGE, (arguments, done.stderr)
         assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: "), (

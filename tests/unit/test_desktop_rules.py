@@ -115,12 +115,12 @@ def test_root_believes_no_list_that_another_user_wrote(tmp_path: Path, monkeypat
     keys.parent.mkdir(parents=True, mode=0o700)
     keys.write_text("mine")
     monkeypatch.setenv("HOME", str(tmp_path / "root"))
-    entry = {"user": "root", "kind": "mirror", "how": "rdp", "rdp_files": [str(keys)], "created": "2026"}
+    entry = {"user": "root", "kind": "mirror", "how": "rdp", "rdp_files": [], "created": "2026"}
     path = plan.receipt_path(tmp_path / "theirs")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"schema": 1, "desktops": [{**entry, "files": {}, "folders": [], "modes": {}}]}))
     os.chown(path, 12345, -1)
-    with pytest.raises(Failure, match="belongs to another user"):
+    with pytest.raises(Failure, match="another user owns it"):
         desktop.uninstall(tmp_path / "theirs", False, SCREEN)
     assert keys.read_text() == "mine"
 

@@ -9,6 +9,8 @@ import pytest
 
 from colab_local.install import gpu, gpu_questions, gpu_reasons
 from colab_local.install.gpu_answers import DriverAnswer, Gpu, Need, Situation, SmiAnswer, hides_all, read_needs
+from colab_local.install.lockfiles import read_index
+from tests.conftest import REPO
 from tests.support.gpu_machines import Case, cases, make_nvidia_smi
 
 SASS = {"cuda": "12.0", "driver": "525.60.13"}
@@ -243,9 +245,7 @@ def test_another_environment_is_named_before_the_download(tmp_path: Path, monkey
     driver = DriverAnswer("libcuda.so.1", "13.0", gpus=(card,))
     forge = {"12.0": Need("12.9", "575.51.03")}
     found = gpu.decide(NEEDS, driver, SmiAnswer(), BARE, {"gpu-forge": forge}).refusal
-    assert (
-        found and "gpu-forge has code for it" in found.what and found.hint == "python3 bootstrap.py --env gpu-forge"
-    )
+    assert found and "gpu-forge has code for it" in found.what and found.hint.endswith(" --env gpu-forge")
 
 
 def test_an_old_driver_is_updated_and_no_older_environment_named() -> None:
@@ -253,6 +253,92 @@ def test_an_old_driver_is_updated_and_no_older_environment_named() -> None:
     driver = DriverAnswer("libcuda.so.1", "12.4", gpus=(card,))
     found = gpu.decide(NEEDS, driver, SmiAnswer(), BARE, {"gpu-2025-07": {"9.0": Need("12.3", "545.23.06")}}).refusal
     assert found and "need 12.5 or newer" in found.what and "gpu-2025-07" not in found.what + found.hint
+
+
+def locked_needs(name: str) -> dict[str, Need]:
+    """Return what the repository's own lock needs of each card."""
+    entry = read_index(REPO / "lockfiles")["environments"][name]
+    return read_needs(entry["platforms"]["linux-64"]["requires"])
+
+
+FORGE = "python3 bootstrap.py !--engine !--python --env gpu-forge"
+LOCKED = {  # (card, CUDA of its driver, what was asked for, words of the refusal or the notes, the hint: "" for none)
+    "blackwell": (
+        Gpu("NVIDIA GeForce RTX 5090", "580.95.05", "12.0", 32607),
+        "13.0",
+        "gpu",
+        [
+            "no code for compute capability 12.0",
+            "gpu-forge has code for it",
+            "libraries were not read",
+            "jit_compile",
+        ],
+        FORGE,
+    ),
+    "b200": (Gpu("NVIDIA B200", "570.133.20", "10.0", 183359), "12.8", "gpu", ["gpu-forge has code for it"], FORGE),
+    "blackwell-old-driver": (
+        Gpu("NVIDIA GeForce RTX 5060 Ti", "570.10", "12.1", 16311),
+        "12.8",
+        "gpu",
+        ["gpu-forge has code for it, but the NVIDIA driver is too old", "575.51.03 or newer"],
+        gpu_reasons.CPU,
+    ),
+    "blackwell-forge": (
+        Gpu("NVIDIA GeForce RTX 5090", "580.95.05", "12.0", 32607),
+        "13.0",
+        "gpu-forge",
+        ["RTX 5090, driver 580.95.05", "libraries were not read", "not proven on this card"],
+        "",
+    ),
+    "pascal": (Gpu("Tesla P100", "535.54.03", "6.0", 16384), "12.2", "gpu", ["compute capability 6.0"], ""),
+    "pascal-forge": (
+        Gpu("NVIDIA GeForce GTX 1080 Ti", "535.54.03", "6.1", 11264),
+        "12.2",
+        "gpu-forge",
+        ["libraries were not read"],
+        "",
+    ),
+    "pascal-forge-old-driver": (
+        Gpu("NVIDIA GeForce GTX 1080 Ti", "470.256.02", "6.1", 11264),
+        "11.4",
+        "gpu-forge",
+        ["runs CUDA 11.4, need 12.0 or newer", "last series for this card is 580"],
+        gpu_reasons.CPU,
+    ),
+    "kepler": (
+        Gpu("Tesla K80", "470.256.02", "3.7", 11441),
+        "11.4",
+        "gpu",
+        ["no newer driver helps"],
+        gpu_reasons.CPU,
+    ),
+    "kepler-forge": (
+        Gpu("Tesla K80", "470.256.02", "3.7", 11441),
+        "11.4",
+        "gpu-forge",
+        ["no code for compute capability 3.7", "no newer driver helps"],
+        gpu_reasons.CPU,
+    ),
+    "h100-old-driver-forge": (
+        Gpu("NVIDIA H100 80GB HBM3", "535.104.05", "9.0", 81559),
+        "12.2",
+        "gpu-forge",
+        ["libraries were not read"],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_what_the_two_locks_serve(name: str) -> None:
+    card, cuda, asked, words, hint = LOCKED[name]
+    needs = {env: locked_needs(env) for env in ("gpu", "gpu-forge")}
+    driver = DriverAnswer("libcuda.so.1", cuda, gpus=(card,))
+    found = gpu.decide(needs.pop(asked), driver, SmiAnswer(), BARE, needs)
+    said = found.refusal.what if found.refusal else "\n".join(found.notices)
+    assert all(word in said for word in words), said
+    assert (found.refusal.hint if found.refusal else "") == hint
+    assert ("gpu-forge" in said) == (hint == FORGE or "but the NVIDIA driver" in said)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ci import check_lockfiles
+from colab_local.install.lockfiles import conda_names, locked_names
 from colab_local.locking.specs import card_differences
 from tests.conftest import REPO
 
@@ -22,12 +23,41 @@ def copies(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "environments", tmp_path / "lockfiles"
 
 
-def problems(copies: tuple[Path, Path]) -> list[str]:
-    return list(check_lockfiles.check_gpu_code(check_lockfiles.Lockfiles(*copies), "gpu"))
+def problems(copies: tuple[Path, Path], env: str = "gpu") -> list[str]:
+    return list(check_lockfiles.check_gpu_code(check_lockfiles.Lockfiles(*copies), env))
 
 
-def test_the_lock_serves_what_was_approved(copies: tuple[Path, Path]) -> None:
-    assert problems(copies) == []
+@pytest.mark.parametrize("env", ["gpu", "gpu-forge"])
+def test_the_lock_serves_what_was_approved(copies: tuple[Path, Path], env: str) -> None:
+    assert problems(copies, env) == []
+
+
+def test_of_conda_packages_somebody_has_to_say_which_cards_they_serve(copies: tuple[Path, Path]) -> None:
+    path = copies[0] / "gpu-recipes.yml"
+    text = path.read_text()
+    path.write_text(text.replace("libtensorflow_cc-2.19.1-", "libtensorflow_cc-2.19.2-"))
+    (problem,) = problems(copies, "gpu-forge")
+    assert "libtensorflow_cc-2.19.2-cuda129h19f333e_252, which is not locked" in problem
+    path.write_text(text.replace("90 100 120 120@8.8", "90", 1))
+    (problem,) = problems(copies, "gpu-forge")
+    assert "libtensorflow_cc-2.19.1-cuda129h19f333e_252 what gpu-recipes.yml says" in problem
+
+
+def test_what_is_not_proven_is_in_the_index_for_each_card() -> None:
+    index = json.loads((REPO / "lockfiles/index.json").read_text())["environments"]
+    cards = index["gpu-forge"]["platforms"]["linux-64"]["requires"]["gpu"]
+    assert all("libraries were not read" in need["note"] for need in cards.values())
+    assert {name for name, need in cards.items() if "jit_compile" in need["note"]} == {"10.0", "10.3", "12.0", "12.1"}
+    assert cards["12.0"]["driver"] == "570.26" and cards["6.0"]["driver"] == "525.60.13"
+    assert not any("note" in need for need in index["gpu"]["platforms"]["linux-64"]["requires"]["gpu"].values())
+
+
+def test_no_python_package_is_locked_in_both_layers() -> None:
+    layers = REPO / "lockfiles" / "gpu-forge"
+    conda = conda_names((layers / "linux-64.txt").read_text())
+    python = locked_names((layers / "pypi.txt").read_text())
+    assert conda["tensorflow"] == "2.19.1" and conda["matplotlib"] and "notebook" in python
+    assert not set(conda) & set(python)
 
 
 def test_cards_that_nobody_approved(copies: tuple[Path, Path]) -> None:

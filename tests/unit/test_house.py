@@ -107,18 +107,6 @@ def test_what_runs_on_a_bare_machine_imports_the_standard_library_alone() -> Non
         assert names - set(sys.stdlib_module_names) <= {"colab_local", "tqdm"}, path
 
 
-def test_the_map_in_contributing_is_that_of_the_tree() -> None:
-    text = (REPO / "CONTRIBUTING.md").read_text()
-    named = set(re.findall(r"(?m)^\| `([\w./-]+)` \|", text))
-    for name in named:
-        assert (REPO / name).exists(), f"CONTRIBUTING.md's map names {name}, which is not there"
-    packages = {
-        f"colab_local/{path.name}/" for path in (REPO / "colab_local").iterdir() if (path / "__init__.py").exists()
-    }
-    top = {"bootstrap.py", "environments/", "lockfiles/", "scripts/", "ci/", "docs/"}
-    assert packages | top <= named, sorted((packages | top) - named)
-
-
 def test_the_same_version_and_licence_everywhere() -> None:
     from colab_local import VERSION
 

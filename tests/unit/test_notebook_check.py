@@ -98,16 +98,16 @@ def test_what_means_something_else_here(tmp_path: Path) -> None:
 def test_nothing_is_executed(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     path = write(tmp_path / "a.ipynb", f"open({str(mark)!r}, 'w')\n!touch {mark}")
-    notebook.command(path, "cpu", LOCKFILES, Screen())
+    notebook.command([path], "cpu", LOCKFILES, Screen())
     assert not mark.exists()
 
 
 def test_answer_for_each_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = write(tmp_path / "good.ipynb", "import tensorflow, numpy, matplotlib.pyplot", "import google.colab")
-    assert notebook.command(good, "cpu", LOCKFILES, Screen()) == EXIT_OK
+    assert notebook.command([good], "cpu", LOCKFILES, Screen()) == EXIT_OK
     assert "has all that it imports" in capsys.readouterr().out
     bad = write(tmp_path / "bad.ipynb", "import no_such_thing_x\nimport imp, cgi", "!pip install numpy==1.0")
-    assert notebook.command(bad, "cpu", LOCKFILES, Screen()) == EXIT_DIFFERS
+    assert notebook.command([bad], "cpu", LOCKFILES, Screen()) == EXIT_DIFFERS
     said = capsys.readouterr().out
     assert "lacks: no-such-thing-x, cgi, imp" in said
     assert "imp: left Python with 3.12" in said
@@ -124,21 +124,31 @@ def test_installed_by_itself_is_not_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "no JSON", "[]", "{}", '{"cells": {}, "nbformat": 4}', '{"cells": [], "nbformat": 3}', b"\xff\xfe\x00"],
+    [
+        "",
+        "no JSON",
+        "[]",
+        "{}",
+        '{"cells": {}, "nbformat": 4}',
+        '{"cells": [], "nbformat": 2}',
+        '{"nbformat": 4}',
+        '{"worksheets": 5, "nbformat": 3}',
+        b"\xff\xfe\x00",
+    ],
 )
 def test_what_is_no_notebook(tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "a.ipynb"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(Failure) as caught:
-        notebook.command(path, "cpu", LOCKFILES, Screen())
+        notebook.command([path], "cpu", LOCKFILES, Screen())
     assert caught.value.code == EXIT_USAGE
 
 
 def test_missing_file_and_unknown_environment(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="can't read"):
-        notebook.command(tmp_path / "none.ipynb", "cpu", LOCKFILES, Screen())
+        notebook.command([tmp_path / "none.ipynb"], "cpu", LOCKFILES, Screen())
     with pytest.raises(Failure, match="unknown environment 'x'"):
-        notebook.command(write(tmp_path / "a.ipynb"), "x", LOCKFILES, Screen())
+        notebook.command([write(tmp_path / "a.ipynb")], "x", LOCKFILES, Screen())
 
 
 @pytest.mark.parametrize("cells", [[None, 1, "x"], [{"cell_type": "code"}], [{"cell_type": "code", "source": 5}]])
@@ -146,3 +156,41 @@ def test_odd_cells_are_read_as_nothing(tmp_path: Path, cells: list[Any]) -> None
     path = tmp_path / "a.ipynb"
     path.write_text(json.dumps({"cells": cells, "nbformat": 4}))
     assert notebook.examine(path, LOCKFILES)["needs"] == {}
+
+
+def test_old_notebooks_have_their_cells_on_worksheets(tmp_path: Path) -> None:
+    path = tmp_path / "a.ipynb"
+    cell = {"cell_type": "code", "input": ["import seaborn\n", "print 'Python 2'"]}
+    path.write_text(json.dumps({"worksheets": [{"cells": [cell]}], "nbformat": 3}))
+    assert notebook.examine(path, LOCKFILES)["needs"] == {"seaborn": 1}
+
+
+def test_hostile_notebooks_end_in_a_sentence(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "deep.ipynb", "(" * 100_000, "x = " + "-" * 50_000 + "1", "import numpy\0", "import pandas"
+    )
+    assert notebook.examine(path, LOCKFILES)["needs"]["pandas"] == 4
+    path.write_text('{"cells": ' + "[" * 100_000 + "]" * 100_000 + ', "nbformat": 4}')
+    with pytest.raises(Failure, match="nested too deeply"):
+        notebook.examine(path, LOCKFILES)
+
+
+def test_what_differs_from_hosted_colab_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.ipynb", "import setuptools, numpy")
+    hosted = notebook.hosted_versions("cpu")["setuptools"]
+    assert notebook.command([path], "cpu", LOCKFILES, Screen()) == EXIT_OK
+    said = capsys.readouterr().out
+    assert f"here, {hosted} in hosted Colab" in said
+    assert "  numpy: " not in said, "that one has Colab's version"
+    months = notebook.examine(path, LOCKFILES)["environments"]
+    assert months["cpu-2026-04"]["differs"].get("numpy") is None
+
+
+def test_several_notebooks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = write(tmp_path / "good.ipynb", "import numpy"), write(tmp_path / "bad.ipynb", "import no_such_x")
+    assert notebook.command([good, good], "cpu", LOCKFILES, Screen()) == EXIT_OK
+    assert notebook.command([bad, good], "cpu", LOCKFILES, Screen()) == EXIT_DIFFERS
+    capsys.readouterr()
+    with pytest.raises(Failure, match=r"none\.ipynb"):
+        notebook.command([tmp_path / "none.ipynb", good], "cpu", LOCKFILES, Screen())
+    assert "good.ipynb" in capsys.readouterr().out, "the others are looked at all the same"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from colab_local.install.engines.conda import OLDEST_TOOLS, kind_of, settings
-from colab_local.manage.records import read_conda
+from colab_local.install.records import read_conda
 
 SITE = "lib/python3.13/site-packages"
 ONE, TWO = "1" * 64, "2" * 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,28 @@ def test_colab_has_all_of_hosted_colab_but_what_is_named() -> None:
     told = (LOCKFILES / "colab" / "packages.txt").read_text()
     for package, reason in missing.items():
         assert f"  {package}: {reason}" in told
+
+
+def test_the_documents_say_how_many_packages_follow_hosted_colab() -> None:
+    told = (REPO / "docs" / "notebooks.md").read_text()
+    for env in ("cpu", "gpu", "notebooks", "colab"):
+        packages = (LOCKFILES / env / "packages.txt").read_text()
+        have = re.search(r"Python layer \(pypi\.txt\): (\d+) packages", packages)
+        followed = re.search(r"(\d+) followed", packages)
+        row = re.search(rf"\| `{env}`(?: \(default\))? \|.*\| (\d+) of (\d+) \| (\S+) GB \|", told)
+        assert have, env
+        assert followed, env
+        assert row, env
+        download = INDEX["environments"][env]["platforms"]["linux-64"]["bytes"]["pypi_download"]
+        assert row.groups() == (followed.group(1), have.group(1), f"{download / 1e9:.1f}"), env
+
+
+@pytest.mark.parametrize("env", sorted(INDEX["environments"]))
+def test_pip_and_uv_come_from_one_place(env: str) -> None:
+    """With the host engine uv installs both files at once, and refuses two versions of a package."""
+    host = locked_names(read_lock_file(LOCKFILES, INDEX["uv"]["file"], INDEX["uv"]["sha256"]))
+    assert set(host) == {"pip", "uv"}
+    assert not set(locked(env)) & set(host)
 
 
 def test_current_runtime_is_read_from_the_pins() -> None:

@@ -64,5 +64,6 @@ def test_the_fingerprint_of_the_last_check_is_used_for_its_own_lock_alone(tmp_pa
     (folder / "lock").mkdir(parents=True)
     (folder / "lock" / "pypi.txt").write_text("tensorflow==2.20.0 ; x\ntensorflow-cpu==2.20.0 ; y\nkeras==3.13.2\n")
     assert versions(tmp_path, RECEIPT) == "TensorFlow 2.20.0, Keras 3.13.2, Python 3.13.15"
-    (folder / "fingerprint.json").write_text(json.dumps({"lock": "0" * 64, "fingerprint": "colab-local x sha256:1"}))
-    assert known_fingerprint(tmp_path, RECEIPT, Screen()) == "colab-local x sha256:1"
+    line = f"colab-local gpu linux-64 sha256:{'1' * 64}"
+    (folder / "fingerprint.json").write_text(json.dumps({"lock": "0" * 64, "fingerprint": line}))
+    assert known_fingerprint(tmp_path, RECEIPT, Screen()) == line

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from colab_local.base import documents
 from colab_local.base.downloads import is_reachable, rewrite
-from colab_local.base.errors import EXIT_USAGE, Failure
+from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.install.engines.conda import FoundConda, OwnConda, demand_conda, find_conda
 from colab_local.install.engines.engine import Engine, Job
 from colab_local.install.engines.host import Host, find_python
@@ -14,7 +15,7 @@ from colab_local.install.engines.pixi import Pixi
 from colab_local.install.engines.tool import MARK_SHAPE
 from colab_local.install.lockfiles import parse_explicit, pythons_of, read_lock_file
 
-__all__ = ["Engine", "Job", "choose_engine", "make_engine"]
+__all__ = ["Engine", "Job", "choose_engine", "demand_conda_layer", "make_engine"]
 
 
 def make_engine(name: str, job: Job, python: str = "") -> Engine:
@@ -37,8 +38,12 @@ def choose_engine(wanted: str, python: str, job: Job) -> tuple[Engine, list[str]
             EXIT_USAGE,
         )
     if python or wanted != "auto":
-        return make_engine("host" if python else wanted, job, python), []
+        name = "host" if python else wanted
+        demand_conda_layer(name, job.index, job.env, "python3 bootstrap.py !--python --engine miniforge")
+        return make_engine(name, job, python), []
     name, notices = what_auto_means(job)
+    mirror = "https://conda.anaconda.org/=https://mirror.example.org/conda/"
+    demand_conda_layer(name, job.index, job.env, f"python3 bootstrap.py --mirror {mirror}", *notices)
     try:
         engine = make_engine(name, job)
         if name == "host":
@@ -50,6 +55,19 @@ def choose_engine(wanted: str, python: str, job: Job) -> tuple[Engine, list[str]
         return engine, notices
     except Failure as problem:  # the reason for the engine belongs to the reason why it can't be
         raise Failure("; ".join([*notices, problem.what]), problem.hint, problem.code) from problem
+
+
+def demand_conda_layer(engine: str, index: dict[str, Any], env: str, hint: str, *notices: str) -> None:
+    """Raise Failure where the host engine was chosen for an environment whose TensorFlow is a conda package.
+
+    notices: why it was chosen.
+    """
+    if engine == "host" and index["environments"][env].get("needs_conda"):
+        why = "".join(notice.partition(": ")[0] + ", and " for notice in notices)
+        what = (
+            f"{why}TensorFlow and CUDA of {env} are conda-forge's packages: this machine's own Python can't have them"
+        )
+        raise Failure(what, hint, EXIT_MACHINE if notices else EXIT_USAGE)
 
 
 def spare_names(name: str, job: Job) -> list[str]:

@@ -10,7 +10,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from colab_local.base import documents
 from colab_local.install import requirements
+from colab_local.install.home import leads_out
 
 # What an installer writes about its own run, beside the package's files.
 INSTALLERS_OWN = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json")
@@ -116,6 +118,8 @@ def conda_entry(entry: dict[str, Any], site: str = "") -> Entry:
     placeholder = entry.get("prefix_placeholder") or ""
     patched = placeholder or (sha256 and in_prefix not in ("", sha256))
     path = entry["_path"]
+    if leads_out(path):
+        raise ValueError(f"a file outside the environment: {path!r}")
     if site and path.startswith("site-packages/"):
         path = path.replace("site-packages", site, 1)
     elif site and path.startswith("python-scripts/"):
@@ -141,26 +145,39 @@ def read_python(prefix: Path, site: str, skip: set[str]) -> tuple[list[Package],
 
     site: folder of packages relative to the prefix; skip: paths of METADATA files that another layer owns.
     """
-    packages, differences = [], []
+    packages: list[Package] = []
+    differences: list[Difference] = []
     for folder in sorted((prefix / site).glob("*.dist-info")):
-        info = f"{site}/{folder.name}"
-        if f"{info}/METADATA" in skip:
-            continue
-        name, _, version = folder.name[: -len(".dist-info")].partition("-")
-        package = Package("python", requirements.normalise(name), version, "", "", [])
-        try:
-            text = (folder / "RECORD").read_text(encoding="utf-8")
-        except OSError:
-            differences.append(Difference("missing", package.title, f"{info}/RECORD"))
-            text = ""
-        for row in csv.reader(text.splitlines()):
-            path = os.path.normpath(f"{site}/{row[0]}") if row else ""
-            if not path or path.startswith(("../", "/")):
-                differences.append(Difference("outside", package.title, row[0] if row else ""))
-                continue
-            package.entries.append(python_entry(path, info, row[1] if len(row) > 1 else ""))
-        packages.append(package)
+        if f"{site}/{folder.name}/METADATA" not in skip:
+            package, wrong = read_record(site, folder)
+            packages.append(package)
+            differences += wrong
     return packages, differences
+
+
+def read_record(site: str, folder: Path) -> tuple[Package, list[Difference]]:
+    """Return a Python package by its RECORD, and what is wrong with that.
+
+    site: folder of packages relative to the prefix; folder: the package's dist-info.
+
+    Raises:
+        ValueError, csv.Error: it is none.
+    """
+    info = f"{site}/{folder.name}"
+    name, _, version = folder.name[: -len(".dist-info")].partition("-")
+    package = Package("python", requirements.normalise(name), version, "", "", [])
+    try:
+        text = documents.read_bytes(folder / "RECORD").decode("utf-8")
+    except OSError:
+        return package, [Difference("missing", package.title, f"{info}/RECORD")]
+    differences = []
+    for row in csv.reader(text.splitlines()):
+        path = os.path.normpath(f"{site}/{row[0]}") if row else ""
+        if not path or path.startswith(("../", "/")):
+            differences.append(Difference("outside", package.title, row[0] if row else ""))
+            continue
+        package.entries.append(python_entry(path, info, row[1] if len(row) > 1 else ""))
+    return package, differences
 
 
 def python_entry(path: str, info: str, digest: str) -> Entry:
