@@ -10,6 +10,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from colab_local.base import documents
 from colab_local.install import requirements
 from colab_local.install.home import leads_out
 
@@ -166,7 +167,7 @@ def read_record(site: str, folder: Path) -> tuple[Package, list[Difference]]:
     name, _, version = folder.name[: -len(".dist-info")].partition("-")
     package = Package("python", requirements.normalise(name), version, "", "", [])
     try:
-        text = (folder / "RECORD").read_text(encoding="utf-8")
+        text = documents.read_bytes(folder / "RECORD").decode("utf-8")
     except OSError:
         return package, [Difference("missing", package.title, f"{info}/RECORD")]
     differences = []

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple
 
+from colab_local.base import documents
 from colab_local.base.files import CHUNK, OTHERS_WRITE, is_ours, sha256_of
 from colab_local.install.records import Package, read_record, site_packages
 from colab_local.install.requirements import normalise
@@ -124,8 +125,8 @@ def by_uv(prefix: Path) -> tuple[list[Package], dict[str, str]]:
 
 def installer_of(folder: Path) -> str:
     """Return who has installed a package (PEP 376), "" if it does not say. folder: its dist-info."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return (folder / "INSTALLER").read_text(encoding="utf-8").strip()
+    with contextlib.suppress(OSError, ValueError):
+        return documents.read_bytes(folder / "INSTALLER").decode("utf-8").strip()
     return ""
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,25 @@ from tests.support import fuzz
 def test_a_good_one_is_read(name: str) -> None:
     (fuzz.FOLDER / "envs" / fuzz.NAME).mkdir(parents=True, exist_ok=True)
     assert fuzz.attempt(name, fuzz.READERS[name][2].encode()) == ""
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipes: list[Path] = []
+
+    def make_pipe(name: str, content: bytes) -> Path:
+        path = fuzz.FOLDER / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        pipes.append(path)
+        return path
+
+    monkeypatch.setattr(fuzz, "write", make_pipe)
+    assert fuzz.attempt(name, fuzz.READERS[name][2].encode()) == ""
+    for path in pipes:
+        path.unlink(missing_ok=True)
 
 
 def test_damaged_ones_are_refused_in_words() -> None:
