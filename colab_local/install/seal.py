@@ -87,10 +87,12 @@ def close_to_others(prefix: Path, paths: Iterable[str]) -> None:
 def take(prefix: Path, tree: Tree) -> Seal:
     """Read what was installed, once: for the receipt's seal, and to compare it with what the wheels say of it."""
     packages, found = by_uv(prefix)
-    recorded = {entry.path for package in packages for entry in package.entries if entry.sha256}
+    recorded: dict[str, set[str]] = {}  # several may bring one file, as OpenCV's three do: the last one's is there
+    for entry in (entry for package in packages for entry in package.entries if entry.sha256):
+        recorded.setdefault(entry.path, set()).add(entry.sha256)
     hashes = dict(hash_batch(str(prefix), [path for path in tree.files if path in recorded or SEALED.match(path)]))
     for package in packages:
-        wrong = (e.path for e in package.entries if e.sha256 and hashes.get(e.path, "") != e.sha256)
+        wrong = (e.path for e in package.entries if e.sha256 and hashes.get(e.path, "") not in recorded[e.path])
         first = next((path for path in wrong if path not in tree.links), "")
         if first:
             found.setdefault(package.name, first)
