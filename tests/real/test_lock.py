@@ -483,42 +483,53 @@ def test_remote_file_reads_like_a_file(tmp_path: Path) -> None:
 def test_specs_are_ordinary_files_of_their_kind(tmp_path: Path) -> None:
     """conda-lock's own parsers take them; every bound in the pip section has a reason beside it."""
     specs = read_specs(ENVIRONMENTS)
-    assert {name: sorted(spec.platforms) for name, spec in specs.items()} == {
-        "cpu": sorted(PLATFORMS),
-        "gpu": ["linux-64"],
-    }
+    platforms = {name: sorted(spec.platforms) for name, spec in specs.items()}
+    assert platforms["cpu"] == sorted(PLATFORMS) and platforms["gpu"] == ["linux-64"]
     (tmp_path / "names.json").write_text("{}")  # conda-lock would download what conda calls Python's packages
-    for name, spec in specs.items():
+    reasoned: set[str] = set()
+    for name, spec in sorted(specs.items(), key=lambda item: item[0] != "cpu"):
         path = ENVIRONMENTS / f"{name}.yml"
+        if not path.exists():  # a runtime: the packages of another file, with other versions
+            continue
         assert set(yaml.safe_load(path.read_text())) == {"name", "channels", "dependencies"}
         parsed = parse_environment_file(path, list(spec.platforms), mapping_url=(tmp_path / "names.json").as_uri())
         assert Channel.from_string("conda-forge") in parsed.channels
         for platform in spec.platforms:
             names = {dependency.name for dependency in parsed.dependencies[platform]}
-            assert {"python", "pip", "uv", "keras", "notebook", "jupyter-http-over-ws"} <= names
+            assert {"python", "pip", "uv", "keras", "notebook", "jupyter-http-over-ws"} <= names, name
         lines = path.read_text().splitlines()
         for number, line in enumerate(lines):
             if any(sign in line for sign in ("==", ">=", "<", "3.13.*")) and not line.strip().startswith("#"):
-                assert "# " in line or lines[number - 1].strip().startswith("#"), f"{path.name}: no reason: {line}"
+                if line.partition("#")[0].strip() in reasoned:  # cpu.yml says it
+                    continue
+                above = next(text for text in reversed(lines[:number]) if " ==" not in text and " >=" not in text)
+                assert "# " in line or above.strip().startswith("#"), f"{path.name}: no reason: {line}"
+                if name == "cpu":
+                    reasoned.add(line.partition("#")[0].strip())
     repository = virtual_package_repo_from_specification(ENVIRONMENTS / "virtual-packages.yml")
     assert {package.name for package in repository.packages_by_subdir} >= {"__glibc", "__osx", "__cuda", "__unix"}
     assert "__cuda" not in specs["cpu"].virtual["linux-64"] and "__cuda" in specs["gpu"].virtual["linux-64"]
 
 
 def test_pins_are_our_own_list_of_what_we_lock() -> None:
-    """Every pin occurs in a lock, with that version but for the exceptions, each of which has its reason."""
-    pins = read_pins(ENVIRONMENTS)
+    """Every pin has its version in each lock that follows its file, but for the exceptions, which have reasons."""
     exceptions = read_exceptions(ENVIRONMENTS)
-    assert set(exceptions) <= set(pins) and all(entry["reason"] for entry in exceptions.values())
-    locked: dict[str, set[str]] = {}
-    for name in read_specs(ENVIRONMENTS):
+    every_pin: set[str] = set()
+    locked: dict[str, dict[str, set[str]]] = {}  # the file with the pins -> {package: versions in its locks}
+    for name, spec in read_specs(ENVIRONMENTS).items():
         for line in locked_requirements(LOCKFILES / name / "pypi.txt"):
             package, _, version = line.partition(" ")[0].partition("==")
-            locked.setdefault(package, set()).add(version)
-    for name, version in pins.items():
-        if name != "python" and name not in exceptions:
-            assert locked[name] == {version}
-    assert locked["tensorflow"] == locked["tensorflow-cpu"] == {pins["tensorflow"]}
+            locked.setdefault(spec.pins, {}).setdefault(package, set()).add(version)
+    for file, versions in locked.items():
+        pins = read_pins(ENVIRONMENTS, file)
+        every_pin |= set(pins)
+        for package, version in pins.items():
+            if package in versions and package not in exceptions:
+                assert versions[package] == {version}, f"{package} in {file}"
+    assert set(exceptions) <= every_pin and all(entry["reason"] for entry in exceptions.values())
+    pins, versions = read_pins(ENVIRONMENTS), locked["colab-pins.txt"]
+    assert set(pins) - set(exceptions) - {"python"} <= set(versions)  # the list holds what we lock, and no more
+    assert versions["tensorflow"] == versions["tensorflow-cpu"] == {pins["tensorflow"]}
 
 
 def test_installers_are_the_projects_own_releases() -> None:
@@ -544,9 +555,9 @@ def test_newest_machines_choose_the_locked_wheels_too() -> None:
     uv's own answer for the least machine is in ci/check_lockfiles.py; this is about the others.
     """
     newest = {"__glibc": "2.60", "__osx": "30.0"}
-    pins = constraints(read_pins(ENVIRONMENTS), read_exceptions(ENVIRONMENTS))
     checked = 0
     for name, spec in read_specs(ENVIRONMENTS).items():
+        pins = constraints(read_pins(ENVIRONMENTS, spec.pins), read_exceptions(ENVIRONMENTS))
         locked = locked_requirements(LOCKFILES / name / "pypi.txt")
         order = {target: wheel_tags(target, newest) for target in spec.targets}
         for package in solve_python(spec, [*pins, *locked]):

@@ -149,6 +149,8 @@ def changed(value: Any) -> Any:
     """Return a value of index.json with one digit, unit or entry changed."""
     if isinstance(value, str):
         last = max(value.rfind(digit) for digit in "0123456789abcdef")
+        if last < 0:
+            return f"{value}1"
         return value[:last] + ("1" if value[last] != "1" else "2") + value[last + 1 :]
     return value[:-1] if isinstance(value, list) else (value or 0) + 1
 
@@ -328,10 +330,8 @@ def test_the_repository_is_locked_as_a_solver_gives_it() -> None:
     for name, entry in index["environments"].items():
         for platform in entry["platforms"]:
             assert any(f"{name}/{platform}: solver, own records" in line for line in lines)
-            for python in index["python"]:
-                assert any(
-                    f"{name}: uv accepts all" in line and f"--python-version {python}" in line for line in lines
-                )
+        for python in entry.get("pythons", index["python"]):
+            assert any(f"{name}: uv accepts all" in line and f"--python-version {python}" in line for line in lines)
 
 
 def test_the_repository_fits_its_specs(tmp_path: Path) -> None:
