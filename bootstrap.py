@@ -83,7 +83,7 @@ try:
     from colab_local.base.text import megabytes
     from colab_local.desktop.options import KINDS, SERVERS, SESSIONS
     from colab_local.desktop.options import Options as DesktopOptions
-    from colab_local.install import gpu_questions, offline
+    from colab_local.install import gpu_questions, offline, sources
     from colab_local.install import home as homes
     from colab_local.install.engines import Job, choose_engine
     from colab_local.install.gpu_answers import read_needs
@@ -331,7 +331,7 @@ def look(options: Options, screen: Screen, held: contextlib.ExitStack) -> Instal
         maker, notices = choose_engine(options.engine, options.python, job)
         lock = make_lock(index, options.lockfiles, options.env, platform, maker.layer)
         installation = Installation(options, lock, maker.name, screen, maker, wheels)
-        installation.notices += notices
+        installation.notices += notices + ([] if wheels else sources.notes())
     if installation.lock.accelerator == "gpu" and options.gpu_check:
         look_at_gpus(installation, known)
     check_room(installation)

@@ -11,7 +11,9 @@ import atexit
 import configparser
 import contextlib
 import os
+import re
 import ssl
+import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -24,20 +26,34 @@ SYSTEM_STORES = (
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
+PIP_SECTIONS = ("global", "install", "download", "wheel")  # of pip's commands that fetch
+# And where conda's settings may be, which name a file or say true or false (conda's documentation, Non-standard
+# certificates); in a place of their own, conda's programs do not see them (install/engines/private.py).
+CONDA_FILES = ("~/.condarc", "~/.conda/.condarc", "~/.mambarc", "~/.config/conda/.condarc", "/etc/conda/.condarc")
 VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def pip_files() -> list[Path]:
-    """Return where pip's configuration may be, the weakest first (pip's documentation, Configuration)."""
+    """Return where pip's configuration may be, the weakest first, as pip reads it (pip/_internal/configuration.py).
+
+    That is: the system's, the user's, that of the virtual environment or Python that runs this, and PIP_CONFIG_FILE;
+    where the last one exists, the user's counts for nothing.
+    """
     named = os.environ.get("PIP_CONFIG_FILE")
     if named == os.devnull:
         return []
-    user, config = Path(os.path.expanduser("~")), os.environ.get("XDG_CONFIG_HOME")  # noqa: PTH111 - may be no home
-    folders = [Path(folder) for folder in (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":") if folder]
-    system = [*(folder / "pip" / "pip.conf" for folder in reversed(folders)), Path("/etc/pip.conf")]
-    own = [user / ".pip" / "pip.conf", Path(config or user / ".config") / "pip" / "pip.conf"]
-    own += [user / "Library" / "Application Support" / "pip" / "pip.conf"]
-    return [path for path in [*system, *own, *([Path(named)] if named else [])] if path.is_file()]
+    home, config = Path(os.path.expanduser("~")), os.environ.get("XDG_CONFIG_HOME")  # noqa: PTH111 - may be no home
+    library = home / "Library" / "Application Support" / "pip"
+    if sys.platform == "darwin":
+        folders = [Path("/Library/Application Support/pip")]
+    else:
+        folders = [Path(one) / "pip" for one in (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":") if one]
+        folders += [Path("/etc")]
+    if not (named and Path(named).exists()):
+        new = library if sys.platform == "darwin" and library.is_dir() else Path(config or home / ".config") / "pip"
+        folders += [home / ".pip", new]
+    files = [*(folder / "pip.conf" for folder in [*folders, Path(sys.prefix)]), *([Path(named)] if named else [])]
+    return [path for path in files if path.is_file()]
 
 
 def named_files() -> dict[str, Path]:
@@ -47,9 +63,16 @@ def named_files() -> dict[str, Path]:
         parser = configparser.RawConfigParser(strict=False)
         with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
             parser.read_string(path.read_text(encoding="utf-8"))
-            for section in ("global", "install"):
+            for section in PIP_SECTIONS:
                 if parser.has_option(section, "cert"):
-                    found[str(path)] = parser.get(section, "cert")
+                    found[f"{path} [{section}]"] = parser.get(section, "cert")
+    for name in filter(None, (*CONDA_FILES, os.environ.get("CONDARC"))):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = Path(os.path.expanduser(name)).read_text(encoding="utf-8")  # noqa: PTH111 - may be no home
+            for value in re.findall(r"(?m)^ssl_verify:\s*['\"]?([^'\"#\n]*?)['\"]?\s*(?:#.*)?$", text):
+                found[name] = value
+    if os.environ.get("CONDA_SSL_VERIFY"):
+        found["CONDA_SSL_VERIFY"] = os.environ["CONDA_SSL_VERIFY"]
     files = {name: Path(value).expanduser() for name, value in found.items()}
     return {name: path for name, path in files.items() if path.is_file()}
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import atexit
 import configparser
 import contextlib
+import math
 import os
 import re
 import shlex
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 from colab_local.base import certificates
 from colab_local.base.errors import EXIT_USAGE, Failure
@@ -24,7 +25,8 @@ from colab_local.base.programs import child_environment, run
 from colab_local.base.terminal import Screen
 from colab_local.install.home import config_folder
 
-# pip's settings that uv knows by another name. Several values are separated by white space in pip's.
+# Every setting of `pip install` and `pip download` (pip 9 to 26) is in one of three tables. First, what uv knows by
+# another name. Several values are separated by white space in pip's.
 TO_UV = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
@@ -33,9 +35,34 @@ TO_UV = {
     "retries": "UV_HTTP_RETRIES",
     "client-cert": "SSL_CLIENT_CERT",
 }
-# And those that our own calls of pip get, too; all others are left out.
+# What our own calls of pip get: those, what to_uv() and certificates map, and what is for pip alone.
 SOURCES = (*TO_UV, "find-links", "no-index", "proxy", "keyring-provider", "cache-dir", "no-cache-dir")
-ON = ("1", "true", "yes", "on", "y", "t")
+MAPPED = (*TO_UV, "find-links", "no-index", "proxy", "keyring-provider", "cert")
+# Second, what says how something is fetched and has no counterpart in uv: named in a note, with what to type.
+FOR_PIP_ALONE = {
+    "cache-dir": "uv has a folder of its own: export UV_CACHE_DIR=FOLDER",
+    "no-cache-dir": "uv has a switch of its own: export UV_NO_CACHE=1",
+    "resume-retries": "uv begins a broken download again",
+    "use-deprecated": "uv has nothing like it",
+    "use-feature": "uv has nothing like it",
+}
+# Third, what decides nothing here: what is installed, where to, how it would be built, what pip says.
+NOTHING = """
+abi all-releases break-system-packages build-constraint build-option check-build-dependencies compile
+config-settings constraint debug dest destination-dir destination-directory disable-pip-version-check dry-run
+editable exists-action force-reinstall global-option group ignore-installed ignore-requires-python
+implementation install-option isolated local-log log log-file no-binary no-build-isolation no-clean no-color
+no-compile no-dependencies no-deps no-input no-python-version-warning no-use-pep517 no-user no-warn-conflicts
+no-warn-script-location only-binary only-deps only-final platform pre prefer-binary prefix
+process-dependency-links progress-bar python python-version quiet report require-hashes require-venv
+require-virtualenv requirement requirements-from-script root root-user-action source source-dir
+source-directory src target upgrade upgrade-strategy uploaded-prior-to use-pep517 use-wheel user verbose
+columns format
+"""
+DECIDE_NOTHING = frozenset(NOTHING.split())
+ALIASES = {"default-timeout": "timeout", "pypi-url": "index-url"}
+NUMBERS = ("timeout", "retries")
+ON, OFF = ("1", "true", "yes", "on", "y", "t"), ("0", "false", "no", "off", "n", "f", "")
 
 # uv's variables and settings on where packages come from, how they are reached and where they are kept.
 UV_VARIABLES = re.compile(
@@ -49,16 +76,24 @@ UV_SETTINGS = re.compile(
 UV_INDEX_SETTING = re.compile(r"(?m)^\s*(\[\[\s*(pip\.)?index\s*\]\]|(default-)?index(-url)?\s*=|index\s*=)")
 
 
-def parse_pip(texts: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> dict[str, str]:
+class Setting(NamedTuple):
+    """One of pip's settings. value: words with one blank between them; where: the file or variable that has it."""
+
+    value: str
+    where: str
+
+
+def parse_pip(texts: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> dict[str, Setting]:
     """Return pip's effective configuration of `pip install`, by the options' long names.
 
     texts: (name, content) of its files, the weakest first; environ: os.environ. [install] is stronger than [global]
-    in any file, and a variable than both, as in pip (pip/_internal/configuration.py).
+    in any file, and a variable than both, as in pip (pip/_internal/configuration.py). `no-index` is a policy: it
+    counts, too, where one of pip's other commands that fetch has it, and with a value that pip does not know.
 
     Raises:
         Failure: a file is damaged: pip itself ends then, and what policy it holds is not known.
     """
-    sections: dict[str, dict[str, str]] = {"global": {}, "install": {}}
+    sections: dict[str, dict[str, Setting]] = {name: {} for name in certificates.PIP_SECTIONS}
     for name, text in texts:
         parser = configparser.RawConfigParser(strict=False)
         try:
@@ -70,12 +105,21 @@ def parse_pip(texts: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> d
             raise Failure(f"pip's settings can't be read ({name}, line {line})", where, EXIT_USAGE) from None
         for section, options in sections.items():
             if parser.has_section(section):
-                options.update({key.replace("_", "-"): value for key, value in parser.items(section)})
+                options.update({_option(key): Setting(value, name) for key, value in parser.items(section)})
     settings = {**sections["global"], **sections["install"]}
+    for other in ("download", "wheel"):
+        if asks_no_index({name: one.value for name, one in sections[other].items()}):
+            settings["no-index"] = sections[other]["no-index"]
     for variable, value in environ.items():
         if variable.startswith("PIP_") and variable != "PIP_CONFIG_FILE" and value:
-            settings[variable[4:].lower().replace("_", "-")] = value
-    return {name: " ".join(value.split()) for name, value in settings.items() if value.strip()}
+            settings[_option(variable[4:])] = Setting(value, variable)
+    tidy = {name: Setting(" ".join(one.value.split()), one.where) for name, one in settings.items()}
+    return {name: setting for name, setting in tidy.items() if setting.value}
+
+
+def _option(key: str) -> str:
+    name = key.lower().replace("_", "-")
+    return ALIASES.get(name, name)
 
 
 def pip_texts() -> list[tuple[str, str]]:
@@ -85,7 +129,24 @@ def pip_texts() -> list[tuple[str, str]]:
 
 def pip_settings() -> dict[str, str]:
     """Return pip's effective configuration for this user."""
-    return parse_pip(pip_texts(), os.environ)
+    return {name: setting.value for name, setting in parse_pip(pip_texts(), os.environ).items()}
+
+
+def notes() -> list[str]:
+    """Return what this user has set for pip and uv can't be told, a line each with the file or variable."""
+    found = []
+    for name, setting in sorted(parse_pip(pip_texts(), os.environ).items()):
+        if name in MAPPED and (name not in NUMBERS or whole(setting.value)):
+            continue
+        why = FOR_PIP_ALONE.get(name, "uv takes whole numbers" if name in NUMBERS else "unknown here, uv is not told")
+        if name not in DECIDE_NOTHING and not (name == "no-cache-dir" and setting.value.lower() in OFF):
+            found.append(f"{setting.where}: pip's {name} is for pip alone; {why}")
+    return found
+
+
+def whole(number: str) -> str:
+    """Return a number of pip's, in seconds or tries, as uv takes it; "" for what is no number."""
+    return str(math.ceil(float(number))) if re.match(r"\d+(\.\d*)?$", number) else ""
 
 
 def links(settings: Mapping[str, str]) -> list[str]:
@@ -96,7 +157,7 @@ def links(settings: Mapping[str, str]) -> list[str]:
 
 def asks_no_index(settings: Mapping[str, str]) -> bool:
     """Return whether pip is told to ask no index."""
-    return settings.get("no-index", "").lower() in ON
+    return settings.get("no-index", "0").lower() not in OFF
 
 
 def to_uv(settings: Mapping[str, str], keeps_own_index: bool, has_keyring: bool = False) -> dict[str, str]:
@@ -106,7 +167,8 @@ def to_uv(settings: Mapping[str, str], keeps_own_index: bool, has_keyring: bool 
     """
     of_index = ("index-url", "extra-index-url")
     names = {name: variable for name, variable in TO_UV.items() if not (keeps_own_index and name in of_index)}
-    env = {variable: settings[name] for name, variable in names.items() if name in settings}
+    settings = {name: whole(value) if name in NUMBERS else value for name, value in settings.items()}
+    env = {variable: settings[name] for name, variable in names.items() if settings.get(name)}
     if "UV_INDEX" in env:  # pip looks at all of them; which file is taken is the lock's decision
         env["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     if links(settings):

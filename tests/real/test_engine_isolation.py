@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_INTEGRITY, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install.engines.conda import FoundConda, OwnConda, package_file
@@ -359,13 +362,22 @@ def test_a_second_users_installation_leaves_home_as_it_was(tmp_path: Path, mirro
     one.environ.pop("CI", None)
     (one.user / ".condarc").write_text("create_default_packages: [numpy]\nchannels: [defaults]\nsubdir: osx-64\n")
     (one.user / ".config" / "pixi").mkdir(parents=True)
-    (one.user / ".config" / "pixi" / "config.toml").write_text("detached-environments = '/nowhere'\n")
+    pixis = "detached-environments = '/nowhere'\ntls-no-verify = true\ntls-root-certs = 'webpki'\n"
+    (one.user / ".config" / "pixi" / "config.toml").write_text(pixis)
+    authority = trustme.CA().cert_pem.bytes()
+    (tmp_path / "company.pem").write_bytes(authority)
+    one.environ["PIP_CERT"] = str(tmp_path / "company.pem")
     (one.user / ".mambarc").write_text("channels: [nowhere\n")
     before = snapshot(one.user)
     done = one.run("--engine", engine)
     assert done.code == 0, done.err
     assert changes(before, snapshot(one.user)) == []
     assert verified(one)["differences"] == []
+    if engine == "pixi":
+        system = certificates.system_store()
+        count = 1 + (system.read_text().count("BEGIN CERTIFICATE") if system else 0)
+        logs = "".join(path.read_text() for path in (one.home / "logs").iterdir())
+        assert re.findall(r"trusts (\S+) .*", logs) and f"({count} certificates)" in logs
     gone = one.run("--uninstall", "--yes")
     assert gone.code == 0, gone.err
     assert changes(before, snapshot(one.user)) == [] and not one.home.exists()

@@ -16,6 +16,14 @@ from colab_local.install.engines.private import demand_intact, private_environme
 from colab_local.install.engines.tool import ToolEngine
 from colab_local.install.lockfiles import Lock, parse_explicit, read_lock_file
 
+SETTINGS = """\
+detached-environments = false
+tls-no-verify = false
+"""
+# Its released programs trust a list of their own, "webpki", unless SSL_CERT_FILE is set, which counts more (same
+# page, tls-root-certs; the variable: `pixi install --help`); private_environment() sets it.
+TRUST = {"PIXI_TLS_ROOT_CERTS": "system"}
+
 
 class Pixi(ToolEngine):
     """pixi, which is shown files that were checked before: it fetches nothing."""
@@ -66,11 +74,12 @@ class Pixi(ToolEngine):
         root.mkdir(parents=True)
         for name, text in texts.items():
             write_atomically(root / name, text)
-        # /etc/pixi/config.toml may put environments elsewhere; the workspace's own settings are the stronger ones
-        write_atomically(root / ".pixi" / "config.toml", "detached-environments = false\n")
+        # /etc/pixi/config.toml may put environments elsewhere, or trust everybody; the workspace's own settings are
+        # the stronger ones (https://pixi.prefix.dev/latest/reference/pixi_configuration/)
+        write_atomically(root / ".pixi" / "config.toml", SETTINGS)
         argv = [self.where, "install", "--frozen", "--manifest-path", root / "pixi.toml", "-e", lock.env]
         with private_place(self.job.home) as place:
-            own = {"PIXI_HOME": str(place / "pixi"), "PIXI_CACHE_DIR": str(place / "pkgs")}
+            own = {"PIXI_HOME": str(place / "pixi"), "PIXI_CACHE_DIR": str(place / "pkgs"), **TRUST}
             try:
                 run(argv, self.job.screen, private_environment(place, **own))
             except Failure as problem:

@@ -11,6 +11,7 @@ import contextlib
 from pathlib import Path
 from typing import Iterator
 
+from colab_local.base import certificates
 from colab_local.base.errors import EXIT_INTEGRITY, Failure
 from colab_local.base.files import remove_tree, sha256_of
 from colab_local.base.programs import child_environment
@@ -35,9 +36,11 @@ def private_place(home: Path) -> Iterator[Path]:
 def private_environment(place: Path, **extra: str) -> dict[str, str]:
     """Return a child's environment in which nothing of the user's is found, and nothing is written to what is theirs.
 
+    What is trusted is what our own downloads trust (base/certificates.py), whatever the engine's own settings say.
+
     place: as private_place() gives it; extra: more variables, the engine's own settings.
     """
-    env = child_environment(**extra)
+    env = child_environment(**{**certificates.environment(), **extra})
     for name in [name for name in env if name.startswith("XDG_")]:
         del env[name]
     env["HOME"] = str(place / "home")

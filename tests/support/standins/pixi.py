@@ -39,6 +39,24 @@ def mirrors(workspace: Path) -> dict[str, str]:
     return found
 
 
+def trust(workspace: Path) -> str:
+    """Return whose certificates are trusted: "anybody", a file, "system" or "webpki".
+
+    SSL_CERT_FILE comes before `tls-root-certs`, the variable before the files; "native" and "all" are old words for
+    "system"; released programs begin with "webpki" (prefix-dev/pixi: docs/reference/pixi_configuration.md).
+    """
+    roots, checked = "webpki", True
+    for content in configuration(workspace):
+        checked = not content.get("tls-no-verify", not checked)
+        roots = content.get("tls-root-certs", roots)
+    roots = os.environ.get("PIXI_TLS_ROOT_CERTS") or roots
+    if roots not in ("webpki", "system", "native", "all"):
+        raise SystemExit(f"  x invalid value {roots!r} for tls-root-certs")
+    if not checked:
+        return "anybody"
+    return os.environ.get("SSL_CERT_FILE") or ("webpki" if roots == "webpki" else "system")
+
+
 def environments_folder(workspace: Path) -> Path:
     """Return where environments are made: in the workspace, unless `detached-environments` says otherwise."""
     folder: Any = False
@@ -58,6 +76,10 @@ def cache_folder() -> Path:
 def install_environment(manifest: Path, name: str, frozen: bool) -> Path:
     """Install one environment of pixi.lock beside the manifest and return its prefix."""
     workspace = manifest.absolute().parent
+    trusted = trust(workspace)
+    if "/" in trusted:
+        trusted += f" ({Path(trusted).read_text().count('BEGIN CERTIFICATE')} certificates)"
+    print(f"trusts {trusted}", file=sys.stderr)
     if not frozen:
         raise SystemExit("this stand-in has no solver: --frozen is needed")
     tomllib.loads(manifest.read_text())
