@@ -23,19 +23,6 @@ SCREEN = Screen()  # for functions that take one
 # with a handler here they begin with Ctrl-C as a terminal gives it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-QUARANTINE = Path(__file__).resolve().parent / "quarantine.txt"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests of quarantine.txt run without deciding: each was not yet seen to hold, the file says why."""
-    lines = [line.partition("#") for line in QUARANTINE.read_text().splitlines()]
-    reasons = {name.strip(): reason.strip() for name, _, reason in lines if name.strip()}
-    for item in items:
-        for name in (item.nodeid, item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]):
-            if name in reasons:
-                item.add_marker(pytest.mark.xfail(reason=f"quarantine: {reasons[name]}", strict=False))
-
-
 HARDWARE = "needs hardware: "  # how a skip says that no package could have helped
 
 
@@ -45,7 +32,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where CI=true everything can be installed: a test that is skipped for anything but hardware has failed."""
     report = yield
-    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+    if report.skipped and os.environ.get("CI"):
         reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if HARDWARE not in reason:
             report.outcome = "failed"
