@@ -85,7 +85,7 @@ RANDOM = re.compile(r"[A-Za-z0-9+_=-]{20,}")  # a run of letters that may be ran
 
 # Runs on the machine, with its Python: brings the bundle, resumed and tried again, checks it, takes the program out.
 FETCHER = """\
-import hashlib, os, sys, tarfile, time, urllib.error, urllib.request
+import hashlib, os, shutil, sys, tarfile, time, urllib.error, urllib.request
 url, sha256, name = {url!r}, {sha256!r}, {name!r}
 def digest():
     found = hashlib.sha256()
@@ -99,9 +99,16 @@ def fetch(have):
         headers["Range"] = "bytes=%d-" % have
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
         goes_on = answer.status == 206
+        began, got = time.monotonic(), 0
         with open(name, "ab" if goes_on else "wb") as stream:
-            for chunk in iter(lambda: answer.read(1 << 20), b""):
+            for chunk in iter(lambda: answer.read1(1 << 20), b""):
                 stream.write(chunk)
+                got += len(chunk)
+                if shutil.disk_usage(".").free < 1 << 30:  # an answer without an end, or no room to install anyway
+                    os.remove(name)
+                    sys.exit("error: the disk is nearly full (need 1 GB free beside the bundle)")
+                if time.monotonic() - began > 60 + got / 10000:
+                    raise OSError("less than 10 kB a second")
         need = int(answer.headers.get("Content-Length") or 0) + (have if goes_on else 0)
         return os.path.getsize(name) >= need
 is_whole = os.path.isfile(name) and digest() == sha256

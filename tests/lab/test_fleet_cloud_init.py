@@ -5,9 +5,15 @@ That the script in it installs is tested in test_fleet.py, on a host.
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +266,54 @@ def test_a_machine_whose_python3_is_old_takes_a_newer_one(tmp_path: Path) -> Non
         ["sh", "-c", installer(*GIT)], env={**env, "PATH": str(tools)}, capture_output=True, text=True
     )
     assert "ran with" in done.stdout, done.stderr
+
+
+class _Endless(http.server.BaseHTTPRequestHandler):
+    """Answers without an end: as fast as it can, or one byte every tenth of a second (`/slow`)."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        slow = self.path.startswith("/slow")
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"x" if slow else b"x" * 65_536)
+                time.sleep(0.1 if slow else 0)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def endless() -> Iterator[str]:
+    """The address of a server whose answers do not end."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a small disk")
+def test_a_bundle_without_an_end_does_not_fill_the_disk(tmp_path: Path, endless: str) -> None:
+    script = installer("--bundle-url", endless, "--bundle-sha256", "0" * 64)
+    mounted = (
+        f'mount -t tmpfs -o size=1100m tmpfs {tmp_path} && cd {tmp_path} && export HOME={tmp_path} && sh -c "$0"'
+    )
+    mounted += "; code=$?; ls; exit $code"
+    argv = ["unshare", "--mount", "sh", "-c", mounted, script]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "error: the disk is nearly full (need 1 GB free beside the bundle)\n"
+    assert done.stdout == ""  # it took nothing that it left
+
+
+def test_a_bundle_that_drips_is_given_up(tmp_path: Path, endless: str) -> None:
+    """The same lines with a second's patience, and one try, instead of a minute's and eight."""
+    script = installer("--bundle-url", endless + "slow", "--bundle-sha256", "0" * 64)
+    assert script.count("> 60 + got") == script.count("range(8)") == 1
+    quick = script.replace("> 60 + got", "> 1 + got").replace("range(8)", "range(1)")
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", quick], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4
+    assert "can't fetch the bundle: less than 10 kB a second; trying again" in done.stderr
