@@ -53,8 +53,8 @@ class Manual(argparse.HelpFormatter):
 def fitted(text: str, width: int) -> list[str]:
     """Return a program's manual in lines of at most `width` letters, but for a command that is longer by itself.
 
-    >>> fitted("One, two,\\nthree.\\n\\n    python3 a.py --option    does it all", 30)
-    ['One, two, three.', '', '    python3 a.py --option', '        does it all']
+    >>> fitted("One, two,\\nthree.\\n\\n    python3 bootstrap.py --verify    looks at it", 40)
+    ['One, two, three.', '', '    python3 bootstrap.py --verify', '        looks at it']
     """
     found: list[str] = []
     for block in re.findall(r"(?:^\S.*\n?)+|^.*\n?", text.strip("\n"), re.MULTILINE):
