@@ -297,7 +297,10 @@ def is_current(home: Path, receipt: dict[str, Any]) -> bool:
 
 def remembers_lab(home: Path, env: str) -> bool:
     """Return whether JupyterLab was chosen for an environment: the next run, and the next lock's, keep to it."""
-    receipt = current_receipt(home, env)
+    try:
+        receipt = current_receipt(home, env)
+    except OSError:  # a home that can't be read: check_home says so, in its words
+        return False
     return bool(receipt and receipt.get("lab"))
 
 

@@ -42,7 +42,7 @@ from colab_local.locking.specs import (
     read_pins,
     read_specs,
 )
-from colab_local.locking.wheels import TIMEOUT_S, read_wheels
+from colab_local.locking.wheels import TIMEOUT_S, clashes, read_wheels
 
 
 def host_tools(records: Sequence[rattler.RepoDataRecord], platforms: Sequence[str]) -> list[Package]:
@@ -116,6 +116,9 @@ def solve(
         python = solve_python(spec, pins, brought)
     lock = Solution(spec, conda, python, {})
     lock.about.update(read_wheels(lock.all_wheels()))
+    for platform in spec.platforms:
+        for clash in clashes(lock.wheels(platform), lock.about):
+            raise Failure(f"{spec.name}: {clash}; leave one out of {spec.name}.yml, or bound it there")
     if spec.accelerator == "gpu":
         cuda = {w for package in python if has_gpu_code(package.name) for w in package.wheels.values()}
         lock.code.update(read_code(cuda, code, screen))

@@ -6,9 +6,9 @@ import io
 import itertools
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.parser import HeaderParser
 
 import requests
@@ -178,10 +178,18 @@ class RemoteFile(io.RawIOBase):
 
 @dataclass(frozen=True)
 class About:
-    """What a wheel says of itself: licence, and bytes once installed (without compiled bytecode)."""
+    """What a wheel says of itself.
+
+    licence: in one line; installed: bytes once installed, without compiled bytecode; files: {where it is installed:
+    CRC-32}.
+    """
 
     licence: str
     installed: int
+    files: Mapping[str, int] = field(default_factory=dict)
+
+
+DATA = re.compile(r"^[^/]+\.data/(purelib|platlib)/")  # which an installer leaves out of a file's path
 
 
 def licence_of(metadata: str) -> str:
@@ -206,7 +214,24 @@ def read_wheel(session: requests.Session, wheel: Wheel) -> About:
         return About(
             licence_of(archive.read(name).decode("utf-8", "replace")),
             sum(entry.file_size for entry in archive.infolist()),
+            {DATA.sub("", e.filename): e.CRC for e in archive.infolist() if not e.is_dir()},
         )
+
+
+def clashes(wheels: Iterable[Wheel], about: Mapping[str, About]) -> Iterator[str]:
+    """Yield a sentence for every two wheels of one environment that bring different files of one name.
+
+    An installer writes both, beside each other: which one stays is chance, and two machines have different bytes.
+    """
+    first: dict[str, Wheel] = {}
+    found: dict[tuple[str, str], str] = {}
+    for wheel in wheels:
+        for path, crc in about[wheel.sha256].files.items():
+            other = first.setdefault(path, wheel)
+            if about[other.sha256].files[path] != crc:
+                found.setdefault((other.file, wheel.file), path)
+    for (one, two), path in found.items():
+        yield f"{one} and {two} bring different files {path}"
 
 
 def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:

@@ -287,7 +287,10 @@ def test_whatever_is_damaged_in_index_json_is_an_error(tmp_path: Path) -> None:
     """Each value replaced by one that makes no sense there, and each part gone: never a traceback later on."""
     told = [path for path in parts(INDEX) if path and path[0] != "_" and path[::2] != ("installers", "version")]
     damages: list[tuple[tuple[str, ...], Any]] = [
-        (path, damage) for path in told for damage in (7.5, "../x", ["../x"])
+        (path, damage)
+        for path in told
+        for damage in (7.5, "../x", ["../x"])
+        if not (path[-1] == "note" and damage == "../x")  # words, shown as they are
     ]
     damages += [((key,), None) for key in INDEX if key in INDEX_SHAPE]  # others may be missing
     for path, damage in damages:

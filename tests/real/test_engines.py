@@ -416,7 +416,7 @@ def test_a_server_that_fails_for_good_is_named_with_what_to_do(trial: Trial, sta
     assert done.code == 5, done.err
     (error,) = [line for line in done.err.splitlines() if line.startswith("error:")]
     assert f"HTTP {status}" in error and f"Miniforge3-{MINIFORGE}" in error
-    assert "hint:" in done.err and "--engine host" in done.err and "Traceback" not in done.err
+    assert "hint:" in done.err and "--mirror" in done.err and "Traceback" not in done.err
     assert len(trial.mirror.gets("Miniforge3")) == tries
     assert trial.left() == []
 
