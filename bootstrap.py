@@ -119,16 +119,26 @@ except ImportError as problem:
 
 EXAMPLES = """\
 examples:
-  python3 bootstrap.py                      CPU environment, then the commands to paste
-  python3 bootstrap.py --gpu --launch       GPU environment, start Jupyter at the end
-  python3 bootstrap.py --dry-run --gpu      what would be done, and where
-  python3 bootstrap.py --verify             is every file still what the lock says?
-  python3 bootstrap.py --list               environments here, with size and state
-  python3 bootstrap.py --desktop virtual    a remote desktop on this machine, through SSH only
-  python3 bootstrap.py --uninstall          remove all that was made
+  python3 bootstrap.py                    CPU environment, then what to paste
+  python3 bootstrap.py --gpu --launch     GPU environment, start Jupyter
+  python3 bootstrap.py --dry-run --gpu    what would be done, and where
+  python3 bootstrap.py --verify           is every file what the lock says?
+  python3 bootstrap.py --list             environments, with size and state
+  python3 bootstrap.py --desktop virtual  a remote desktop, through ssh only
+  python3 bootstrap.py --uninstall        remove all that was made
 
-exit codes: 0 done, 1 a step failed, 2 usage, 3 machine does not fit, 4 damaged or altered file,
-            5 download failed, 6 busy, 7 difference found, 130 interrupted"""
+Ctrl-C stops Jupyter and every step; the same command goes on from there.
+Jupyter runs and Colab does not connect: python3 scripts/doctor.py
+
+environment variables:
+  COLAB_LOCAL_HOME, COLAB_LOCAL_MIRROR    as --prefix, --mirror
+  http_proxy, https_proxy, no_proxy, SSL_CERT_FILE, NO_COLOR    as usual
+  pip's and uv's own settings say where Python packages come from
+
+exit codes:
+  0 done  1 a step failed  2 wrong usage  3 this machine does not fit
+  4 damaged or altered file  5 download failed  6 still in use
+  7 --verify found a difference  130 interrupted"""
 
 
 def make_parser() -> Parser:
@@ -408,12 +418,11 @@ def show_plan(installation: Installation, dry_run: bool) -> None:
     for notice in installation.notices:
         installation.screen.say("note: " + notice)
     if not steps:
-        installation.screen.say(f"Nothing to do: the {env} environment is installed in {home}")
+        installation.screen.say(f"Nothing to do: the {env} environment is in {home}")
         return
     verb = "Would do" if dry_run else "Will do"
-    installation.screen.say(
-        f"{verb} this for the {env} environment ({installation.lock.platform}), all of it in {home}:"
-    )
+    installation.screen.say(f"{verb} this for the {env} environment ({installation.lock.platform}), all of it in")
+    installation.screen.say(f"{home}:")
     width = max(len(step.title) for step in steps)
     for step in steps:
         installation.screen.say(f"  {step.title.ljust(width)}  {os.path.relpath(str(step.where), str(home))}")

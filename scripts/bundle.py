@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Make one file from which bootstrap.py installs without any network, also for another machine's platform.
 
-    python scripts/bundle.py                                          cpu, this machine's platform, Miniforge
-    python scripts/bundle.py --env gpu --platform linux-64            the same from anywhere, for a GPU machine
-    python scripts/bundle.py --engine host --python 3.12              no conda: for a machine with Python 3.12
-    python scripts/bundle.py --output /media/stick/colab-local.tar
+    python3 scripts/bundle.py                                          cpu, this machine's platform, Miniforge
+    python3 scripts/bundle.py --env gpu --platform linux-64            the same from anywhere, for a GPU machine
+    python3 scripts/bundle.py --engine host --python 3.12              no conda: for a machine with Python 3.12
+    python3 scripts/bundle.py --output /media/stick/colab-local.tar
 
 and there:
 

@@ -4,7 +4,7 @@
     python3 scripts/connect.py --install --gpu me@gpubox    copies this program there, installs, connects
     python3 scripts/connect.py me@gpubox                    Jupyter there, its URL here
     python3 scripts/connect.py --open gpubox                gpubox from ~/.ssh/config; opens Colab too
-    python3 scripts/connect.py -J me@gate -p 2222 me@gpubox through a jump host, any of ssh's options
+    python3 scripts/connect.py -J me@gate -p 2222 me@gpubox  through a jump host, any of ssh's options
     python3 scripts/connect.py --desktop me@gpubox          its desktop too (VNC at localhost:55901)
     python3 scripts/connect.py --slurm --sbatch="--gres=gpu:1" me@login    on a compute node behind me@login
     python3 scripts/connect.py --stop me@gpubox             stop Jupyter there

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """Solve environments/ and write lockfiles/: every package of every platform, fixed by a hash.
 
-    python scripts/lock.py                      solve everything anew from conda-forge and the package index
-    python scripts/lock.py gpu                  one environment; the others stay as they are
-    python scripts/lock.py linux-aarch64        one platform's conda layer in every environment that has it
-    python scripts/lock.py cpu/osx-arm64        one platform of one environment
-    python scripts/lock.py --check              does lockfiles/ still fit environments/? writes nothing
-    python scripts/lock.py --channel DIR        conda records from a folder or another URL
-    python scripts/lock.py --channel gpu=DIR    those of one environment
-    python scripts/lock.py --age                how old is the lock, and what in it is behind? writes nothing
-    python scripts/lock.py --index-only         only lockfiles/index.json, after a change in environments/jupyter/
-    python scripts/lock.py --follow FREEZE      first take hosted Colab's versions from its `pip freeze` (see below)
+    python3 scripts/lock.py                      solve everything anew from conda-forge and the package index
+    python3 scripts/lock.py gpu                  one environment; the others stay as they are
+    python3 scripts/lock.py linux-aarch64        one platform's conda layer in every environment that has it
+    python3 scripts/lock.py cpu/osx-arm64        one platform of one environment
+    python3 scripts/lock.py --check              does lockfiles/ still fit environments/? writes nothing
+    python3 scripts/lock.py --channel DIR        conda records from a folder or another URL
+    python3 scripts/lock.py --channel gpu=DIR    those of one environment
+    python3 scripts/lock.py --age                how old is the lock, and what in it is behind? writes nothing
+    python3 scripts/lock.py --index-only         only lockfiles/index.json, after a change in environments/jupyter/
+    python3 scripts/lock.py --follow FREEZE      first take hosted Colab's versions from its `pip freeze` (see below)
 
 Two layers (environments/*.yml say what is wanted): conda packages, solved by rattler, and the Python packages
 in the `pip:` section, solved by uv for Python 3.11 to 3.13 and all platforms at once. Neither looks at the
@@ -39,6 +39,7 @@ Exit codes: 0 done, or nothing differs; 1 failed, or --check found a difference;
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -51,7 +52,7 @@ from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import REPOSITORY, locked_names
 
-INSTALL = "python -m pip install uv py-rattler packaging pyyaml requests tqdm"
+INSTALL = f"{shlex.quote(sys.executable)} -m pip install uv py-rattler packaging pyyaml requests tqdm"
 MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
     from colab_local.locking import age
@@ -131,7 +132,7 @@ def say_age(args: argparse.Namespace) -> int:
     late = age.behind(standings)
     if late:
         what = f"behind the channel: {', '.join(late)}"
-        raise Failure(what, "python scripts/lock.py", EXIT_DIFFERS)
+        raise Failure(what, "python3 scripts/lock.py", EXIT_DIFFERS)
     return EXIT_OK
 
 

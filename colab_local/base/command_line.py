@@ -6,10 +6,12 @@ import argparse
 import contextlib
 import difflib
 import os
+import re
 import shlex
 import signal
 import sys
 import tempfile
+import textwrap
 import traceback
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Sequence
@@ -41,6 +43,34 @@ class Completion(argparse.Action):
         parser.exit()
 
 
+class Manual(argparse.HelpFormatter):
+    """A --help that fits the terminal: prose is filled, what an example does may be on a second line."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(fitted(text, width))
+
+
+def fitted(text: str, width: int) -> list[str]:
+    """Return a program's manual in lines of at most `width` letters, but for a command that is longer by itself.
+
+    >>> fitted("One, two,\\nthree.\\n\\n    python3 bootstrap.py --verify    looks at it", 40)
+    ['One, two, three.', '', '    python3 bootstrap.py --verify', '        looks at it']
+    """
+    found: list[str] = []
+    for block in re.findall(r"(?:^\S.*\n?)+|^.*\n?", text.strip("\n"), re.MULTILINE):
+        if block[:1].strip():
+            found += textwrap.wrap(block, width, break_on_hyphens=False, break_long_words=False)
+            continue
+        line = block.rstrip()
+        start, _, words = re.sub(r"(\S)\s{2,}(?=\S)", r"\1\n", line, count=1).partition("\n")
+        if len(line) <= width or not words:
+            found.append(line)
+        else:
+            deeper = " " * (len(start) - len(start.lstrip()) + 4)
+            found += [start, *textwrap.wrap(words, width, initial_indent=deeper, subsequent_indent=deeper)]
+    return found
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are two lines like all others: what is wrong, and what was meant if that is near.
 
@@ -51,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, never_meant: Sequence[str] = (), modes: Sequence[str] | None = None, **settings: Any) -> None:
         self.never_meant, self.modes = never_meant, modes
-        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        settings.setdefault("formatter_class", Manual)
         super().__init__(allow_abbrev=False, **settings)
         self.add_argument("--version", action="version", version=f"colab-local {VERSION}", help="show it")
         self.typed: list[str] = []

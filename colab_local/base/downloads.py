@@ -256,7 +256,8 @@ def _fetch(source: str, part: Path, bar: Progress, bound: int) -> bool:
         if attempt == TRIES:
             break
         if bar.is_news(f"{source.split('/')[2]}: {reason}"):  # with six at once and five tries it is said once
-            bar.screen.report(f"{mask(source)}: {reason}. Trying again in {pause:.0f} seconds.")
+            name = mask(source).rsplit("/", 1)[-1]
+            bar.screen.report(f"note: {source.split('/')[2]}: {reason} ({name}). Trying again in {pause:.0f} s.")
         time.sleep(pause)
     raise _unreachable(source, f"{reason} ({TRIES} tries)")
 

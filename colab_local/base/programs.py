@@ -101,11 +101,15 @@ def causes(out: str, err: str) -> list[str]:
             chain.append(found.group(1).strip())
         elif more and chain:
             chain[-1] += " " + (more.group(1) or more.group(2)).strip()
+    # pip says why it tried again, and not why it gave up
+    broken = re.findall(r"(?m)^WARNING: Retrying .* connection broken by '\w+\((.*?)\)': ", out + "\n" + err + " ")
     telling = re.compile(r"(error|fatal|\S*(Error|Exception))\b|.*: command not found$", re.IGNORECASE)
     errors = [line.strip() for line in lines if telling.match(line.strip())]
     bare = [line for line in errors if not re.fullmatch(r"error:?( exception:?)?", line, re.IGNORECASE)]
     if chain:
         return [*bare[:1], *chain] if bare and bare[0] not in chain else chain
+    if bare and broken:
+        return [bare[0], re.split(r": |, ['\"]|['\"],?$", broken[-1].strip("'\""))[-1] or broken[-1]]
     return bare[:1] or [line.strip() for line in lines[-1:]] or ["nothing said"]
 
 
@@ -117,6 +121,7 @@ def telling_line(out: str, err: str, status: int, kind: str = "") -> str:
     chain = causes(out, err)
     if kind and classify(chain[-1]) != kind:
         chain += [line.strip() for line in (out + "\n" + err).splitlines() if classify(line) == kind][-1:]
+    chain = [re.sub(r"^ERROR: ", "", part) for part in chain]
     said = ": ".join(shortened(part) for part in dict.fromkeys([chain[0], chain[-1]]))
     return f"{said} ({how_it_ended(status)})"
 
@@ -240,7 +245,8 @@ def run(
     screen.log(out + err)
     if child.returncode:
         starved = memory_kills() > killed_before
-        raise failure_of(Path(argv[0]).name, out, err, child.returncode, screen.place or ".", starved)
+        module = argv[argv.index("-m") + 1] if "-m" in argv[:4] else ""  # python3 -I -m pip: it is pip that failed
+        raise failure_of(module or Path(argv[0]).name, out, err, child.returncode, screen.place or ".", starved)
     return out
 
 

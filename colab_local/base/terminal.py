@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -21,6 +22,14 @@ LOGS_KEPT = 10
 JSON_SCHEMA = 1  # of every document of --json: docs/json.md
 COLOURS = {"red": "31;1", "yellow": "33", "cyan": "36", "green": "32", "dim": "2"}  # ECMA-48, SGR
 WORDS = {"error:": "red", "hint:": "cyan", "note:": "yellow", "warning:": "yellow"}  # at the start of a line
+
+
+def folded(text: str, width: int) -> str:
+    """Return a sentence for people in lines of at most `width` letters; a hint, which is pasted, stays one line."""
+    word = text.partition(" ")[0]
+    if word not in WORDS or word == "hint:":
+        return text
+    return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 class Screen:
@@ -75,7 +84,7 @@ class Screen:
     def _print(self, text: str, stream: Any) -> None:
         with self._lock:
             self.clear()
-            shown = printable(text)
+            shown = folded(printable(text), self.width) if stream.isatty() else printable(text)
             for word, colour in WORDS.items():
                 if shown.startswith(word):
                     shown = self.paint(word, colour, stream) + shown[len(word) :]

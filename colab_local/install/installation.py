@@ -116,7 +116,7 @@ class Installation:
             other = bool(known.get("lab")) != self.options.lab
             return [*([] if self.is_current() else [switch]), *([choice] if other else [])]
         tried = [
-            Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.prefix, self.try_out),
+            Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.root, self.try_out),
             Step("receipt", "Write the receipt", self.receipts, self.write_receipt),
             switch,
         ]
@@ -125,9 +125,9 @@ class Installation:
         assert self.maker is not None
         return [
             *self.tool_steps(self.maker),
-            Step("create", f"Create the environment with {self.maker.describe()}", self.prefix, self.create),
-            Step("packages", "Install the locked Python packages", self.prefix, self.install_packages),
-            Step("jupyter", "Add the server extension and settings", self.prefix, self.add_jupyter),
+            Step("create", f"Create the environment with {self.maker.describe()}", self.root, self.create),
+            Step("packages", "Install the locked Python packages", self.root, self.install_packages),
+            Step("jupyter", "Add the server extension and settings", self.root, self.add_jupyter),
             *tried,
         ]
 
@@ -137,9 +137,9 @@ class Installation:
         files, tool = maker.needs(self.lock), maker.tool()
         if files:
             packages = len(parse_explicit(self.lock.conda))
-            what = [f"the {maker.name} installer"] if len(files) > packages else []
+            what = [maker.name] if len(files) > packages else []
             what += [f"{packages} conda packages"] if packages else []
-            title = "Download and check " + " and ".join(what)
+            title = "Download and check " + ", ".join(what)
             steps.append(Step("download", title, self.home / "cache", self.download))
         if tool:
             steps.append(Step(maker.tool_step, maker.tool_title(), tool, self.install_tool))

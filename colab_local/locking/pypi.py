@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def find_uv() -> str:
     beside = Path(sys.executable).parent / "uv"
     found = str(beside) if beside.is_file() else shutil.which("uv")
     if not found:
-        raise Failure("scripts/lock.py needs uv (found none)", "python -m pip install uv")
+        raise Failure("scripts/lock.py needs uv (found none)", f"{shlex.quote(sys.executable)} -m pip install uv")
     return found
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write the user-data that makes a fresh cloud machine a Colab local runtime at its first boot (cloud-init).
 
-    python scripts/fleet/cloud_init.py --git URL --commit SHA > user-data.yml
-    python scripts/fleet/cloud_init.py --bundle-url URL --bundle-sha256 HEX --env gpu --service > user-data.yml
+    python3 scripts/fleet/cloud_init.py --git URL --commit SHA > user-data.yml
+    python3 scripts/fleet/cloud_init.py --bundle-url URL --bundle-sha256 HEX --env gpu --service > user-data.yml
     cloud-init schema --config-file user-data.yml
 
 Give the file to whatever starts the machine (aws ec2 run-instances --user-data, gcloud compute instances create
@@ -291,10 +291,10 @@ def make_parser() -> Parser:
         prog="cloud_init.py",
         description=__doc__,
         epilog="""examples:
-  python scripts/fleet/cloud_init.py --git https://example.org/colab-local.git --commit $(git rev-parse HEAD)
-  python scripts/fleet/cloud_init.py --bundle-url https://mirror.example.org/colab-local-gpu-linux-64.tar \\
+  python3 scripts/fleet/cloud_init.py --git https://example.org/colab-local.git --commit $(git rev-parse HEAD)
+  python3 scripts/fleet/cloud_init.py --bundle-url https://mirror.example.org/colab-local-gpu-linux-64.tar \\
       --bundle-sha256 $(sha256sum colab-local-gpu-linux-64.tar | cut -c1-64) --env gpu --service > user-data.yml
-  python scripts/fleet/cloud_init.py --git ... --commit ... -- --engine pixi --port 9999 > user-data.yml
+  python3 scripts/fleet/cloud_init.py --git ... --commit ... -- --engine pixi --port 9999 > user-data.yml
 
 What comes after -- goes to bootstrap.py. Check the result: cloud-init schema --config-file user-data.yml""",
     )
@@ -463,7 +463,10 @@ def make_request(args: argparse.Namespace) -> Request:
 def generate(args: argparse.Namespace, screen: Screen) -> int:
     """Write the user data; return the exit code."""
     if MISSING:
-        raise Failure(f"cloud_init.py needs {MISSING}, which this Python does not have", "pip install pyyaml")
+        raise Failure(
+            f"cloud_init.py needs {MISSING}, which this Python does not have",
+            f"{shlex.quote(sys.executable)} -m pip install pyyaml",
+        )
     text = user_data(make_request(args))
     if args.output:
         args.output.write_text(text, encoding="utf-8")

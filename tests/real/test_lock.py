@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -354,7 +355,7 @@ def test_missing_python_package_is_one_line_with_a_cure(module: str) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"error: scripts/lock.py needs the Python package {module!r}",
-        "hint: python -m pip install uv py-rattler packaging pyyaml requests tqdm",
+        f"hint: {shlex.quote(sys.executable)} -m pip install uv py-rattler packaging pyyaml requests tqdm",
     ]
 
 
@@ -364,7 +365,7 @@ def test_missing_uv_is_one_line_with_a_cure(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Failure, match="needs uv") as caught:
         find_uv()
-    assert caught.value.hint == "python -m pip install uv"
+    assert caught.value.hint == f"{tmp_path}/python -m pip install uv"
 
 
 def test_interrupted_leaves_everything_as_it_was(lab: Lab) -> None:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import http.server
 import os
+import pwd
 import ssl
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from colab_local.base.downloads import Download, download
 from colab_local.base.errors import Failure
 from colab_local.install import sources
 from tests.conftest import SCREEN
-from tests.support.jupyter_servers import uv
+from tests.support.jupyter_servers import pythons, uv
 
 WHEEL = "tiny-1.0-py3-none-any.whl"
 
@@ -140,11 +141,11 @@ def run_uv(folder: Path, index: Index) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run_pip(folder: Path, index: Index) -> subprocess.CompletedProcess[str]:
+def run_pip(folder: Path, index: Index, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     """Install the wheel by its hash with pip, in the environment that bootstrap.py gives it."""
     wanted = folder / "wanted.txt"
     wanted.write_text(f"tiny==1.0 --hash=sha256:{index.sha256}\n")
-    argv = [sys.executable, "-I", "-m", "pip", "install", "--no-deps", "--require-hashes", "-r", str(wanted)]
+    argv = [python, "-I", "-m", "pip", "install", "--no-deps", "--require-hashes", "-r", str(wanted)]
     return subprocess.run(
         [*argv, "--target", str(folder / "by-pip"), "--no-cache-dir"],
         env=sources.pip_environment(),
@@ -173,6 +174,39 @@ def test_a_companys_certificate_counts_on_every_path(
     assert requests.get(url, verify=str(certificates.bundle()), timeout=30).ok
     system = certificates.system_store()
     assert system is None or system.read_bytes()[:200] in Path(str(certificates.bundle())).read_bytes()
+
+
+@pytest.mark.parametrize("version", ["20.0.2", "23.0.1"])
+def test_an_old_pip_with_a_company_that_only_the_systems_store_knows(
+    index: Index, home: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """Ubuntu 20.04's and Debian 12's pip trust a list of their own: nothing but --cert or PIP_CERT helps them."""
+    system = certificates.system_store()
+    store = write(home, "store.crt", (system.read_text() if system else "") + index.authority.read_text())
+    monkeypatch.setattr(certificates, "SYSTEM_STORES", (str(store),))
+    python = old_pip(home, version)
+    write(home, ".config/pip/pip.conf", f"[global]\nindex-url = {index.url}\nretries = 0\n")
+    alone = subprocess.run(
+        [python, "-I", "-m", "pip", "download", "--no-deps", "tiny"], capture_output=True, text=True, cwd=home
+    )
+    assert alone.returncode and "certificate" in (alone.stdout + alone.stderr).lower()
+    for done in (run_pip(home, index, python), run_uv(home, index)):
+        assert done.returncode == 0, done.stderr
+    assert (home / "by-pip" / "tiny.py").exists() and (home / "by-uv" / "tiny.py").exists()
+
+
+def old_pip(folder: Path, version: str) -> str:
+    """Return the Python of a new virtual environment with this pip, found by the tests' own settings."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
+    mine["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+    python = str(folder / "venv" / "bin" / "python")
+    oldest = pythons()[min(pythons(), key=lambda one: int(one.split(".")[1]))]
+    for argv in (
+        ["venv", "-q", "--python", oldest, str(folder / "venv")],
+        ["pip", "install", "-q", "--python", python, f"pip=={version}"],
+    ):
+        subprocess.run([uv(), *argv], check=True, env=mine, timeout=120)
+    return python
 
 
 def test_without_it_nothing_is_fetched(index: Index, home: Path) -> None:

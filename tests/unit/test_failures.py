@@ -126,3 +126,32 @@ def test_what_the_screen_holds_outlives_us(tmp_path: Path) -> None:
         screen.held.clear()
         with pytest.raises(Failure):
             run([sys.executable, "-I", "-c", f"import os; os.fstat({stream.fileno()})"], screen)
+
+
+PIP_WITHOUT_NAMES = """\
+WARNING: Retrying (Retry(total=0, connect=None, read=None, redirect=None, status=None)) after connection broken by \
+'NewConnectionError('<pip._vendor.urllib3.connection.HTTPSConnection object at 0x7f01facd9890>: Failed to establish \
+a new connection: [Errno -3] Temporary failure in name resolution')': /simple/uv/
+ERROR: Could not find a version that satisfies the requirement uv==0.12.1 (from versions: none)
+ERROR: No matching distribution found for uv==0.12.1
+"""
+
+
+@pytest.mark.parametrize("path", ["/simple/uv/", ""])
+def test_pip_is_called_pip_and_its_cause_is_the_innermost(path: str) -> None:
+    """A program of a Python is named by its module; the cause is in what pip only warned of."""
+    said = PIP_WITHOUT_NAMES.replace("/simple/uv/", path)
+    code = f"import sys; sys.stderr.write({said!r}); sys.exit(1)"
+    problem = failure_of("pip", "", said, 1, ".", False)
+    assert problem.code == EXIT_NETWORK
+    assert problem.what == (
+        "pip failed, because the network or the index failed: Could not find a version that satisfies the "
+        "requirement uv==0.12.1 (from versions: none): [Errno -3] Temporary failure in name resolution "
+        "(exit status 1)"
+    )
+    with pytest.raises(Failure) as caught:
+        run([sys.executable, "-I", "-c", code], Screen())
+    assert caught.value.what.startswith("python")
+    with pytest.raises(Failure) as caught:
+        run([sys.executable, "-I", "-m", "pip", "nosuch"], Screen())
+    assert caught.value.what.startswith("pip failed")

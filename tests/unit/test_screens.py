@@ -6,7 +6,9 @@ import json
 import shlex
 from pathlib import Path
 
-from colab_local.base.terminal import Screen
+import pytest
+
+from colab_local.base.terminal import Screen, folded
 from colab_local.install.jupyter import jupyter_argv
 from colab_local.install.next_steps import next_steps
 from colab_local.manage.card import WIDTH, card, gpu_text, known_fingerprint, versions
@@ -67,3 +69,15 @@ def test_the_fingerprint_of_the_last_check_is_used_for_its_own_lock_alone(tmp_pa
     line = f"colab-local gpu linux-64 sha256:{'1' * 64}"
     (folder / "fingerprint.json").write_text(json.dumps({"lock": "0" * 64, "fingerprint": line}))
     assert known_fingerprint(tmp_path, RECEIPT, Screen()) == line
+
+
+SAID = "port 80 is taken by another program that has it: the next steps use 8888, which is free"
+
+
+@pytest.mark.parametrize("word", ["error:", "hint:", "note:", "warning:", "Done"])
+def test_sentences_are_folded_between_words_and_hints_are_not(word: str) -> None:
+    text = f"{word} {SAID} {SAID}"
+    lines = folded(text, 79).split("\n")
+    assert " ".join(line.strip() for line in lines) == text
+    assert (len(lines) > 1) == (word in ("error:", "note:", "warning:"))
+    assert len(lines) == 1 or max(map(len, lines)) <= 79
