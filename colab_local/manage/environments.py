@@ -302,7 +302,7 @@ def prune(home: Path, dry_run: bool, yes: bool, screen: Screen) -> dict[str, Any
     """Remove the environments that no link uses; return what --json prints."""
     demand_ours(home)
     unused = [entry for entry in read_home(home) if entry.state not in ("in use", "previous")]
-    result: dict[str, Any] = {"ok": True, "removed": [], "bytes": 0, "changed": False}
+    result: dict[str, Any] = {"ok": True, "removed": [], "would_remove": [], "bytes": 0, "changed": False}
     if not unused:
         screen.say(f"Nothing to do: every environment in {home} is in use, or the previous one")
         return result

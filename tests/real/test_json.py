@@ -54,7 +54,7 @@ def check(found: Any, keys: dict[str, str]) -> None:
         ("An error", ("--gup",)),
         ("`--list`", ("--list",)),
         ("`--prune`", ("--prune", "--dry-run")),
-        ("`--prune`", ("--uninstall", "--dry-run")),
+        ("`--uninstall`", ("--uninstall", "--dry-run")),
     ],
 )
 def test_the_document_of_an_empty_home(heading: str, argv: tuple[str, ...], tmp_path: Path) -> None:
