@@ -193,9 +193,9 @@ def make_parser() -> Parser:
     )
 
     jupyter = parser.add_argument_group("Jupyter")
-    jupyter.add_argument("--port", type=port_number, help=f"its port on loopback (default: {DEFAULT_PORT})")
+    jupyter.add_argument("--port", type=port_number, help=f"its port (default: as installed, or {DEFAULT_PORT})")
     jupyter.add_argument(
-        "--notebook-dir", metavar="DIR", default="~", help="what Colab's file pane shows (default: your home folder)"
+        "--notebook-dir", metavar="DIR", help="what Colab's file pane shows (default: as installed, your home folder)"
     )
     jupyter.add_argument(
         "--content", action="store_true", help="make /content, where notebooks write, a link to --notebook-dir"
@@ -263,6 +263,7 @@ def read_options(args: argparse.Namespace) -> Options:
     if args.runtime:
         env = runtime_of(read_index(lockfiles), env, args.runtime)
     home = absolute(args.home or str(homes.default_home()))
+    known = homes.remembered(home, env)
     return Options(
         env=env,
         home=home,
@@ -271,11 +272,11 @@ def read_options(args: argparse.Namespace) -> Options:
         python=args.python,
         mirrors=(*os.environ.get("COLAB_LOCAL_MIRROR", "").split(), *args.mirror),
         offline=args.offline,
-        port=args.port or DEFAULT_PORT,
-        notebook_dir=absolute(args.notebook_dir),
+        port=args.port or known.get("port", DEFAULT_PORT),
+        notebook_dir=absolute(args.notebook_dir or known.get("notebook_dir", "~")),
         gpu_check=not args.no_gpu_check,
         launch=args.launch,
-        lab=homes.remembers_lab(home, env) if args.lab is None else args.lab,
+        lab=known.get("lab", False) if args.lab is None else args.lab,
         bundle_lock=args.bundle_lock,
         bundle_signers=args.bundle_signers,
     )

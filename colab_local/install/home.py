@@ -38,6 +38,7 @@ RECEIPT_SHAPE = {
     "lock": {"digest": r"[0-9a-f]{64}", "files": {"*": r"[0-9a-f]{64}"}, "jupyter": {"*": r"[0-9a-f]{64}"}},
     "port": int,
     "notebook_dir": str,
+    "own_folder?": bool,  # --notebook-dir was given
     "lab?": bool,
     "created?": str,
     "accelerator?": str,
@@ -295,13 +296,17 @@ def is_current(home: Path, receipt: dict[str, Any]) -> bool:
     return bool(link.exists() and link.resolve() == Path(str(receipt["prefix"])).resolve())
 
 
-def remembers_lab(home: Path, env: str) -> bool:
-    """Return whether JupyterLab was chosen for an environment: the next run, and the next lock's, keep to it."""
-    try:
-        receipt = current_receipt(home, env)
-    except OSError:  # a home that can't be read: check_home says so, in its words
-        return False
-    return bool(receipt and receipt.get("lab"))
+def remembered(home: Path, env: str) -> dict[str, Any]:
+    """Return what was chosen for an environment in use: the next run, and the next lock's, keep to it.
+
+    lab, port and notebook_dir, as far as they are known.
+    """
+    with contextlib.suppress(OSError):  # a home that can't be read: check_home says so, in its words
+        receipt = current_receipt(home, env) or {}
+        folder = ["notebook_dir"] if receipt.get("own_folder") else []  # else it was the home folder, whosever
+        known: dict[str, Any] = {name: receipt[name] for name in ["lab", "port", *folder] if name in receipt}
+        return known if 0 < known.get("port", 1) < 1 << 16 else {}
+    return {}
 
 
 def current_receipt(home: Path, env: str) -> dict[str, Any] | None:

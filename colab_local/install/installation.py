@@ -238,6 +238,7 @@ class Installation:
             },
             "port": self.options.port,
             "notebook_dir": str(self.options.notebook_dir),
+            "own_folder": self.options.notebook_dir != homes.user_home(),
             "lab": self.options.lab,
             "seal": self.seal,
             "home": str(self.home),  # only ever compared: a copied home is another one

@@ -118,3 +118,26 @@ def test_the_service_has_the_remembered_page(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(service, "await_answer", lambda *_: {"port": 1, "token": "x"})
     service.command(options, False, Screen())
     assert seen[0][0].endswith("jupyter-lab")
+
+
+@pytest.mark.parametrize("lab", [OLD, False, True])
+def test_a_later_run_has_the_installations_port_and_folder(tmp_path: Path, lab: Any) -> None:
+    home = home_with(tmp_path, lab)
+    choice = {} if lab is OLD else {"lab": lab}
+    write_receipt(home, port=9999, notebook_dir=str(tmp_path / "nb"), own_folder=True, **choice)
+    root = "--ServerApp.root_dir" if lab is True else "--notebook-dir"
+    for words in ([], ["--launch"], ["--service"]):
+        argv = planned(home, *words).jupyter_argv()
+        assert {"--port=9999", f"{root}={tmp_path / 'nb'}"} <= set(argv)
+    argv = planned(home, "--port", "8080", "--notebook-dir", str(tmp_path)).jupyter_argv()
+    assert {"--port=8080", f"{root}={tmp_path}"} <= set(argv), "this run's own words come first"
+
+
+@pytest.mark.parametrize("port", [0, -1, 1 << 16])
+def test_a_port_that_is_none_is_not_kept(tmp_path: Path, port: int) -> None:
+    home = home_with(tmp_path, OLD)
+    write_receipt(home, port=port)
+    assert planned(home).options.port == 8888
+    assert planned(home).options.notebook_dir == Path.home(), "an older receipt does not say that it was chosen"
+    options = bootstrap.read_options(bootstrap.make_parser().parse_args(["--prefix", str(tmp_path / "none")]))
+    assert (options.port, options.notebook_dir) == (8888, Path.home())
