@@ -101,7 +101,7 @@ class Plan:
         elif owner is not None and owner.layer == "jupyter":
             self.ours = True
         elif owner is not None and owner.layer == "python":
-            self.packages.add(owner.name)
+            self.packages.add(name if name in self.by_name else owner.name)  # each one that brings it says so
         elif owner is not None:
             self.fresh.add(path)
         elif info and not path.startswith("conda-meta"):

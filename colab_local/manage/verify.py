@@ -166,6 +166,9 @@ class Check:
         self.packages = [*sorted(conda + python, key=lambda p: (p.layer, p.name)), overlay]
         self.known = {entry.path: entry for package in self.packages for entry in package.entries}
         self.owners = {entry.path: package.title for package in self.packages for entry in package.entries}
+        self.recorded: dict[str, set[str]] = {}  # several wheels may bring one file: any one's of them is right
+        for path, sha256 in ((e.path, e.sha256) for package in python for e in package.entries if e.sha256):
+            self.recorded.setdefault(path, set()).add(sha256)
         sizes = self.tree.files
         counts = (path for path in sizes if path in self.known or SEALED.match(path) or self.is_extra(path))
         self.hashes = hash_files(prefix, {path: sizes[path] for path in counts}, self.screen)
@@ -204,7 +207,7 @@ class Check:
                 return entry.sha256
         elif entry.kind in ("launcher", "script"):
             return self.program_identity(package, entry, found)
-        elif found == entry.sha256 or entry.kind == "own":
+        elif found == entry.sha256 or entry.kind == "own" or self.is_other_owners(package, entry, found):
             return found
         elif not entry.sha256 and path.endswith(".pyc"):
             return ""
@@ -212,6 +215,10 @@ class Check:
             self.say("unhashed", package.title, path)
             return found
         return self.changed(package, entry, found)
+
+    def is_other_owners(self, package: Package, entry: Entry, found: str) -> bool:
+        """Return whether a file is as another wheel that brings it says: OpenCV's three packages share cv2/."""
+        return package.layer == "python" and bool(entry.sha256) and found in self.recorded[entry.path]
 
     def changed(self, package: Package, entry: Entry, found: str) -> str:
         """Note that a file's content is not the recorded one."""
@@ -258,7 +265,8 @@ class Check:
     def program_identity(self, package: Package, entry: Entry, found: str) -> str:
         """Compare a program that the installer gave its first line, or wrote altogether."""
         content = (self.prefix / entry.path).read_bytes()
-        if entry.sha256 and found not in (entry.sha256, entry.in_prefix):
+        own = found in (entry.sha256, entry.in_prefix)
+        if entry.sha256 and not own and not self.is_other_owners(package, entry, found):
             return self.changed(package, entry, found)
         if not (self.prefix / entry.path).stat().st_mode & stat.S_IXUSR:
             self.say("mode", package.title, entry.path, "not executable")

@@ -38,6 +38,7 @@ class Case:
 
 
 FOREIGN = "raise ImportError('this is another Python\\'s numpy')\n"
+GONE = json.dumps({"argv": ["/opt/gone/bin/python", "-m", "ipykernel_launcher"], "display_name": "Python 3"})
 CASES = {
     "clean": Case("a new user's home"),
     "keras.json of 2017": Case(
@@ -56,6 +57,50 @@ CASES = {
             "PYTHONSTARTUP": "{home}/other/tensorflow.py",
             "VIRTUAL_ENV": "/opt/venv",
             "CONDA_PREFIX": "/opt/conda",
+        },
+    ),
+    "a Python that is told to be another": Case(
+        "sitecustomize.py of a company, debugging left on",
+        {"other/sitecustomize.py": "raise SystemExit('no')\n", "other/usercustomize.py": "raise SystemExit('no')\n"},
+        {
+            "PYTHONPATH": "{home}/other",
+            "PYTHONUSERBASE": "{home}/other",
+            "PYTHONDEVMODE": "1",
+            "PYTHONINSPECT": "1",
+            "PYTHONIOENCODING": "nonsense",
+            "PYTHONMALLOC": "nonsense",
+            "PYTHONSAFEPATH": "1",
+            "PYTHONVERBOSE": "1",
+        },
+    ),
+    "kernels of another Python": Case(
+        "`ipython kernel install --user` of years ago; settings elsewhere, damaged",
+        {
+            ".local/share/jupyter/kernels/python3/kernel.json": GONE,
+            "more/kernels/python3/kernel.json": GONE,
+            "settings/jupyter_notebook_config.json": '{"NotebookApp": 1,}',
+            "settings/jupyter_server_config.py": "raise SystemExit\n",
+        },
+        {
+            "JUPYTER_PATH": "{home}/more",
+            "JUPYTER_CONFIG_DIR": "{home}/settings",
+            "JUPYTER_CONFIG_PATH": "{home}/settings",
+            "JUPYTER_PREFER_ENV_PATH": "0",
+        },
+        says="settings/jupyter_notebook_config.json",
+    ),
+    "a shell with odd settings": Case(
+        "a locale that is not there, folders that are gone, a proxy of another network",
+        environ={
+            "LC_ALL": "xx_XX.UTF-8",
+            "TMPDIR": "/gone",
+            "http_proxy": "http://127.0.0.1:9",
+            "https_proxy": "http://127.0.0.1:9",
+            "SSL_CERT_FILE": "/gone.pem",
+            "TERM": "xx",
+            "COLUMNS": "0",
+            "CUDA_HOME": "/gone",
+            "MPLCONFIGDIR": "/proc",
         },
     ),
     "variables of Keras and Matplotlib": Case(
