@@ -342,6 +342,7 @@ def look(options: Options, screen: Screen, held: contextlib.ExitStack) -> Instal
         lock = make_lock(index, options.lockfiles, options.env, platform, maker.layer)
         installation = Installation(options, lock, maker.name, screen, maker, wheels)
         installation.notices += notices + ([] if wheels else sources.notes())
+    check_lab(installation)
     if installation.lock.accelerator == "gpu" and options.gpu_check:
         look_at_gpus(installation, known)
     check_room(installation)
@@ -359,6 +360,20 @@ def look_at_installed(
     lock = make_lock(index, options.lockfiles, options.env, platform, installed["layer"])
     installation = Installation(options, lock, installed["engine"], screen)
     return installation if installation.is_made() else None
+
+
+def check_lab(installation: Installation) -> None:
+    """Raise Failure for --lab where JupyterLab is too old: jupyter_server 1 answers Colab's transport with 404."""
+    packages = installation.lock.packages()
+    found = packages.get("jupyter-server", "")
+    if installation.options.lab and found.startswith("1."):
+        lab = packages.get("jupyterlab", "")
+        raise Failure(
+            f"Colab can't reach the {installation.lock.env} environment's JupyterLab {lab}"
+            f" (found jupyter_server {found}, need 2 or newer)",
+            "python3 bootstrap.py !--lab --no-lab",
+            EXIT_USAGE,
+        )
 
 
 def check_room(installation: Installation) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+import bootstrap
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
+from colab_local.install.installation import Installation
 from colab_local.install.lockfiles import (
     locked_names,
+    make_lock,
     pythons_of,
     read_index,
     read_lock_file,
@@ -157,3 +160,21 @@ def test_without_the_right_the_command_for_root_is_told(tmp_path: Path, monkeypa
     with pytest.raises(Failure, match="Permission denied") as caught:
         link(tmp_path / "content", tmp_path / "my notebooks")
     assert caught.value.hint == f"sudo ln -s '{tmp_path}/my notebooks' {tmp_path}/content"
+
+
+@pytest.mark.parametrize("env", sorted(INDEX["environments"]))
+def test_lab_is_refused_where_its_server_is_too_old(env: str, tmp_path: Path) -> None:
+    words = ["--prefix", str(tmp_path), "--env", env]
+    server = locked(env)["jupyter-server"]
+    for choice, lab in (([], False), (["--no-lab"], False), (["--lab"], True)):
+        options = bootstrap.read_options(bootstrap.make_parser().parse_args([*words, *choice]))
+        lock = make_lock(INDEX, LOCKFILES, env, "linux-64", "conda")
+        installation = Installation(options, lock, "conda", Screen())
+        if not lab or int(server.partition(".")[0]) >= 2:
+            bootstrap.check_lab(installation)
+            continue
+        assert "-2025-07" in env
+        with pytest.raises(Failure, match=rf"JupyterLab 3\.5\.3 \(found jupyter_server {server}, need 2") as failure:
+            bootstrap.check_lab(installation)
+        assert (failure.value.code, failure.value.hint) == (EXIT_USAGE, "python3 bootstrap.py !--lab --no-lab")
+    assert list(tmp_path.iterdir()) == []
