@@ -107,6 +107,7 @@ try:
     from colab_local.install.next_steps import next_steps
     from colab_local.install.options import ENGINES, Options
     from colab_local.install.servers import running_servers, token_file
+    from colab_local.install.surroundings import warn
     from colab_local.manage import content, environments, notebook, repair, service, verify
     from colab_local.manage.card import show_card
 except ImportError as problem:
@@ -549,6 +550,7 @@ def launch(options: Options, result: Dict[str, Any], screen: Screen) -> None:
         screen.say("Jupyter runs already; nothing was started.")
         return
     screen.say()
+    warn(homes.user_home(), os.environ, options.notebook_dir, screen)
     sys.stdout.flush()
     os.environ[TOKEN_FILE] = str(token)
     os.umask(screen.umask)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import configparser
 import contextlib
+import fcntl
 import math
 import os
 import re
@@ -17,7 +18,7 @@ import shlex
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import IO, Any, Iterable, Mapping, NamedTuple, Sequence
 
 from colab_local.base import certificates
 from colab_local.base.errors import EXIT_USAGE, Failure
@@ -310,32 +311,40 @@ def demand_toml(file: Path | None, text: str) -> None:
 
 
 def temporary_file(text: str) -> Path:
-    """Return a file for this user's eyes with a text, gone when this process ends; if it is killed, with the next."""
+    """Return a file for this user's eyes with a text, gone when this process ends; if it is killed, with the next.
+
+    Its maker holds a lock on it. A process number would not do: another container may share the folder, and counts
+    its own.
+    """
     for left in Path(tempfile.gettempdir()).glob("colab-local-uv-*.toml"):
-        found = re.match(r"colab-local-uv-([1-9][0-9]{0,8})-", left.name)
-        try:
-            os.kill(int(found.group(1)) if found else os.getpid(), 0)
-        except ProcessLookupError:
-            with contextlib.suppress(OSError):  # another user's: /tmp lets nobody remove that
+        with contextlib.suppress(OSError):  # in use, or another user's: /tmp lets nobody remove that
+            descriptor = os.open(str(left), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(descriptor, "rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left.unlink()
-        except PermissionError:
-            pass
-    descriptor, name = tempfile.mkstemp(prefix=f"colab-local-uv-{os.getpid()}-", suffix=".toml")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    _made.append(Path(name))
-    return Path(name)
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix="colab-local-uv-", suffix=".toml")
+        made = os.fdopen(descriptor, "w", encoding="utf-8")
+        fcntl.flock(made, fcntl.LOCK_EX)
+        if Path(name).exists():  # else another run took it for a left one, before it was locked
+            made.write(text)
+            made.flush()
+            _made.append((made, Path(name)))
+            return Path(name)
+        made.close()
 
 
-_made: list[Path] = []
+_made: list[tuple[IO[str], Path]] = []
 
 
 @atexit.register
 def clean_up() -> None:
     """Remove the files that were made for uv: an index's password may be in them."""
     while _made:
+        stream, path = _made.pop()
         with contextlib.suppress(OSError):
-            _made.pop().unlink()
+            path.unlink()
+        stream.close()
 
 
 def pip_environment() -> dict[str, str]:

@@ -15,7 +15,9 @@ import re
 import shlex
 import socket
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, NamedTuple
+from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
+
+from colab_local.base.terminal import Screen
 
 LONGEST = 1_000_000  # bytes of a dot file that are read
 
@@ -94,6 +96,16 @@ def variables(environ: Mapping[str, str]) -> Iterator[Finding]:
 # -- Jupyter, Keras, IPython, Matplotlib
 
 
+def broken_json(paths: Sequence[Path], what: str, breaks: bool) -> Iterator[Finding]:
+    """Yield the files that are no JSON; what: what comes of it."""
+    for path in sorted(paths):
+        try:
+            json.loads(read(path) or "{}")
+        except ValueError as problem:
+            line = getattr(problem, "lineno", 1)
+            yield Finding(f"{path}:{line}", f"not valid JSON ({problem}); {what}", edit(path, line), breaks)
+
+
 def jupyter(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Yield what is wrong with Jupyter's own folders."""
     data = Path(environ.get("JUPYTER_DATA_DIR") or environ.get("XDG_DATA_HOME") or home / ".local/share")
@@ -106,14 +118,7 @@ def jupyter(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(str(folder), f"not writable, it belongs to user {folder.stat().st_uid}", change, serious)
     config = Path(environ.get("JUPYTER_CONFIG_DIR") or home / ".jupyter")
     for folder in (config, Path("/usr/local/etc/jupyter"), Path("/etc/jupyter")):
-        for path in sorted([*folder.glob("*.json"), *folder.glob("*.d/*.json")]):
-            try:
-                json.loads(read(path) or "{}")
-            except ValueError as problem:
-                line = getattr(problem, "lineno", 1)
-                yield Finding(
-                    f"{path}:{line}", f"not valid JSON ({problem}); not read by our Jupyter", edit(path, line), False
-                )
+        yield from broken_json([*folder.glob("*.json"), *folder.glob("*.d/*.json")], "not read by our Jupyter", False)
     settings = config / "jupyter_notebook_config.py"
     text = read(settings)
     pattern = r"(?m)^[^#\n]*\.(certfile|keyfile|ip|port|password|token|base_url|kernel_spec_manager_class)\s*="
@@ -138,7 +143,7 @@ def keras(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def ipython(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield the start-up files of IPython that are no Python 3: every kernel begins with their error."""
+    """Yield the start-up files and settings of IPython that can't be read: every kernel begins with their error."""
     folder = Path(environ.get("IPYTHONDIR") or home / ".ipython") / "profile_default"
     for path in sorted([*folder.glob("startup/*.py"), *folder.glob("ipython*_config.py")]):
         try:
@@ -148,6 +153,7 @@ def ipython(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(
                 f"{path}:{line}", "not valid Python 3: every kernel starts with its error", edit(path, line)
             )
+    yield from broken_json([*folder.glob("ipython*_config.json")], "every kernel starts with its error", True)
 
 
 def matplotlib(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -282,3 +288,11 @@ def look(home: Path, environ: Mapping[str, str], notebooks: Path | None = None) 
         with contextlib.suppress(OSError, ValueError):
             found += one()
     return sorted(dict.fromkeys(found), key=lambda finding: not finding.breaks)
+
+
+def warn(home: Path, environ: Mapping[str, str], notebooks: Path, screen: Screen) -> None:
+    """Show what look() finds that breaks something, each with its hint."""
+    for finding in look(home, environ, notebooks):
+        if finding.breaks:
+            screen.report(f"warning: {finding}")
+            screen.report(f"hint: {finding.hint}")

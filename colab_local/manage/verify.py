@@ -63,7 +63,7 @@ from colab_local.install.records import (
     without_prefix,
 )
 from colab_local.install.seal import SEALED, hash_batch, sealed, walk
-from colab_local.install.surroundings import look
+from colab_local.install.surroundings import warn
 
 SHOWN = 20  # differences on the screen; --json has all
 BATCH = 16 << 20  # bytes per piece of work of a hashing thread
@@ -576,10 +576,7 @@ def command(home: Path, env: str, screen: Screen) -> int:
     found = check(receipt, screen)
     seconds = time.monotonic() - started
     show(receipt, found, seconds, screen)
-    for finding in look(user_home(), os.environ, Path(receipt["notebook_dir"])):  # what no file of ours can show
-        if finding.breaks:
-            screen.report(f"warning: {finding}")
-            screen.report(f"hint: {finding.hint}")
+    warn(user_home(), os.environ, Path(receipt["notebook_dir"]), screen)  # of what no file of ours can show
     screen.show_document(document(receipt, found, seconds))
     return EXIT_DIFFERS if found.differences else EXIT_OK
 

@@ -65,9 +65,16 @@ def bootstrap_argv(installed: Any, port: int) -> list[str]:
 
 
 def test_launch_starts_jupyter_in_the_same_terminal(installed: Any, tmp_path: Path) -> None:
-    """The process that was bootstrap.py becomes Jupyter: Ctrl-C reaches it, and nothing else stays."""
+    """The process that was bootstrap.py becomes Jupyter: Ctrl-C reaches it, and nothing else stays.
+
+    A setting that every kernel will choke on is named first.
+    """
     port = free_port()
+    broken = tmp_path / ".ipython" / "profile_default" / "ipython_kernel_config.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{\n,}\n")
     with start([*bootstrap_argv(installed, port), "--launch"], tmp_path, port) as running:
+        assert f"warning: {broken}:2: not valid JSON" in running.log
         assert "Next steps" not in running.log, "the card says all that is needed"
         assert f"http://localhost:{port}/?token={running.token}" in running.log
         again = subprocess.run(

@@ -73,6 +73,8 @@ NAMED = (
     (".jupyter/jupyter_notebook_config.py", "# x\nc.NotebookApp.certfile = '/x'\n", 2, False),
     (".jupyter/jupyter_notebook_config.json", '{"a": 1,\n}', 2, False),
     (".ipython/profile_default/startup/00.py", "x = 1\nprint 'hello'\n", 2, True),
+    (".ipython/profile_default/ipython_config.py", "c.a = (\n", 1, True),
+    (".ipython/profile_default/ipython_kernel_config.json", '{"a": 1,\n}', 2, True),
     (".config/pip/pip.conf", "[global]\ntarget = /x\n", 2, True),
     (".config/pip/pip.conf", "[global]\nno equals sign\n", 2, True),
     (".config/pip/pip.conf", "[global]\n\ncert = /gone.pem\n", 3, True),
