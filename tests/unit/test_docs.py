@@ -152,16 +152,3 @@ def test_the_map_of_the_house_is_that_of_the_tree() -> None:
     ] == []
     packages = [path.parent for path in (REPO / "colab_local").glob("*/__init__.py")]
     assert {f"colab_local/{path.name}/" for path in packages} <= places
-
-
-@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
-def test_readme_says_how_many_packages_follow_hosted_colab(readme: str) -> None:
-    """As scripts/lock.py counts them in packages.txt."""
-    text = (REPO / readme).read_text()
-    for env in ("cpu", "notebooks", "colab"):
-        counted = (REPO / "lockfiles" / env / "packages.txt").read_text()
-        whole = re.search(r": (\d+) packages", counted)
-        same = re.search(r"(\d+) followed", counted)
-        assert whole and same
-        said = [re.findall(r"\d+", phrase) for phrase in re.findall(r"\d+ of (?:its )?\d+|\d+ 個のうち \d+", text)]
-        assert sorted([whole[1], same[1]]) in [sorted(numbers) for numbers in said], env

@@ -89,6 +89,7 @@ def test_colab_has_all_of_hosted_colab_but_what_is_named() -> None:
 
 def test_the_documents_say_how_many_packages_follow_hosted_colab() -> None:
     told = (REPO / "docs" / "notebooks.md").read_text()
+    english, japanese = ((REPO / name).read_text() for name in ("README.md", "README.ja.md"))
     for env in ("cpu", "gpu", "notebooks", "colab"):
         packages = (LOCKFILES / env / "packages.txt").read_text()
         have = re.search(r"Python layer \(pypi\.txt\): (\d+) packages", packages)
@@ -99,6 +100,9 @@ def test_the_documents_say_how_many_packages_follow_hosted_colab() -> None:
         assert row, env
         download = INDEX["environments"][env]["platforms"]["linux-64"]["bytes"]["pypi_download"]
         assert row.groups() == (followed.group(1), have.group(1), f"{download / 1e9:.1f}"), env
+        if env != "gpu":  # the READMEs leave it out
+            assert re.search(rf"\b{followed[1]} of (its )?{have[1]}\b", english), env
+            assert f"{have[1]} 個のうち {followed[1]} 個" in japanese, env
 
 
 @pytest.mark.parametrize("env", sorted(INDEX["environments"]))
