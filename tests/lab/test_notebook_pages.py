@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def run_all(browser: Chromium, running: Running, page: dict[str, str]) -> None:
     shutil.copy(IDIOMS, running.home / "idioms.ipynb")
     browser.open(f"http://localhost:{running.port}/{page['path']}/idioms.ipynb?token={running.token}")
     poll(lambda: browser.evaluate(f"!!({page['ready']})") or None, "the notebook is not ready")
+    time.sleep(3)  # the page makes its widget manager again when its kernel has answered; a person is no quicker
     browser.evaluate(page["run"])
     poll(
         lambda: browser.evaluate(page["done"]) >= CELLS or None,
@@ -105,6 +107,7 @@ def test_idioms_are_seen(installed: Installed, browser: Chromium, kind: str, tmp
         except BrowserError:  # made before the page's widget manager was there: a person runs the cells again
             browser.evaluate(page["run"])
             poll(lambda: shown(slider), "no slider", timeout=120)
+        poll(lambda: "twice 42" in texts(browser, output) or None, "the slider's function did not run", timeout=60)
         keep_picture(browser, kind)
         said = texts(browser, output)
         assert "javascript error" not in said.lower()
