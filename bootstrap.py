@@ -92,6 +92,7 @@ try:
     from colab_local.install.lockfiles import (
         DEFAULT_ENVIRONMENT,
         REPOSITORY,
+        check_known,
         conda_platform,
         make_lock,
         read_index,
@@ -148,14 +149,16 @@ def make_parser() -> Parser:
         prog="bootstrap.py",
         description="Turn this machine into a Google Colab local runtime, exact to the hash.",
         epilog=EXAMPLES,
-        modes=("help", "verify", "repair", "list", "rollback", "prune", "uninstall"),
+        modes=("help", "verify", "repair", "check", "list", "rollback", "prune", "uninstall"),
         never_meant=("--uninstall", "--prune", "--rollback", "--reset-vnc-password"),
     )
     what = parser.add_argument_group("which environment")
     choice = what.add_mutually_exclusive_group()
     choice.add_argument("--cpu", dest="env", action="store_const", const="cpu", help="CPU TensorFlow (the default)")
     choice.add_argument("--gpu", dest="env", action="store_const", const="gpu", help="TensorFlow for an NVIDIA GPU")
-    choice.add_argument("--env", dest="env", metavar="NAME", help="an environment of lockfiles/index.json by name")
+    choice.add_argument(
+        "--env", dest="env", metavar="NAME", help="another: notebooks, colab, gpu-forge (docs/notebooks.md)"
+    )
     what.add_argument(
         "--runtime", metavar="YYYY.MM", default="", help="hosted Colab's runtime of that month (default: the newest)"
     )
@@ -276,7 +279,7 @@ def read_options(args: argparse.Namespace) -> Options:
         port=args.port or known.get("port", DEFAULT_PORT),
         notebook_dir=absolute(args.notebook_dir or known.get("notebook_dir", "~")),
         gpu_check=not args.no_gpu_check,
-        launch=args.launch,
+        starts=args.launch or args.service,
         lab=known.get("lab", False) if args.lab is None else args.lab,
         bundle_lock=args.bundle_lock,
         bundle_signers=args.bundle_signers,
@@ -308,12 +311,7 @@ def look(options: Options, screen: Screen, held: contextlib.ExitStack) -> Instal
     """Return what is to be installed; raise Failure, with numbers, when it can't be. held: keeps a bundle open."""
     index = read_index(options.lockfiles)
     known = index["environments"]
-    if options.env not in known:
-        raise Failure(
-            f"unknown environment {options.env!r} (there are: {', '.join(sorted(known))})",
-            f"python3 bootstrap.py --env {DEFAULT_ENVIRONMENT}",
-            EXIT_USAGE,
-        )
+    check_known(options.env, known)
     host = inspect_host()
     refusal = machine_refusal(host, options.env, known[options.env]["platforms"], known[options.env]["accelerator"])
     if refusal:
@@ -412,15 +410,15 @@ def look_at_gpus(installation: Installation, known: Dict[str, Any]) -> None:
 
 
 def check_port(installation: Installation) -> None:
-    """Choose another port for the next steps where a stranger has it; raise Failure where --launch has to start."""
+    """Choose another port for the next steps where a stranger has it; raise Failure where Jupyter has to start."""
     options = installation.options
     if port_is_free(options.port):
         return
     if any(server["port"] == options.port for server in running_servers(options.home)):
         return  # our own Jupyter: --launch shows its address
     taken, port = f"port {options.port} is taken by another program", free_port(options.port + 1)
-    if options.launch:
-        raise Failure(taken, f"python3 bootstrap.py --launch --port {port}", EXIT_MACHINE)
+    if options.starts:
+        raise Failure(taken, f"python3 bootstrap.py --port {port}", EXIT_MACHINE)
     installation.port = port
     installation.notices.append(f"{taken}: the next steps use {port}")
 
@@ -480,7 +478,7 @@ def install(options: Options, dry_run: bool, screen: Screen) -> Dict[str, Any]:
             if installation.gpu_line:
                 screen.say(installation.gpu_line)
                 result["gpu"] = installation.gpu_line
-    if not options.launch:
+    if not options.starts:
         screen.say()
         reached = homes.user_name(), address_for_others(), ssh_port_for_others()
         for line in next_steps(installation.jupyter_argv(), installation.port, *reached, screen.put_right):
@@ -516,6 +514,8 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
     if args.list or args.rollback or args.prune or args.uninstall:
         screen.show_document(manage(args, home, env, screen))
         return EXIT_OK
+    if args.service:
+        service.check(options, screen)
     result = install(options, args.dry_run, screen)
     if beside:
         result["desktop"] = beside

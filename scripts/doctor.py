@@ -25,7 +25,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -58,19 +58,25 @@ def make_parser() -> Parser:
 
 
 def shown(step: PageStep) -> str:
-    """Return the line that tells the user about `step`."""
+    """Return the line that tells the user about `step`; what is wrong with it comes at the end, with what to do."""
     mark = {"ok": "ok  ", "failed": "FAIL", "skipped": "-   ", "begun": "... "}[step.status]
     where = f"[{step.transport}] " if step.transport else ""
-    return printable(mask(f"{mark} {where}{step.title}{': ' + step.detail if step.detail else ''}"))
+    detail = f": {step.detail}" if step.detail and step.status != "failed" else ""
+    return printable(mask(f"{mark} {where}{step.title}{detail}"))
 
 
 def as_json(
-    runtime: Runtime | None, steps: list[PageStep], faults: list[Fault], warnings: list[Fault], gpu: dict[str, Any]
+    runtime: Runtime | None,
+    steps: list[PageStep],
+    faults: list[Fault],
+    warnings: list[Fault],
+    gpu: dict[str, Any],
+    put_right: Callable[[str], str],
 ) -> str:
-    """Return the result as a JSON document."""
+    """Return the result as a JSON document; put_right: makes of a command of ours what the user can type."""
 
     def fault(one: Fault) -> dict[str, str]:
-        return {"code": one.code, "what": mask(one.what), "hint": mask(one.hint)}
+        return {"code": one.code, "what": mask(one.what), "hint": put_right(mask(one.hint))}
 
     return json.dumps(
         {
@@ -90,28 +96,29 @@ def as_json(
     )
 
 
-def tell(faults: list[Fault], warnings: list[Fault]) -> None:
+def tell(faults: list[Fault], warnings: list[Fault], screen: Screen) -> None:
     """Print what was found: warnings, then each fault once, the first failed step's first, or the browser's part."""
-    for warning in warnings:
-        print(mask(f"warning: {warning.what} [{warning.code}]\nhint: {warning.hint}"), file=sys.stderr)
-    for fault in faults:
-        print(mask(f"error: {fault.what} [{fault.code}]\nhint: {fault.hint}"), file=sys.stderr)
+    for word, found in [("warning", warnings), ("error", faults)]:
+        for one in found:
+            screen.report(mask(f"{word}: {one.what} [{one.code}]"))
+            screen.report("hint: " + screen.put_right(mask(one.hint)))
     if not faults:
         print("\nThis side is fine: Colab can use this runtime on both of its transports.\n" + BROWSER_ADVICE)
 
 
-def look_at_home(as_document: bool) -> int:
+def look_at_home(screen: Screen) -> int:
     """Print what is known to break things in this user's home and variables; return the exit code."""
     found = look(user_home(), os.environ)
     serious = [finding for finding in found if finding.breaks]
-    if as_document:
+    if screen.json:
         listed = [finding._asdict() for finding in found]
         print(json.dumps({"schema": 1, "ok": not serious, "findings": listed}, indent=2))
         return EXIT_FAILED if serious else EXIT_OK
     for finding in found:
-        print(f"{'warning' if finding.breaks else 'note'}: {finding}\nhint: {finding.hint}", file=sys.stderr)
+        screen.report(f"{'warning' if finding.breaks else 'note'}: {finding}")
+        screen.report("hint: " + screen.put_right(finding.hint))
     if not serious:
-        print("Nothing in your home folder and variables is known to break Jupyter as bootstrap.py starts it.")
+        screen.say("Nothing in your home folder and variables is known to break Jupyter as bootstrap.py starts it.")
     return EXIT_FAILED if serious else EXIT_OK
 
 
@@ -121,7 +128,7 @@ def examine(args: argparse.Namespace, screen: Screen) -> int:
         print(markdown_table())
         return EXIT_OK
     if args.home:
-        return look_at_home(args.json)
+        return look_at_home(screen)
 
     def show(step: PageStep) -> None:
         if not args.json:
@@ -142,9 +149,9 @@ def examine(args: argparse.Namespace, screen: Screen) -> int:
     except Fault as fault:
         faults = [fault]
     if args.json:
-        print(as_json(runtime, steps, faults, warnings, gpu))
+        print(as_json(runtime, steps, faults, warnings, gpu, screen.put_right))
     else:
-        tell(faults, warnings)
+        tell(faults, warnings, screen)
     return EXIT_FAILED if faults else EXIT_OK
 
 

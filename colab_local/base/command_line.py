@@ -23,6 +23,15 @@ from colab_local.base.files import UMASK, disk_failure, is_full
 from colab_local.base.hints import true_here, typed_now
 from colab_local.base.terminal import Screen
 
+# What argparse says, and what is said instead.
+ARGPARSE = (
+    (r"^argument (\S+?/)?(--?[\w-]+): expected (at least )?one argument$", r"\2 needs a value"),
+    (r"^argument (\S+): not allowed with argument (\S+)$", r"\1 and \2 can't be given together"),
+    (r"^argument (\S+?/)?(\S+): ignored explicit argument (.*)$", r"\2 takes no value (found \3)"),
+    (r"^argument (\S+): invalid (?:int|float) value: (.*)$", r"\1 needs a number (found \2)"),
+    (r"^the following arguments are required: ", "not given: "),
+    (r"^argument (\S+): ", r"\1: "),
+)
 Work = Callable[[argparse.Namespace, Screen], int]
 
 
@@ -83,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         self.never_meant, self.modes = never_meant, modes
         settings.setdefault("formatter_class", Manual)
         super().__init__(allow_abbrev=False, **settings)
-        self.add_argument("--version", action="version", version=f"colab-local {VERSION}", help="show it")
+        self.add_argument("--version", action="version", version=f"colab-local {VERSION}", help="show its version")
         self.typed: list[str] = []
         self.add_argument("--completion", action=Completion, help="print what teaches a shell these options")
 
@@ -101,6 +110,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise Failure with argparse's message in our words."""
+        for theirs, ours in ARGPARSE:
+            message = re.sub(theirs, ours, message)
         raise Failure(message, f"{typed_program()} --help", EXIT_USAGE)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -83,11 +83,11 @@ def true_here(hint: str, typed: Typed, parser: argparse.ArgumentParser, modes: S
         except ValueError:  # prose with an apostrophe behind the command
             return found.group()
         own = Path(program).name == Path(typed.program).resolve().name
-        words = [word for word in options if not word.startswith("!")]
-        if own and modes is not None:
-            words = merged(typed.words, options, parser, modes)
         path = typed.program if own else beside(typed.program, program)
-        return " ".join([typed.interpreter, *(shlex.quote(word) for word in [path, *words])])
+        rest = found.group(2)  # as it is, prose behind the command and all
+        if own and modes is not None:
+            rest = "".join(f" {shlex.quote(word)}" for word in merged(typed.words, options, parser, modes))
+        return f"{typed.interpreter} {shlex.quote(path)}{rest}"
 
     return GIT.sub(lambda found: from_git(found.group(1), beside(typed.program, ".")), COMMAND.sub(put_right, hint))
 
@@ -114,6 +114,8 @@ def merged(
     wanted = [word for word in wanted if not word.startswith("!")]
     own = [(name, words) for name, words in parts(typed, parser) if words[0].partition("=")[0] not in dropped]
     news = list(parts(wanted, parser))
+    if "--help" in wanted:  # the line that was typed may be wrong, and then an option of it is an error, too
+        return list(wanted)
     if any(name is None for name, _ in [*own, *news]):  # the line that was typed is wrong: no part of it is repeated
         return list(wanted)
     names = {name for name, _ in news}

@@ -209,6 +209,8 @@ class File(Step):
 
     def difference(self) -> str | None:
         found = self._found()
+        if found is None and not self.receipt.screen.verbose:
+            return f"new file, {len(self.content.splitlines())} lines: -v shows them"
         if found is None:
             return files.difference(None, self.content, str(self.path))
         notes = []

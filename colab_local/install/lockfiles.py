@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_USAGE, Failure
@@ -57,7 +58,8 @@ def runtimes_of(index: dict[str, Any], env: str) -> dict[str, str]:
     found = {name[len(prefix) :]: name for name in index["environments"] if name.startswith(prefix)}
     # pixi allows no dot in an environment's name
     months = {month.replace("-", "."): name for month, name in found.items() if re.match(r"\d{4}-\d\d$", month)}
-    if index.get("runtime") and not index["environments"].get(env, {}).get("needs_conda"):  # conda-forge's versions
+    others = index["environments"].get(env, {}).get("needs_conda")  # has conda-forge's versions
+    if index.get("runtime") and not others and not re.search(r"-\d{4}-\d\d$", env):
         months[index["runtime"]] = env
     return dict(sorted(months.items()))
 
@@ -68,9 +70,20 @@ def runtime_of(index: dict[str, Any], env: str, month: str) -> str:
     if month not in months:
         known = ", ".join(months) or "none"
         newest = next(reversed(list(months)), "")
-        hint = f"python3 bootstrap.py --env {env}" + (f" --runtime {newest}" if newest else "")
+        hint = f"python3 bootstrap.py --env {env} " + (f"--runtime {newest}" if newest else "!--runtime")
         raise Failure(f"no runtime {month!r} of Colab's for {env} (there are: {known})", hint, EXIT_USAGE)
     return months[month]
+
+
+def check_known(env: str, environments: Mapping[str, Any]) -> None:
+    """Raise Failure for an environment that lockfiles/index.json does not have; the hint is the nearest."""
+    if env not in environments:
+        near = difflib.get_close_matches(env, list(environments), 1) or [DEFAULT_ENVIRONMENT]
+        raise Failure(
+            f"unknown environment {env!r} (there are: {', '.join(sorted(environments))})",
+            f"python3 bootstrap.py --env {near[0]}",
+            EXIT_USAGE,
+        )
 
 
 def pythons_of(index: dict[str, Any], env: str) -> list[str]:

@@ -15,8 +15,8 @@ class Options(NamedTuple):
     ENGINES; python: the host engine's interpreter, "" for the machine's; mirrors: FROM=TO rules; offline: a bundle,
     "" for none; bundle_lock: the sha256 of the lockfiles/index.json that it must have, "" for the checkout's;
     bundle_signers: who may have signed it, an allowed signers file, "" for anybody; port: Jupyter's, on loopback;
-    notebook_dir: what Colab's file pane shows; gpu_check: look for a GPU; launch: Jupyter is started at the end;
-    lab: JupyterLab is, and not Notebook 6.
+    notebook_dir: what Colab's file pane shows; gpu_check: look for a GPU; starts: Jupyter is started at the end,
+    here or as a service; lab: JupyterLab is, and not Notebook 6.
     """
 
     env: str
@@ -29,7 +29,7 @@ class Options(NamedTuple):
     port: int
     notebook_dir: Path
     gpu_check: bool
-    launch: bool
+    starts: bool
     lab: bool = False
     bundle_lock: str = ""
     bundle_signers: str = ""

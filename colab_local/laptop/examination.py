@@ -173,13 +173,16 @@ def broken_environment() -> Fault | None:
     return None
 
 
-def start_command() -> str:
-    """Return the command that starts Jupyter on this machine, or the one that prepares it."""
+def start_command(port: int = 0) -> str:
+    """Return the command that starts Jupyter on this machine, or the one that prepares it.
+
+    port: where it is wanted, 0 for that of the installation.
+    """
     home = default_home()
     for receipt in current_environments():
         link = str(home / "current" / receipt["env"])
         argv = jupyter_argv(
-            link, receipt["port"], receipt["notebook_dir"], os.geteuid() == 0, bool(receipt.get("lab"))
+            link, port or receipt["port"], receipt["notebook_dir"], os.geteuid() == 0, bool(receipt.get("lab"))
         )
         return " ".join(shlex.quote(word) for word in argv)
     return "python3 bootstrap.py"
@@ -328,7 +331,7 @@ class Examination:
                 f"paste the address of port {servers[0].port} into Colab; {self._list_command(servers[0])} shows it",
             )
         what = f"nothing listens on {self.runtime.netloc} ({error.strerror or error})"
-        hint = start_command() if current_environments() else ""
+        hint = start_command(port) if current_environments() else ""
         return broken_environment() or Fault("nothing-listens", what, hint)
 
     @staticmethod
@@ -617,6 +620,15 @@ def only_server(timeout: float) -> Runtime:
     return Runtime("localhost", server.port, server.token, server.base_url, timeout)
 
 
+def answers_at(runtime: Runtime) -> bool:
+    """Return whether anything listens at the address: else there is no token to ask for."""
+    try:
+        runtime.connect().close()
+    except OSError:
+        return False
+    return True
+
+
 def find_token(runtime: Runtime, file: str | None) -> str:
     """Return the token for `runtime`: from `file` ("-" is standard input), the server's runtime file, or the user.
 
@@ -632,7 +644,7 @@ def find_token(runtime: Runtime, file: str | None) -> str:
     for server in described_servers():
         if server.port == runtime.port and server.token and holds_port(server.pid, server.port):
             return server.token
-    if sys.stdin.isatty() and sys.stderr.isatty():
+    if sys.stdin.isatty() and sys.stderr.isatty() and answers_at(runtime):
         typed = getpass.getpass("Token of the server, or its whole address (not shown; empty for none): ").strip()
         return typed.rpartition("token=")[2]
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -14,7 +15,7 @@ from colab_local.install.home import current_receipt
 from colab_local.install.lockfiles import conda_names, locked_names
 from colab_local.manage import verify
 
-WIDTH = 90  # columns: no line of the card is longer
+WIDTH = 80  # columns: no line of the card is longer, and the address stands alone on its own
 PACKAGES = (("TensorFlow", ("tensorflow", "tensorflow-cpu")), ("Keras", ("keras",)), ("Notebook", ("notebook",)))
 
 
@@ -36,17 +37,17 @@ def card(
     """Return the lines of the card, each of at most WIDTH columns."""
     address = f"http://localhost:{port}/?token={token}"
     rows = [
-        ("Colab", "Connect > Connect to a local runtime; in some seconds, paste this:"),
-        ("", address),
         ("runs", packages),
         ("GPU", gpu_text(receipt, gpus)),
         ("files", f"{receipt['name']}, {receipt['platform']}, by {receipt['engine']}"),
         ("", fingerprint[fingerprint.find("sha256:") :] if "sha256:" in fingerprint else fingerprint),
         ("stop", "Ctrl-C, twice"),
     ]
-    return [
-        f"  {name:<7}{text[: WIDTH - 9]}" if name or text != address else f"         {text}" for name, text in rows
-    ]
+    lines = ["In Colab: Connect > Connect to a local runtime; in some seconds, paste this:", address, ""]
+    for name, text in rows:
+        begin = f"  {name:<7}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent=begin, subsequent_indent=" " * len(begin))
+    return lines
 
 
 def versions(home: Path, receipt: dict[str, Any]) -> str:

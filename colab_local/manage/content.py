@@ -43,4 +43,5 @@ def make_link(target: Path, dry_run: bool, screen: Screen, place: Path = PLACE) 
     except OSError as problem:
         what = f"can't make {place} ({problem.strerror}): only root may, on this machine"
         raise Failure(what, command_for(target, place), EXIT_MACHINE) from None
-    screen.say(f"{place} is a link to {target} now. To remove it: rm {place}   (what is in the folder stays)")
+    screen.say(f"Made {place}, a link to {target}. To remove the link, not the folder:")
+    screen.say(f"rm {place}")

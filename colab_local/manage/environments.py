@@ -188,10 +188,16 @@ def confirmed(option: str, yes: bool, screen: Screen) -> bool:
         )
     sys.stderr.write("Remove all this? [y/N] ")
     sys.stderr.flush()
-    answer = sys.stdin.readline().strip().lower() in ("y", "yes")
-    if not answer:
-        screen.say("Nothing was removed.")
-    return answer
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        answer = ""
+    if not answer:  # Ctrl-C or Ctrl-D: the question's line is not ended
+        sys.stderr.write("\n")
+    if answer.strip().lower() in ("y", "yes"):
+        return True
+    screen.say("Nothing was removed.")
+    return False
 
 
 def made(home: Path) -> list[Path]:
@@ -230,11 +236,11 @@ def left_over(home: Path) -> list[str]:
     )
 
 
-def show(screen: Screen, paths: list[tuple[Path, int]], verb: str) -> None:
-    """Print what will be removed."""
-    screen.say(f"{verb} this:")
+def show(screen: Screen, home: Path, paths: list[tuple[Path, int]], verb: str) -> None:
+    """Print what will be removed from a home."""
+    screen.say(f"{verb} this from {home}:")
     for path, size in paths:
-        screen.say(f"  {megabytes(size):>8}  {path}")
+        screen.say(f"  {megabytes(size):>8}  {path.relative_to(home) if home in path.parents else path}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -306,7 +312,7 @@ def prune(home: Path, dry_run: bool, yes: bool, screen: Screen) -> dict[str, Any
     if not unused:
         screen.say(f"Nothing to do: every environment in {home} is in use, or the previous one")
         return result
-    show(screen, [(entry.root, entry.size) for entry in unused], "Would remove" if dry_run else "Will remove")
+    show(screen, home, [(entry.root, entry.size) for entry in unused], "Would remove" if dry_run else "Will remove")
     if dry_run:
         return dict(result, would_remove=[entry.name for entry in unused], bytes=sum(e.size for e in unused))
     if not confirmed("--prune", yes, screen):
@@ -338,7 +344,7 @@ def uninstall(home: Path, dry_run: bool, yes: bool, others: Mapping[str, Remover
         screen.say(f"Nothing to do: nothing of colab-local is in {home}")
         return result
     sizes = [(entry.root, entry.size) for entry in environments] + [(path, tree_size(path)) for path in kept]
-    show(screen, sizes, "Would remove" if dry_run else "Will remove")
+    show(screen, home, sizes, "Would remove" if dry_run else "Will remove")
     for remover in removers:  # each shows what it would remove and restore
         remover(home, True, screen)
     if dry_run or not confirmed("--uninstall", yes, screen):

@@ -7,12 +7,20 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.files import existing_parent
 from colab_local.base.terminal import Screen
-from colab_local.install.lockfiles import REPOSITORY, conda_names, locked_names, read_index, read_lock_file
+from colab_local.install.lockfiles import (
+    REPOSITORY,
+    check_known,
+    conda_names,
+    locked_names,
+    read_index,
+    read_lock_file,
+)
 
 # What a notebook is, as far as this looks: format 4, which Colab writes, or 3, with its cells on worksheets.
 SHAPE = {"cells?": list, "worksheets?": [{"cells": list}], "nbformat": int}
@@ -132,7 +140,9 @@ def read_cells(path: Path) -> list[str]:
     try:
         content = documents.read(path, SHAPE)
     except OSError as problem:
-        raise Failure(f"can't read {path} ({problem.strerror})", "ls *.ipynb", EXIT_USAGE) from None
+        raise Failure(
+            f"can't read {path} ({problem.strerror})", "ls -l " + shlex.quote(str(existing_parent(path))), EXIT_USAGE
+        ) from None
     except ValueError as problem:
         raise Failure(
             f"{path} is not a notebook of format 3 or 4: {problem}",
@@ -266,13 +276,20 @@ def hosted_versions(env: str) -> dict[str, str]:
         return {}
 
 
+def worth(named: tuple[str, dict[str, Any]]) -> tuple[bool, bool, int]:
+    """Return a sort key for index.json's environments: this month's first, without CUDA first, small ones first."""
+    name, entry = named
+    sizes = [platform.get("bytes", {}).get("pypi_download", 0) for platform in entry["platforms"].values()]
+    return bool(re.search(r"-\d{4}-\d\d$", name)), entry["accelerator"] == "gpu", max(sizes, default=0)
+
+
 def examine(path: Path, lockfiles: Path) -> dict[str, Any]:
     """Return what the notebook at `path` needs, and what each locked environment has of it."""
     needs = needs_of(read_cells(path), path.parent)
     wanted = wanted_packages(needs)
     index = read_index(lockfiles)
     environments = {}
-    for name, entry in index["environments"].items():
+    for name, entry in sorted(index["environments"].items(), key=worth):
         parts = [entry["pypi"], *(entry["platforms"].values() if entry.get("needs_conda") else ())]
         texts = [read_lock_file(lockfiles, part["file"], part["sha256"]) for part in parts]
         locked = {**locked_names(texts[0]), **{n: v for text in texts[1:] for n, v in conda_names(text).items()}}
@@ -304,8 +321,11 @@ def _minor(series: str) -> int:
     return int(series.split(".")[1])
 
 
-def lines_of(found: dict[str, Any], env: str) -> Iterator[str]:
-    """Yield what a person reads of examine()'s answer; env: the environment that was asked for."""
+def lines_of(found: dict[str, Any], env: str, put_right: Callable[[str], str]) -> Iterator[str]:
+    """Yield what a person reads of examine()'s answer.
+
+    env: the environment that was asked for; put_right: makes of a command of ours what the user can type.
+    """
     environments = found["environments"]
     names = [env, *(name for name in environments if name != env)][:3]
     width = max([len(package) for package in found["needs"]] + [8])
@@ -327,9 +347,10 @@ def lines_of(found: dict[str, Any], env: str) -> Iterator[str]:
         yield f"The {env} environment has all that it imports."
         return
     yield f"The {env} environment lacks: {', '.join(missing)}"
-    complete = [name for name, entry in environments.items() if not entry["missing"] and not entry["gone"]]
+    complete = [name for name in environments if not environments[name]["missing"] and not environments[name]["gone"]]
     if complete:
-        yield f"Has all: python3 bootstrap.py --env {complete[0]}"
+        yield f"The {complete[0]} environment has all:"
+        yield put_right(f"python3 bootstrap.py --env {complete[0]}")
 
 
 def command(paths: Sequence[Path], env: str, lockfiles: Path, screen: Screen) -> int:
@@ -337,10 +358,7 @@ def command(paths: Sequence[Path], env: str, lockfiles: Path, screen: Screen) ->
 
     Raises Failure for one that can't be read, after the others have been looked at.
     """
-    known = read_index(lockfiles)["environments"]
-    if env not in known:
-        what = f"unknown environment {env!r} (there are: {', '.join(sorted(known))})"
-        raise Failure(what, "python3 bootstrap.py --help", EXIT_USAGE)
+    check_known(env, read_index(lockfiles)["environments"])
     answers: list[dict[str, Any]] = []
     unread: list[Failure] = []
     for path in paths:
@@ -350,7 +368,7 @@ def command(paths: Sequence[Path], env: str, lockfiles: Path, screen: Screen) ->
             unread.append(problem)
             continue
         screen.say(f"{path}:")
-        for line in lines_of(answers[-1], env):
+        for line in lines_of(answers[-1], env, screen.put_right):
             screen.say(line)
     for other in unread[1:]:
         screen.report(f"error: {other.what}")

@@ -154,7 +154,7 @@ def plist_text(argv: Sequence[str], home: Path, token_file: Path) -> str:
     return text.replace("<plist ", f"<!-- {MARK} -->\n<plist ", 1)
 
 
-def by_hand(argv: Sequence[str], home: Path, token_file: Path) -> str:
+def start_by_hand(argv: Sequence[str], home: Path, token_file: Path) -> str:
     """Return the line that starts Jupyter for good where there is no service manager."""
     log = shlex.quote(str(home / "logs" / "jupyter.log"))
     command = " ".join(shlex.quote(word) for word in argv)
@@ -356,25 +356,35 @@ def ensure_linger(screen: Screen) -> tuple[bool, bool]:
 # Installing and removing
 
 
-def choose_manager(screen: Screen, instead: str = "") -> Manager:
-    """Return the kind of service manager that this machine has, and change nothing; Failure if there is none.
-
-    instead: the command that the hint gives then.
-    """
+def choose_manager(screen: Screen) -> Manager:
+    """Return the kind of service manager that this machine has, and change nothing; Failure if there is none."""
     if platform.system() == "Darwin":
         return Launchd(screen)
-    hint = "start it by hand: " + instead if instead else ""
     if not (shutil.which("systemctl") and Path("/run/systemd/system").is_dir()):
-        raise Failure("--service needs systemd, and it does not run this machine", hint)
+        raise Failure(
+            "--service needs systemd, and it does not run this machine",
+            "python3 bootstrap.py !--service --launch",
+            EXIT_MACHINE,
+        )
     return Systemd(screen)
 
 
-def find_manager(screen: Screen, instead: str = "") -> Manager:
-    """Return this machine's service manager, ready for this user; Failure if there is none.
+def check(options: Options, screen: Screen) -> None:
+    """Raise Failure where there is no service manager: before anything is installed for it."""
+    try:
+        choose_manager(screen)
+    except Failure as problem:
+        home = options.home.resolve()
+        if current_receipt(home, options.env) is None:
+            raise
+        (home / "logs").mkdir(exist_ok=True)
+        by_hand = start_by_hand(command_line(options), home, token_file(home))
+        raise Failure(f"{problem.what}: Jupyter can be started by hand", by_hand, problem.code) from None
 
-    instead: the command that the hint gives then.
-    """
-    manager = choose_manager(screen, instead)
+
+def find_manager(screen: Screen) -> Manager:
+    """Return this machine's service manager, ready for this user; Failure if there is none."""
+    manager = choose_manager(screen)
     if isinstance(manager, Launchd):
         return manager
     show = ["systemctl", "--user", "show-environment"]
@@ -486,6 +496,12 @@ def await_answer(manager: Manager, home: Path, env: str, port: int) -> dict[str,
     )
 
 
+def command_line(options: Options) -> list[str]:
+    """Return what the service runs."""
+    prefix = str(options.home.resolve() / "current" / options.env)
+    return jupyter_argv(prefix, options.port, str(options.notebook_dir), os.geteuid() == 0, options.lab)
+
+
 def command(options: Options, dry_run: bool, screen: Screen) -> int:
     """Make, or bring up to date, the service for an installation's options and return the exit code.
 
@@ -493,17 +509,14 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     """
     home = options.home.resolve()
     if dry_run:
-        manager = choose_manager(screen, "python3 bootstrap.py --launch")
+        manager = choose_manager(screen)
         screen.say(f"Would keep Jupyter running as a {manager.kind} service: {manager.path}")
         return EXIT_OK
     if current_receipt(home, options.env) is None:
         raise Failure(f"there is no environment {options.env} in {home}", "python3 bootstrap.py --env " + options.env)
-    argv = jupyter_argv(
-        str(home / "current" / options.env), options.port, str(options.notebook_dir), os.geteuid() == 0, options.lab
-    )
-    token = token_file(home)
+    argv, token = command_line(options), token_file(home)
     (home / "logs").mkdir(exist_ok=True)
-    manager = find_manager(screen, by_hand(argv, home, token))
+    manager = find_manager(screen)
     with hold_lock(home, screen):
         made = install(manager, home, options.env, argv, token, options.port)
     server = await_answer(manager, home, options.env, options.port)
@@ -516,7 +529,7 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     screen.say("  Log:               " + manager.log_command(home))
     screen.say("  Stop:              " + " ".join(manager.command("stop")))
     screen.say("  Start:             " + " ".join(manager.command("start")))
-    screen.say("  Remove:            python3 bootstrap.py --uninstall")
+    screen.say("  Remove:            " + screen.put_right("python3 bootstrap.py !--service --uninstall"))
     if isinstance(manager, Systemd) and not lingers(screen):
         screen.report("note: without lingering, systemd ends this service when you log out and starts it at login")
         screen.report("hint: sudo loginctl enable-linger " + user_name())

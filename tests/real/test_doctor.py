@@ -83,7 +83,8 @@ class Diagnosis:
 def examine(home: Path, *argv: str, stdin: str = "", python: str = sys.executable, **env: str) -> Diagnosis:
     """Run the doctor with --json as the user at `home`."""
     done = call(home, "--json", *argv, stdin=stdin, python=python, **env)
-    return Diagnosis(done.returncode, done.stdout + done.stderr, json.loads(done.stdout))
+    typed_here = re.sub(rf"[^\s\"]+ {re.escape(str(REPO))}/(?=[\w/]+\.py)", "python3 ", done.stdout)
+    return Diagnosis(done.returncode, done.stdout + done.stderr, json.loads(typed_here))
 
 
 def call(
@@ -214,10 +215,14 @@ def test_nothing_listens_and_what_to_type(prefix: Path, tmp_path: Path) -> None:
     assert found.json["faults"][0]["hint"] == cures.CURES["nothing-listens"].cure.replace("`", "")
     behind_a_tunnel = "python3 bootstrap.py   or, behind a tunnel: python3 scripts/doctor.py http://localhost:8888"
     assert examine(tmp_path).json["faults"][0]["hint"] == behind_a_tunnel
-    argv = make_receipt(tmp_path, prefix)
-    for arguments in ([], [address]):
+    argv = " ".join(make_receipt(tmp_path, prefix))
+    there = argv.replace("--port=8888", "--port=" + address.rpartition(":")[2])
+    for arguments, command in (([], argv), ([address], there)):
         found = examine(tmp_path, *arguments)
-        assert (found.fault, found.json["faults"][0]["hint"]) == ("nothing-listens", " ".join(argv))
+        assert (found.fault, found.json["faults"][0]["hint"]) == ("nothing-listens", command)
+    shown = call(tmp_path, address)
+    assert "FAIL reach the address\n" in shown.stdout, "what is wrong is said once"
+    assert shown.stderr.count("nothing listens on") == 1
 
 
 def test_what_a_server_left_behind_is_not_taken_for_one(prefix: Path, tmp_path: Path) -> None:

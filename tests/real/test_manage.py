@@ -207,12 +207,14 @@ def test_a_copied_home_speaks_for_itself_alone(tmp_path: Path) -> None:
 
 
 def test_it_asks_on_a_terminal(tmp_path: Path) -> None:
-    """An empty answer means no. What a killed installation left can be removed too."""
+    """An empty answer means no, Ctrl-C and Ctrl-D, too. What a killed installation left can be removed."""
     home = Home(tmp_path / "home", tmp_path)
     (home.path / "envs" / f"cpu-{'1' * 12}" / "bin").mkdir(parents=True)
-    for word in ("\n", "n\n"):
+    for word in ("\n", "n\n", "\x03", "\x04"):
         status, output = answer(home, word)
-        assert status == 0 and "Remove all this?" in output and home.path.is_dir()
+        assert status == 0 and home.path.is_dir()
+        question, *rest = output.replace("\r", "").split("Remove all this?")[1].split("\n")
+        assert (question.strip(" ^CDny/N[]"), rest) == ("", ["Nothing was removed.", ""]), word
     status, output = answer(home, "y\n")
     assert status == 0 and "Removed" in output, output
     assert not home.path.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,17 @@ PROGRAMS = (
 # Wrong for every program, whatever its options; then a program's own.
 WRONG = [["--nosuch"], ["--helpp"], ["-Z"], ["--json=yes"], ["--nosuch=1", "x"], ["--versionn"]]
 OWN = {
-    "bootstrap.py": [["--gup"], ["gpu"], ["install", "--gpu"], ["--verify", "cpu"], ["--engine", "minforge"]],
+    "bootstrap.py": [
+        ["--gup"],
+        ["gpu"],
+        ["install", "--gpu"],
+        ["--verify", "cpu"],
+        ["--engine", "minforge"],
+        ["--env"],
+        ["--cpu", "--gpu"],
+        ["--prefix", "/x", "--port"],
+        ["--display", "one"],
+    ],
     "scripts/bundle.py": [["--engine", "pixy"], ["--jobs", "many"], ["cpu"], ["--env"], ["--env", "nosuch"]],
     "scripts/connect.py": [[], ["--port", "0", "h"], ["--port", "eighty", "h"], ["a", "b"], ["--stpo", "h"]],
     "scripts/doctor.py": [["--timeout"], ["--timeout", "soon"], ["--tabel"], ["--token-fil", "x"], ["--jso"]],
@@ -65,6 +76,10 @@ def test_wrong_command_lines_give_two_lines_and_the_documented_code(program: str
             arguments,
             lines,
         )
+        assert not re.search(r"argument |arguments|invalid", lines[0]), (arguments, lines)  # argparse's own words
+        if lines[1].endswith("--help"):
+            helped = call(program, *shlex.split(lines[1])[3:])
+            assert (helped.returncode, helped.stderr) == (0, ""), (arguments, lines)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,13 @@ def test_the_users_options_stay_unless_the_hint_contradicts_them(
     parser.parse_args(shlex.split(shown))
 
 
+@pytest.mark.parametrize("words", ["--env", "--cpu --gpu --prefix /x", "--prefix /x"])
+def test_help_stands_alone(parser: argparse.ArgumentParser, words: str) -> None:
+    """A wrong option before it would be an error again."""
+    typed = Typed("python3", "bootstrap.py", tuple(words.split()))
+    assert true_here("python3 bootstrap.py --help", typed, parser, MODES) == "python3 bootstrap.py --help"
+
+
 def test_the_program_is_where_it_was_typed(parser: argparse.ArgumentParser) -> None:
     typed = Typed("python3.12", "/opt/my tools/bootstrap.py", ("--gpu",))
     hint = "sudo apt-get install python3.12 && python3 bootstrap.py --python python3.12   # or another"
@@ -70,6 +77,13 @@ def test_the_program_is_where_it_was_typed(parser: argparse.ArgumentParser) -> N
     assert (
         true_here("python3 scripts/doctor.py", typed, parser, MODES) == "python3.12 '/opt/my tools/scripts/doctor.py'"
     )
+
+
+def test_prose_behind_a_command_stays_as_it_is(parser: argparse.ArgumentParser) -> None:
+    typed = Typed("python3", "cl/scripts/doctor.py", ())
+    hint = "Start it as python3 bootstrap.py prints; or, elsewhere, run python3 scripts/connect.py USER@HOST"
+    shown = hint.replace("python3 ", "python3 cl/")
+    assert true_here(hint, typed, parser, None) == shown
 
 
 def test_a_hint_without_a_command_of_ours_stays_as_it_is(parser: argparse.ArgumentParser) -> None:

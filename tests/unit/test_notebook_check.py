@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,11 @@ def test_answer_for_each_environment(tmp_path: Path, capsys: pytest.CaptureFixtu
     found = notebook.examine(bad, LOCKFILES)
     assert found["environments"]["gpu"]["missing"] == ["no-such-thing-x"]
     assert found["needs"] == {"no-such-thing-x": 1}
+    more = write(tmp_path / "more.ipynb", "import transformers, numpy")
+    assert notebook.command([more], "cpu", LOCKFILES, Screen()) == EXIT_DIFFERS
+    said = capsys.readouterr().out
+    assert re.search(r"^  needs +cpu +notebooks +colab  first", said, re.M), "no old months where new ones are"
+    assert said.endswith("The notebooks environment has all:\npython3 bootstrap.py --env notebooks\n"), "the smallest"
 
 
 def test_installed_by_itself_is_not_missing(tmp_path: Path) -> None:

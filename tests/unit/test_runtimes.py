@@ -13,6 +13,7 @@ from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install.installation import Installation
 from colab_local.install.lockfiles import (
+    check_known,
     locked_names,
     make_lock,
     pythons_of,
@@ -87,6 +88,16 @@ def test_colab_has_all_of_hosted_colab_but_what_is_named() -> None:
         assert f"  {package}: {reason}" in told
 
 
+def test_an_environment_without_months_or_without_that_name() -> None:
+    for env in ("gpu-forge", "cpu-2026-04"):  # conda-forge's versions; a month's own
+        with pytest.raises(Failure, match=r"there are: none") as caught:
+            runtime_of(INDEX, env, "2026.08")
+        assert caught.value.hint == f"python3 bootstrap.py --env {env} !--runtime"
+    with pytest.raises(Failure, match="unknown environment 'notbooks'") as caught:
+        check_known("notbooks", INDEX["environments"])
+    assert caught.value.hint == "python3 bootstrap.py --env notebooks"
+
+
 def test_the_documents_say_how_many_packages_follow_hosted_colab() -> None:
     told = (REPO / "docs" / "notebooks.md").read_text()
     english, japanese = ((REPO / name).read_text() for name in ("README.md", "README.ja.md"))
@@ -132,7 +143,7 @@ def test_content_is_made_where_nothing_is(tmp_path: Path, capsys: pytest.Capture
     assert not place.is_symlink()
     link(place, target)
     assert place.resolve() == target
-    assert f"{place} is a link to {target} now" in capsys.readouterr().out
+    assert f"Made {place}, a link to {target}." in capsys.readouterr().out
     link(place, target)
     assert "Nothing to do" in capsys.readouterr().out
 

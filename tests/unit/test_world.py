@@ -14,7 +14,7 @@ import pytest
 from colab_local.base import network
 from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.install import surroundings
-from colab_local.install.engines.host import find_python
+from colab_local.install.engines.host import find_python, other_python
 from colab_local.install.machine import folder_refusal, memory_limit, memory_refusal
 from tests.conftest import REPO, SCREEN
 
@@ -64,7 +64,21 @@ def test_a_python_that_was_built_without_something_is_passed_over(tmp_path: Path
         find_python(str(python), [version], SCREEN)
     assert f"{python} was built without sqlite3, lzma" in caught.value.what
     assert caught.value.code == EXIT_MACHINE
+    assert caught.value.hint == "python3 bootstrap.py !--python --engine host", "this one has all"
     assert find_python(sys.executable, [version], SCREEN)[1] == version
+
+
+def test_a_python_that_the_distribution_lacks_is_not_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python 3.13 on Debian 12: apt-get could not install it."""
+    (tmp_path / "apt-cache").write_text('#!/bin/sh\n[ "$2" = python3.12 ]\n')
+    (tmp_path / "apt-get").touch()
+    for file in tmp_path.iterdir():
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert other_python("3.8", ["3.11", "3.12", "3.13"], SCREEN) == (
+        "sudo apt-get install python3.12 python3.12-venv && python3 bootstrap.py --python python3.12"
+    )
+    assert other_python("3.8", ["3.13"], SCREEN).startswith("python3 scripts/bundle.py --help ")
 
 
 # What is in the home: (file, text, the line that is named, does it break something).

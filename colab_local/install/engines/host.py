@@ -115,11 +115,23 @@ def find_python(wanted: str, versions: Sequence[str], screen: Screen) -> tuple[s
         if version in versions and not missing:
             return executable, version
         seen.append(f"{candidate} was built without {missing}" if missing else f"{candidate} is {version}")
-    asks = shutil.which("apt-cache")
-    offered = [v for v in versions if asks and succeeds(["apt-cache", "show", "python" + v], screen)]
-    version = (offered or list(versions[:2]))[-1]  # 3.12 where we can't ask: most systems have it
     raise Failure(
-        f"no Python that the lock covers (found {'; '.join(seen) or own}; need one of {', '.join(versions)})",
-        f"{install_command(version)} && python3 bootstrap.py --python python{version}",
+        f"no Python that the lock covers (found {'; '.join(seen) or own}; need {' or '.join(versions)})",
+        other_python(own if wanted else "", versions, screen),
         EXIT_MACHINE,
     )
+
+
+def other_python(own: str, versions: Sequence[str], screen: Screen) -> str:
+    """Return the command for a Python that the lock covers: this one, the distribution's, or a bundle's.
+
+    own: this Python's series, "" if it was tried.
+    """
+    if own in versions:
+        return "python3 bootstrap.py !--python --engine host"
+    offered = list(versions[:2])  # the last of these, 3.12, where we can't ask: most systems have it
+    if shutil.which("apt-cache"):
+        offered = [v for v in versions if succeeds(["apt-cache", "show", "python" + v], screen)]
+    if not offered:
+        return "python3 scripts/bundle.py --help   # makes one file with a Python in it, where conda's servers answer"
+    return f"{install_command(offered[-1])} && python3 bootstrap.py --python python{offered[-1]}"
