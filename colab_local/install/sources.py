@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import configparser
 import contextlib
-import fcntl
 import math
 import os
 import re
@@ -25,6 +24,11 @@ from colab_local.base.errors import EXIT_USAGE, Failure
 from colab_local.base.programs import child_environment, run
 from colab_local.base.terminal import Screen
 from colab_local.install.home import config_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows, which is refused by name before it is needed
+    fcntl = None  # type: ignore[assignment]
 
 # Every setting of `pip install` and `pip download` (pip 9 to 26) is in one of three tables. First, what uv knows by
 # another name. Several values are separated by white space in pip's.
