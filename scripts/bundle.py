@@ -50,7 +50,7 @@ ENGINES = ("miniforge", "anaconda", "pixi", "conda", "host")
 
 def make_parser() -> Parser:
     """Return the parser."""
-    parser = Parser(prog="bundle.py", description=__doc__)
+    parser = Parser(prog="bundle.py", description=__doc__, modes=())
     here = conda_platform(os.uname().sysname, os.uname().machine)
     parser.add_argument("--env", default=DEFAULT_ENVIRONMENT, help="environment (default: %(default)s)")
     parser.add_argument("--platform", default=here, help="of the machine that it is for (default: %(default)s)")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
 
 # A command of ours in a hint; it goes up to what is no option or value any more.
-COMMAND = re.compile(r"python3 ((?:scripts/)?\w+\.py)((?: (?!&&|\|)[^\s#()]+)*)")
+COMMAND = re.compile(r"python3 ((?:scripts/)?\w+\.py)((?: (?!&&|\||python3 )[^\s#()]+)*)")
 GIT = re.compile(r"\bgit (checkout -- [a-z]+(?: [a-z]+)*|pull)")  # of our own repository
 WHERE = frozenset({"home", "env", "lockfiles"})  # what says which installation is meant: true for every mode
 
@@ -84,7 +84,7 @@ def true_here(hint: str, typed: Typed, parser: argparse.ArgumentParser, modes: S
             return found.group()
         own = Path(program).name == Path(typed.program).resolve().name
         path = typed.program if own else beside(typed.program, program)
-        rest = found.group(2)  # as it is, prose behind the command and all
+        rest = re.sub(r" !\S+", "", found.group(2))  # else as it is, prose behind the command and all
         if own and modes is not None:
             rest = "".join(f" {shlex.quote(word)}" for word in merged(typed.words, options, parser, modes))
         return f"{typed.interpreter} {shlex.quote(path)}{rest}"
