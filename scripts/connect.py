@@ -109,7 +109,7 @@ def install_options(args: argparse.Namespace) -> tuple[str, ...]:
 def read_wish(args: argparse.Namespace) -> Wish:
     """Return what the command line asks for."""
     if os.name == "nt":
-        raise Failure("this runs on Linux, macOS and WSL", "in PowerShell: wsl --install", EXIT_MACHINE)
+        raise Failure("this runs on Linux, macOS and WSL", "wsl --install   # in PowerShell", EXIT_MACHINE)
     if args.destination.startswith("-"):
         raise Failure(f"a host can't be named {args.destination}", code=EXIT_USAGE)
     if args.bootstrap and not args.install:

@@ -194,7 +194,7 @@ def _damaged(source: str, found: str) -> Failure:
     """Return the failure of a download that is another file than the locked one."""
     return Failure(
         f"{mask(source)} is not the file that the lock names ({found}); it was not kept",
-        "git status lockfiles, then try again, from another network or --mirror",
+        "git status lockfiles   # no change there? Then from another network, or with --mirror",
         EXIT_INTEGRITY,
     )
 
@@ -350,7 +350,7 @@ def _untrusted(source: str, why: str) -> Failure:
     """Return the failure of a download from a server that does not prove who it is."""
     return Failure(
         f"can't download {mask(source)}: its certificate is not trusted ({why})",
-        "export SSL_CERT_FILE=/the/certificate/of/your/proxy.pem, then the same command again",
+        "export SSL_CERT_FILE=/the/certificate/of/your/proxy.pem   # then the same command again",
         EXIT_NETWORK,
     )
 

@@ -17,7 +17,7 @@ from typing import Iterator, NamedTuple, Sequence
 
 # A command of ours in a hint; it goes up to what is no option or value any more.
 COMMAND = re.compile(r"python3 ((?:scripts/)?\w+\.py)((?: (?!&&|\||python3 )[^\s#()]+)*)")
-GIT = re.compile(r"\bgit (checkout -- [a-z]+(?: [a-z]+)*|pull)")  # of our own repository
+GIT = re.compile(r"\bgit (checkout -- [a-z]+(?: [a-z]+)*|pull|status(?: [a-z]+)?)")  # of our own repository
 WHERE = frozenset({"home", "env", "lockfiles"})  # what says which installation is meant: true for every mode
 
 
@@ -99,7 +99,7 @@ def from_git(order: str, folder: str) -> str:
     """
     if not (Path(folder) / ".git").exists() or not shutil.which("git"):
         return "copy all of colab-local here again, over this copy"
-    return f"git {order}" if folder == "." else f"git -C {shlex.quote(folder)} {order}"
+    return f"git {order}" if Path(folder).resolve() == Path.cwd() else f"git -C {shlex.quote(folder)} {order}"
 
 
 def merged(

@@ -74,7 +74,7 @@ HINTS = {
     "disk": "df -h {place}",
     "memory": "free -m",
     "integrity": "run the same command again; if files still arrive altered, from another network or mirror",
-    "certificate": "export SSL_CERT_FILE=/the/certificate/of/your/proxy.pem, then the same command again",
+    "certificate": "export SSL_CERT_FILE=/the/certificate/of/your/proxy.pem   # then the same command again",
     "network": "check the network, proxy and package index, and run the same command again: it goes on from here",
 }
 
@@ -167,7 +167,7 @@ def failure_of(program: str, out: str, err: str, status: int, place: str, starve
     if kind == "disk" and lacks_inodes(Path(place)):
         hint = hint.replace("-h", "-i", 1)
     if kind == "killed":
-        hint = "run the same command again; if it is killed again: free -m"
+        hint = "free -m   # then the same command again"
     return Failure(mask(what), hint, CODES.get(kind, EXIT_FAILED))
 
 

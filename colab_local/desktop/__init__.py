@@ -117,7 +117,7 @@ def carry_out(name: str, kind: Kind, receipt: Receipt) -> tuple[list[Step], list
             receipt.screen.report(f"  log: {line}")
         raise Failure(
             f"the {name} desktop did not pass its check, so it was stopped and disabled: {problem}{left}",
-            f"python3 bootstrap.py --desktop {name}   (to try again; add --uninstall to remove it)",
+            f"python3 bootstrap.py --desktop {name}   # to try again; add --uninstall to remove it",
         ) from None
     except BaseException:
         # Ctrl-C or a failed step: what was started is unchecked and must not stay up; what ran before is the user's.

@@ -106,7 +106,7 @@ def screen(person: Person, display: int | None) -> PhysicalScreen:
     if found is None:
         raise Failure(
             f"{person.name} is not logged in at this machine's screen (found no X11 or Wayland session)",
-            "python3 bootstrap.py --desktop virtual   (needs no screen; or log in there, or name one: --display 0)",
+            "python3 bootstrap.py --desktop virtual   # needs no screen; or log in there, or name one: --display 0",
             EXIT_MACHINE,
         )
     return _x11(person, found.split(".")[0], real)
@@ -311,7 +311,7 @@ class Settings(Step):
         target = self._target(current, password)
         self.receipt.entry.setdefault("vino_before", text)
         self.receipt.note(vino_written={k: _fingerprint(k, v) for k, v in target.items()}, port=self.port)
-        locked = f"dconf dump {DCONF}   (an administrator may have locked some; --desktop virtual needs none of them)"
+        locked = f"dconf dump {DCONF}   # an administrator may have locked some; --desktop virtual needs none of them"
         try:
             self.dconf.load(target)  # all of them or, where one is locked, none
         except Failure as fault:
@@ -441,7 +441,7 @@ class StopServer(Step):
         if left:
             raise Failure(
                 f"the server of display {entry['screen']} did not end (process {left.pid}). Nothing was removed",
-                f"kill -KILL {left.pid}   then the same command again",
+                f"kill -KILL {left.pid}   # then the same command again",
             )
 
 

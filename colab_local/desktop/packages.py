@@ -233,7 +233,7 @@ class Install(Step):
             )
         raise Failure(
             f"system packages are missing (need {' '.join(self.names)})",
-            self.command(os.getuid() == 0) + "   (or add --install-packages)",
+            self.command(os.getuid() == 0) + "   # or add --install-packages",
             EXIT_MACHINE,
         )
 
@@ -253,7 +253,7 @@ class Install(Step):
             try:
                 code = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode
             except FileNotFoundError:
-                raise Failure("sudo is not installed", self.command(True) + "   (as root)") from None
+                raise Failure("sudo is not installed", self.command(True) + "   # as root") from None
             if code:
                 what = "update" if argv[-1] == "update" else "install"
                 raise Failure(f"apt-get {what} failed with code {code}: see above", self.command(os.getuid() == 0))

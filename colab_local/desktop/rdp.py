@@ -31,8 +31,8 @@ TABLE = "colab_local_desktop"
 RULES = Path("/etc/colab-local/desktop.nft")
 UNIT = Path("/etc/systemd/system/colab-local-desktop-firewall.service")
 SERVICE = "gnome-remote-desktop.service"
-FALLBACK = "python3 bootstrap.py --desktop virtual   (an X11 desktop of its own, loopback only, opens on a Mac, too)"
-ON_XORG = 'or choose "on Xorg" at the log-in screen (the wheel beside the password), log in, and run this again'
+FALLBACK = "python3 bootstrap.py --desktop virtual   # an X11 desktop of its own, loopback only, opens on a Mac, too"
+ON_XORG = '; or choose "on Xorg" at the log-in screen (the wheel beside the password), log in, and run this again'
 
 
 def firewall_text() -> str:
@@ -111,7 +111,7 @@ def refuse(
 
     major: version of gnome-remote-desktop, None if there is none; has_xorg: the log-in screen offers X11 sessions.
     """
-    other = f"{FALLBACK}   {ON_XORG}" if has_xorg else FALLBACK
+    other = FALLBACK + ON_XORG if has_xorg else FALLBACK
     loopback = "gnome-remote-desktop cannot be bound to loopback, so it needs a firewall rule in front of it"
     if "GNOME" not in seen.desktop.upper():
         return Failure(
@@ -130,7 +130,7 @@ def refuse(
     if not is_root:
         return Failure(
             f"{loopback}, and that needs root",
-            "sudo python3 bootstrap.py --desktop mirror   or: " + other,
+            "sudo python3 bootstrap.py --desktop mirror   # or: " + other,
             EXIT_MACHINE,
         )
     return None

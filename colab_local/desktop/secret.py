@@ -81,6 +81,6 @@ def _tell_terminal(text: str) -> None:
     except OSError:
         raise Failure(
             "there is no terminal to show a new password on (need one, or your own password)",
-            "ssh -t ... over ssh, or: printf '%s\\n' PASSWORD | python3 bootstrap.py ... --vnc-password-file -",
+            "printf '%s\\n' PASSWORD | python3 bootstrap.py --vnc-password-file -   # or, over ssh: ssh -t",
             EXIT_USAGE,
         ) from None

@@ -85,7 +85,7 @@ def wait_for_manager(person: Person, timeout: float = 20) -> None:
         if time.monotonic() > deadline:
             raise Failure(
                 f"the systemd of {person.name} does not answer (waited {timeout:g} s)",
-                f"log in as {person.name} itself (not with su), or: sudo loginctl enable-linger {person.name}",
+                f"sudo loginctl enable-linger {person.name}   # or log in as {person.name} itself, not with su",
             )
         time.sleep(0.2)
 
@@ -172,7 +172,7 @@ class Ended(Step):
         if left:
             raise Failure(
                 f"the desktop on display :{self.display} did not end: still there are {left}. Nothing was removed",
-                f"ps -o pid,args -u {self.person.name}   then end them, and run the same command again",
+                f"ps -o pid,args -u {self.person.name}   # then end them, and run the same command again",
             )
 
 

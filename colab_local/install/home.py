@@ -111,7 +111,7 @@ def demand_ours(home: Path) -> None:
         files = [home / name for name in programs if not (home / name).is_symlink()]
         tools = sorted((home / "tools").glob("uv-*/**/*"))
         place = foreign([*inner, *places, *files, *tools, home / ".lock"])
-        hint = f"look at it: ls -ld {shlex.quote(str(place))}"
+        hint = f"ls -ld {shlex.quote(str(place))}"
     if place is None:
         return
     status = place.lstat()

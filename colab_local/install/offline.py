@@ -44,7 +44,7 @@ MANIFEST_SHAPE = {
     "python": r"3\.\d+",
     "sha256": {"*": "[0-9a-f]{64}"},
 }
-HINT = "make or copy the bundle again: python3 scripts/bundle.py --help"
+HINT = "python3 scripts/bundle.py --help   # makes the bundle again; or copy it again"
 INSTALLED = ("lockfiles/", "files/", "wheels/")  # what an installation reads besides the checkout
 
 
@@ -288,7 +288,7 @@ def demand_lock(manifest: dict[str, Any], lock: str, env: str) -> None:
         raise Failure(
             f"the bundle is of another lock than this checkout's (found lockfiles/index.json {found[:12]}, need "
             f"{lock[:12]})",
-            f"python3 scripts/bundle.py --env {env}   or, to take its lock: --bundle-lock {found}",
+            f"python3 scripts/bundle.py --env {env}   # or, to take its lock: --bundle-lock {found}",
             EXIT_INTEGRITY,
         )
 
@@ -300,7 +300,7 @@ def demand_signature(files: dict[str, Member], signers: Path) -> str:
     signature of it is one of the whole bundle.
     """
     if not signers.is_file():
-        raise Failure(f"there is no allowed signers file {signers}", "man ssh-keygen   describes it", EXIT_USAGE)
+        raise Failure(f"there is no allowed signers file {signers}", "man ssh-keygen   # describes it", EXIT_USAGE)
     if SIGNATURE not in files:
         raise damaged("is not signed")
     with files[MANIFEST].open() as stream:

@@ -270,7 +270,7 @@ class Examination:
                 self._done(PageStep(transport, title, "ok", self._attempt(action)))
             except Fault as fault:
                 if self.python and fault.code in _CURED_BY_RESTART and current_environments():
-                    fault.hint = f"stop it (Ctrl-C) and start it with: {start_command()}"
+                    fault.hint = f"{start_command()}   # after Ctrl-C where it runs now"
                 self._done(PageStep(transport, title, "failed", fault.what, fault))
                 for skipped, _ in steps[number + 1 :]:
                     self._done(PageStep(transport, skipped, "skipped"))
@@ -302,7 +302,11 @@ class Examination:
         if two:  # nothing is sent to either: the token would reach a stranger
             what = f"two programs listen on port {self.runtime.port} of localhost, {two[0]} and {two[1]}"
             port = free_port(self.runtime.port + 1)
-            raise Fault("two-programs", what, f"start Jupyter on another port: python3 bootstrap.py --port {port}")
+            raise Fault(
+                "two-programs",
+                what,
+                f"python3 bootstrap.py --port {port}   # prints the command that starts Jupyter there",
+            )
         try:
             self.runtime.connect().close()
         except OSError as error:
@@ -328,7 +332,7 @@ class Examination:
             return Fault(
                 "wrong-port",
                 f"nothing listens on port {port}, but Jupyter runs on port {ports}",
-                f"paste the address of port {servers[0].port} into Colab; {self._list_command(servers[0])} shows it",
+                f"{self._list_command(servers[0])}   # shows the address to paste, that of port {servers[0].port}",
             )
         what = f"nothing listens on {self.runtime.netloc} ({error.strerror or error})"
         hint = start_command(port) if current_environments() else ""
@@ -567,7 +571,7 @@ class Examination:
         here = [str(Path(receipt["prefix"]).resolve()) for receipt in current_environments()]
         if self.python and here and prefix and str(Path(prefix).resolve()) not in here:
             what = f"the server runs from {prefix}, not from {here[0]}"
-            hint = f"stop it (Ctrl-C) and start it with: {start_command()}"
+            hint = f"{start_command()}   # after Ctrl-C where it runs now"
             self.warnings.append(Fault("other-environment", what, hint))
 
 
@@ -609,7 +613,7 @@ def only_server(timeout: float) -> Runtime:
     if not servers:
         hint = start_command()
         if not current_environments():  # a laptop, perhaps, with a tunnel to the Jupyter of another machine
-            hint += f"   or, behind a tunnel: python3 scripts/doctor.py http://localhost:{DEFAULT_PORT}"
+            hint += f"   # or, behind a tunnel: python3 scripts/doctor.py http://localhost:{DEFAULT_PORT}"
         raise broken_environment() or Fault("nothing-listens", "no Jupyter of yours runs on this machine", hint)
     held = [server for server in servers if holds_port(server.pid, server.port)]
     servers = [server for server in held or servers if is_reachable(server)] or servers[:1]

@@ -80,7 +80,7 @@ def await_answer(local: int, server: Json, connection: Connection) -> None:
             raise Failure("Jupyter on {} ended while connecting".format(server["host"]))
     raise Failure(
         "Jupyter on {} does not answer through the tunnel ({})".format(server["host"], problem),
-        connect_line(connection.ssh, "--stop ") + "   and try again",
+        connect_line(connection.ssh, "--stop ") + "   # and try again",
     )
 
 
@@ -260,7 +260,7 @@ class Session:
                 self.tell_how_job_ended()
                 job = f" (Slurm job {self.job})" if self.job else ""
                 raise Failure(
-                    "Jupyter on {} has ended{}".format(server["host"], job), self.typed() + "   starts it again"
+                    "Jupyter on {} has ended{}".format(server["host"], job), self.typed() + "   # starts it again"
                 )
 
     def tunnel(self, connection: Connection, wanted: int, again: bool) -> int:

@@ -184,7 +184,7 @@ def in_the_way(ssh: Ssh, heard: Iterable[str], what: str) -> Failure:
     return Failure(
         f"{host} let you in, and our program did not start there ({what}): its start-up files (~/.bashrc, "
         f"~/.profile, ~/.zshenv ...) or a ForceCommand of its sshd took the line{told}",
-        typed(ssh, " true") + "   has to end by itself; if not, look there for exec, tmux, screen or read",
+        typed(ssh, " true") + "   # has to end by itself; if not, look there for exec, tmux, screen or read",
     )
 
 
@@ -203,31 +203,31 @@ def explain(said: Sequence[str], ssh: Ssh, heard: Sequence[str] = (), logged_in:
         (
             r"REMOTE HOST IDENTIFICATION HAS CHANGED",
             "{host} shows another host key than before: it was installed again, or someone stands in between",
-            "ask whoever runs it; if it was installed again: ssh-keygen -R {host}",
+            "ssh-keygen -R {host}   # if it was installed again: ask whoever runs it",
             failed,
         ),
         (
             r"Host key verification failed|No .* host key is known",
             "the host key of {host} is not known here",
-            "compare and accept it once: {typed} true",
+            "{typed} true   # compare the key, and accept it once",
             failed,
         ),
         (
             r"Permission denied|Too many authentication failures|No more authentication methods",
             "{host} does not let you in ({last})",
-            "find out which key or password it wants: {typed} -v true",
+            "{typed} -v true   # shows which key or password it wants",
             failed,
         ),
         (
             r"Could not resolve hostname|Name or service not known|nodename nor servname",
             "no machine is known by the name {host}",
-            "look at the spelling, at ~/.ssh/config, or whether a VPN is needed: {typed} true",
+            "{typed} true   # is the spelling right, and ~/.ssh/config? Is a VPN needed?",
             network,
         ),
         (
             r"Connection refused",
             "{host} is there, but no ssh server listens ({last})",
-            "is the port right (-p)? On the host: sudo systemctl enable --now ssh",
+            "sudo systemctl enable --now ssh   # on the host; or is the port (-p) wrong?",
             network,
         ),
         (
@@ -240,13 +240,13 @@ def explain(said: Sequence[str], ssh: Ssh, heard: Sequence[str] = (), logged_in:
             r"Bad configuration option|Bad owner or permissions|no argument after keyword|Can't open user config"
             r"|command-line: line \d+|unknown option|usage: ssh",
             "ssh does not take these options ({last})",
-            "try them alone: {typed} true",
+            "{typed} true   # tries them alone",
             EXIT_USAGE,
         ),
         (
             r"no Python 3\.8 or newer",
             "{host} has no Python 3.8 or newer on its PATH",
-            "install it there, for example: {typed} -t sudo apt install python3",
+            "{typed} -t sudo apt install python3   # or as that machine installs programs",
             failed,
         ),
     ]
@@ -277,14 +277,14 @@ def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
     hints = {
         "absent": install_command(ssh, wanted),
         "absent-gpu": install_command(ssh, wanted or "gpu"),
-        "env": install_command(ssh, wanted) if wanted else connect_line(ssh, "") + "   takes the one installed last",
+        "env": install_command(ssh, wanted) if wanted else connect_line(ssh, "") + "   # the one installed last",
         "start": typed(ssh, " 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'"),
-        "silent": stop + "   ends it, kernels included",
+        "silent": stop + "   # ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
         "account": typed(ssh, " 'sacctmgr -nP show associations user=$USER format=account,partition,qos'"),
         "job": typed(ssh, " squeue --me"),
         "home": typed(ssh, " python3 colab-local/bootstrap.py --prefix DIR")
-        + "   on a shared disk, then here: --home DIR",
+        + "   # DIR: on a shared disk; then here: --home DIR",
     }
     return Failure(message["error"], hints.get(message.get("kind", ""), ""))
 
@@ -439,7 +439,7 @@ class Connection:
                 wrong = documents.mismatch(message, shape, "its answer")
                 if wrong:
                     what = f"{host} answers in a way that is not understood ({wrong} is missing or malformed)"
-                    raise Failure(what, "is the same version of colab-local there and here? git pull, on both")
+                    raise Failure(what, "git pull   # there and here: both need the same version of colab-local")
                 texts: Json = {name: self.named(str(message[name])) for name in ("error", "host") if name in message}
                 return {**message, **texts}
 

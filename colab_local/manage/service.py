@@ -296,7 +296,7 @@ class Launchd(Manager):
                 if self._shown() is not None or time.monotonic() > deadline:
                     raise Failure(
                         f"launchd does not take the service ({fault.what})",
-                        f"plutil -lint {shlex.quote(str(self.path))}   then the same command again",
+                        f"plutil -lint {shlex.quote(str(self.path))}   # then the same command again",
                     ) from None
             time.sleep(0.5)
 
@@ -396,7 +396,7 @@ def find_manager(screen: Screen) -> Manager:
                 user = user_name()
                 raise Failure(
                     f"systemd runs no services for user {user} here",
-                    f"sudo loginctl enable-linger {user}   then the same command again",
+                    f"sudo loginctl enable-linger {user}   # then the same command again",
                 )
             time.sleep(0.2)
     return manager
@@ -428,7 +428,7 @@ def check_ours(manager: Manager, home: Path) -> None:
         if read_receipt(home) is None and (MARK not in text or str(home) not in text):
             raise Failure(
                 f"there is a service of that name already, not made from {home} ({manager.path})",
-                "look at it, and move it away if nobody needs it: less " + shlex.quote(str(manager.path)),
+                f"less {shlex.quote(str(manager.path))}   # if nobody needs it, move it away",
             )
 
 
@@ -456,7 +456,7 @@ def check_running(manager: Manager, home: Path, before: dict[str, Any], env: str
     """
     if not manager.is_active():
         return
-    stop = " ".join(manager.command("stop")) + "   (ends its kernels)   then the same command again"
+    stop = " ".join(manager.command("stop")) + "   # ends its kernels; then the same command again"
     if before["env"] != env:
         raise Failure(
             f"Jupyter runs as a service with environment {before['env']} (need {env}): it is not restarted unasked",

@@ -365,7 +365,7 @@ REFUSALS = {
         ["-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", "gpubox"],
         1,
         "the host key of gpubox is not known here",
-        "compare and accept it once: ssh",
+        " true   # compare the key, and accept it once",
     ),
     "bad option": (["-o", "Nonsense=1", "gpubox"], 2, "ssh does not take these options", "Nonsense=1 gpubox true"),
     "no such environment": (

@@ -301,7 +301,7 @@ def test_a_home_that_is_not_shared_is_named(cluster: Cluster) -> None:
     assert done.returncode == 1
     assert f"wrote nothing into {cluster.home}/.local/share/colab-local: the compute node" in done.stderr
     assert "do not share this folder" in done.stderr
-    assert "hint: ssh login python3 colab-local/bootstrap.py --prefix DIR   on a shared disk" in done.stderr
+    assert "hint: ssh login python3 colab-local/bootstrap.py --prefix DIR   # DIR: on a shared disk" in done.stderr
     assert not records(cluster)
 
 

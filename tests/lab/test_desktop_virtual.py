@@ -630,7 +630,7 @@ def test_the_real_apt_installs_what_is_missing_and_nothing_else(lab: Lab) -> Non
     options = ["--session", "openbox", "--vnc", "tiger", "--vnc-password-file", "-"]
     refused = user.desktop("virtual", *options, feed=PASSWORD)
     command = "sudo apt-get install -y --no-install-recommends xauth"
-    assert refused.code == 3 and f"hint: {command}   (or add --install-packages)" in refused.err, refused
+    assert refused.code == 3 and f"hint: {command}   # or add --install-packages" in refused.err, refused
     assert untouched(user)
     done = user.desktop("virtual", *options, "--install-packages", feed=PASSWORD)
     assert done.code == 0 and "openbox has been running" in done.out, done

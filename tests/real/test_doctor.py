@@ -213,7 +213,7 @@ def test_nothing_listens_and_what_to_type(prefix: Path, tmp_path: Path) -> None:
     found = examine(tmp_path, address)
     assert found.fault == "nothing-listens"
     assert found.json["faults"][0]["hint"] == cures.CURES["nothing-listens"].cure.replace("`", "")
-    behind_a_tunnel = "python3 bootstrap.py   or, behind a tunnel: python3 scripts/doctor.py http://localhost:8888"
+    behind_a_tunnel = "python3 bootstrap.py   # or, behind a tunnel: python3 scripts/doctor.py http://localhost:8888"
     assert examine(tmp_path).json["faults"][0]["hint"] == behind_a_tunnel
     argv = " ".join(make_receipt(tmp_path, prefix))
     there = argv.replace("--port=8888", "--port=" + address.rpartition(":")[2])

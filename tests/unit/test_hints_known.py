@@ -11,6 +11,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 
@@ -18,28 +19,7 @@ import pytest
 
 from colab_local.base.hints import COMMAND
 from tests.conftest import REPO
-
-FILES = sorted(
-    [
-        *(REPO / "colab_local").rglob("*.py"),
-        *(REPO / "scripts").glob("*.py"),
-        *(REPO / "scripts" / "fleet").glob("*.py"),
-        REPO / "bootstrap.py",
-    ]
-)
-ERRORS = ("Failure", "Fault", "Finding", "Refusal", "demand", "hinted")  # what takes a hint
-MISSING = "VALUE"
-
-
-def text_of(node: ast.expr) -> str:
-    """Return a text as the code has it, with a word for what is put in."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(text_of(part) for part in node.values)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return text_of(node.left) + text_of(node.right)
-    return MISSING
+from tests.support.hint_sites import FILES, HOLE, sites, text_of
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -104,14 +84,29 @@ def test_every_command_in_a_hint_is_one_of_ours_with_its_own_options(program: st
     assert wrong == []
 
 
-def test_no_hint_begins_with_a_bare_python_or_removes() -> None:
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in ERRORS:
-                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                place = 2 if name in ("Finding", "demand") else 1
-                for text in map(text_of, node.args[place : place + 1]):
-                    where = f"{path.relative_to(REPO)}:{node.lineno}: {text}"
-                    assert not re.match(r"python\s|\./|pip ", text), where
-                    assert "\n" not in text, where
-                    assert "rm -r" not in text, where
+# What a hint that is to be typed begins with; anything else is a sentence.
+PROGRAMS = "python3 sudo ls mv mkdir tail head less free df ss ps kill git export unset rm chmod echo nano"
+PROGRAMS += " printf man ssh ssh-keygen getent grdctl dconf docker wsl systemctl launchctl plutil VALUE"
+
+
+def test_a_hint_is_a_command_with_a_remark_or_a_sentence() -> None:
+    """All of a command's line can be pasted: a remark behind it begins with #, as the shell has it."""
+    commands, wrong = [], []
+    for site in sites():
+        for text in site.hint:
+            where = f"{site.place}:{site.line}: {text}"
+            if "\n" in text or "rm -r" in text or re.match(r"python\s|\./|pip ", text):
+                wrong.append(where)
+            elif text.partition(" ")[0] in PROGRAMS.split():
+                commands.append((text.replace(HOLE, "x").replace("!-", "-"), where))
+                wrong += [where] if re.search(r"^[^#]*\s{2,}(?!# |\s)", text) else []
+            elif re.search(r"\b(python3|sudo|chmod) ", text):
+                wrong.append(f"{where}: a command within a sentence can't be pasted")
+    assert wrong == []
+    assert len(commands) > 100
+    for text, where in commands:  # a word that the shell reads otherwise than it is meant
+        words = shlex.split(text, comments=True)
+        assert not [word for word in words if re.search(r"[()<;]", word)], where
+    script = "\n".join(text for text, _ in commands)
+    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert checked.stderr == ""
