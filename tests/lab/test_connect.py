@@ -513,7 +513,7 @@ def test_bad_usage_is_refused_before_anything_happens() -> None:
     for args, words in (
         (["--port", "0", "host"], "1 to 65535"),
         (["--port", "eighty", "host"], "1 to 65535"),
-        ([], "required"),
+        ([], "not given: [USER@]HOST"),
     ):
         done = subprocess.run([sys.executable, SCRIPT, *args], capture_output=True, text=True)
         assert done.returncode == EXIT_USAGE
