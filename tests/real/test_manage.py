@@ -93,7 +93,8 @@ def test_install_use_uninstall_install_again(
     for name in (".local", ".jupyter", ".ipython"):
         shutil.rmtree(home.user / name, ignore_errors=True)
     dry = home.run("--uninstall", "--dry-run")
-    assert str(home.prefix) in dry.stdout and home.prefix.is_dir()
+    assert f" this from {home.path}:\n" in dry.stdout and f"  envs/{home.prefix.name}\n" in dry.stdout
+    assert home.prefix.is_dir()
     refused = home.run("--uninstall", check=False)
     assert refused.returncode == EXIT_USAGE and home.prefix.is_dir()
     command = [str(REPO / "bootstrap.py"), "--prefix", str(home.path), "--uninstall", "--yes"]
@@ -151,7 +152,7 @@ def test_side_by_side_rollback_and_prune(tmp_path: Path, locks: list[Path]) -> N
     assert states(home) == {third: "in use", second: "previous", first: "unused", half_made.name: "half-made"}
     refused = home.run("--prune", check=False)
     assert refused.returncode == EXIT_USAGE and first in states(home)
-    assert str(home.path / "envs" / first) in home.run("--prune", "--dry-run").stdout
+    assert f"  envs/{first}\n" in home.run("--prune", "--dry-run").stdout
     done = json.loads(home.run("--prune", "--yes", "--json").stdout)
     assert sorted(done["removed"]) == sorted([first, half_made.name]) and done["bytes"] > 10_000_000
     assert states(home) == {third: "in use", second: "previous"}
