@@ -77,7 +77,7 @@ class Desktop:
     """A booted bare machine and what is done on it."""
 
     def __init__(self, machine: Bare, release: str) -> None:
-        self.machine, self.release = machine, release
+        self.machine, self.release, self.said = machine, release, ""
         machine.run(["sh", "-c", f"umask 077; echo {PASSWORD} >/root/password"])
 
     def product(self, *options: str, code: int = 0) -> str:
@@ -156,6 +156,7 @@ def booted(root: Path, folder: Path, release: str) -> Iterator[Desktop]:
 def desktop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desktop]:
     release: str = request.param
     with booted(installed(release, "xfce"), tmp_path_factory.mktemp(release) / "m", release) as made:
+        made.said = made.product("virtual", "--vnc-password-file", "/root/password")
         yield made
 
 
@@ -167,7 +168,7 @@ def keep(picture: Image.Image, name: str) -> None:
 
 
 def test_the_desktop_is_whole(desktop: Desktop, tmp_path: Path) -> None:
-    said = desktop.product("virtual", "--vnc-password-file", "/root/password")
+    said = desktop.said
     assert "xfce4-session has been running for 5 s" in said and "the screen shows a desktop" in said
     assert "session bus" not in said, "it is the user's own"
     assert "install system packages" not in said
