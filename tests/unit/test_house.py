@@ -115,7 +115,6 @@ OPENS_ADDRESSES = {
     "colab_local/base/answers.py": "a server on this machine",
     "colab_local/locking/wheels.py": "one session",
     "colab_local/laptop/examination.py": "looks at a stranger's certificate",
-    "scripts/fleet/cloud_init.py": "the installer's own lines, on a bare machine",
     "bundles.py": "Ansible's controller",
 }
 OPENERS = {"urlopen", "build_opener", "HTTPConnection", "HTTPSConnection", "create_default_context"}
