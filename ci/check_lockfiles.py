@@ -592,7 +592,11 @@ def check_all(args: argparse.Namespace, screen: Screen) -> int:
         raise Failure(failure.what, failure.hint, EXIT_FAILED) from None
     for name in args.names:
         if name not in files.specs:
-            raise Failure(f"no environment {name!r} (there are: {', '.join(files.specs)})", code=EXIT_USAGE)
+            raise Failure(
+                f"no environment {name!r} (there are: {', '.join(files.specs)})",
+                "python3 ci/check_lockfiles.py --help",
+                EXIT_USAGE,
+            )
     channels = args.channel if args.channel is not None else [] if args.offline else default_channels()
     names = args.names or list(files.specs)
     count = 0

@@ -116,7 +116,9 @@ def solve(
     lock.about.update(read_wheels(lock.all_wheels()))
     for platform in spec.platforms:
         for clash in clashes(lock.wheels(platform), lock.about):
-            raise Failure(f"{spec.name}: {clash}; leave one out of {spec.name}.yml, or bound it there")
+            raise Failure(
+                f"{spec.name}: {clash}", f"leave one out of environments/{spec.name}.yml, or bound it there"
+            )
     if spec.accelerator == "gpu":
         cuda = {w for package in python if has_gpu_code(package.name) for w in package.wheels.values()}
         lock.code.update(read_code(cuda, code, screen))
@@ -260,7 +262,7 @@ def fetch_text(source: str) -> str:
             answer.raise_for_status()
             return answer.text
     except OSError as problem:  # requests' exceptions are OSErrors too
-        raise Failure(f"{source} can't be read ({problem})", code=EXIT_NETWORK) from None
+        raise Failure(f"{source} can't be read ({problem})", "python3 scripts/lock.py --help", EXIT_NETWORK) from None
 
 
 def adopt_freeze(environments: Path, source: str, date: str | None, python: str | None, screen: Screen) -> None:

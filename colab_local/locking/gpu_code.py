@@ -322,7 +322,8 @@ def recipe_code(recipes: Mapping[str, Any], locked: Mapping[str, str]) -> dict[s
     gone = sorted(set(packages) - set(locked))
     if gone:
         raise Failure(
-            f"gpu-recipes.yml has {', '.join(gone)}, which is not locked: say which cards the new one serves"
+            f"gpu-recipes.yml has {', '.join(gone)}, which is not locked",
+            "say in environments/gpu-recipes.yml which cards the new one serves",
         )
     return {locked[name]: (name, {told["source"]: {told["code"]: 1}}) for name, told in packages.items()}
 

@@ -101,7 +101,12 @@ def run_uv(arguments: Sequence[str]) -> str:
     ]
     said = mask(" ".join(line for line in lines if line)) or f"exit status {done.returncode}"
     network = re.search(r"sending request|dns error|HTTP status|retries|Connection|network", said)
-    raise Failure(f"uv: {said}", code=EXIT_NETWORK if network else EXIT_FAILED)
+    cure = (
+        "type the same line again, once the package index answers"
+        if network
+        else "change what environments/ asks for"
+    )
+    raise Failure(f"uv: {said}", cure, EXIT_NETWORK if network else EXIT_FAILED)
 
 
 def parse_export(text: str) -> list[tuple[str, str, str, tuple[str, ...]]]:

@@ -257,5 +257,9 @@ def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:
                 )
             )
         except requests.RequestException as problem:
-            raise Failure(f"a wheel can't be read ({mask(str(problem))})", code=EXIT_NETWORK) from None
+            raise Failure(
+                f"a wheel can't be read ({mask(str(problem))})",
+                "type the same line again, once the package index answers",
+                EXIT_NETWORK,
+            ) from None
     return {wheel.sha256: about for wheel, about in zip(chosen, found, strict=True)}
