@@ -179,7 +179,10 @@ def catch_signals(screen: Screen) -> None:
             signal.signal(number, interrupt)
 
 
-def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, interrupted: str = "type the same line again") -> int:
+AGAIN = "type the same line again"
+
+
+def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, interrupted: str = AGAIN) -> int:
     """Run a program: parse its command line, do its work, end every error in two lines; return the exit code.
 
     interrupted: the hint after Ctrl-C.
