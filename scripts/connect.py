@@ -111,7 +111,7 @@ def read_wish(args: argparse.Namespace) -> Wish:
     if os.name == "nt":
         raise Failure("this runs on Linux, macOS and WSL", "wsl --install   # in PowerShell", EXIT_MACHINE)
     if args.destination.startswith("-"):
-        raise Failure(f"a host can't be named {args.destination}", code=EXIT_USAGE)
+        raise Failure(f"a host can't be named {args.destination}", f"{typed_program()} --help", EXIT_USAGE)
     if args.bootstrap and not args.install:
         raise Failure("--bootstrap does nothing without --install", f"{typed_program()} --help", EXIT_USAGE)
     return Wish(
@@ -155,7 +155,7 @@ def connect(args: argparse.Namespace, screen: Screen) -> int:
                 emit({"event": "closed"})
             return EXIT_OK
     except (Failure, KeyboardInterrupt) as caught:
-        interrupted = Failure("interrupted", code=EXIT_INTERRUPTED)
+        interrupted = Failure("interrupted", "type the same line again", EXIT_INTERRUPTED)
         problem = caught if isinstance(caught, Failure) else interrupted
         hint = screen.put_right(problem.hint)
         emit({"event": "failed", "error": problem.what, "hint": hint, "code": problem.code})
