@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,11 @@ from tests.support.desktop_machine import (
     User,
     check_picture,
     check_refusals,
+    copied,
+    copy,
     desktop_lab,
     missing_programs,
+    viewer,
     vncdo,
 )
 from tests.support.hosts import Lab, needs_root, wait_for
@@ -157,6 +161,26 @@ def test_log_in_through_the_printed_ssh_line_shows_a_desktop(lab: Lab, started: 
             60,
             f"a desktop in the picture, not: {check_picture(picture, (1600, 900)) if picture.exists() else ''}",
         )
+
+
+def test_text_is_copied_both_ways_and_letters_have_one_size(lab: Lab, started: Started) -> None:
+    """TightVNC knows X's cut buffer alone: autocutsel carries between that and what programs use."""
+    user = started.user
+    inside = ["env", "DISPLAY=:1", f"XAUTHORITY={user.home}/.vnc/Xauthority-1"]
+    assert "resolution:    96x96 dots per inch" in user.run([*inside, "xdpyinfo"])
+    assert re.search(r"^Xft.dpi:\s+96$", user.run([*inside, "xrdb", "-query"]), re.MULTILINE)
+
+    def is_there(selection: str) -> bool:
+        paste = [*inside, "timeout", "5", "xclip", "-o", "-selection", selection]
+        return user.run(paste, check=False) == "copied on the laptop"
+
+    with Tunnel(lab, started.line) as tunnel, lab.laptop.network(), viewer(tunnel.local, started.password) as rfb:
+        copy(rfb, "copied on the laptop")
+        for selection in ("clipboard", "primary"):
+            wait_for(partial(is_there, selection), 15, f"the text in {selection}")
+        keep = "xclip -selection clipboard >/dev/null 2>&1"
+        user.run([*inside, "sh", "-c", keep], feed="copied on the desktop")
+        assert "copied on the desktop" in copied(rfb)
 
 
 def test_a_terminal_opens_and_takes_what_is_typed(lab: Lab, tiger: Started) -> None:
