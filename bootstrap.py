@@ -197,9 +197,9 @@ def make_parser() -> Parser:
     )
 
     jupyter = parser.add_argument_group("Jupyter")
-    jupyter.add_argument("--port", type=port_number, help=f"its port (default: as installed, or {DEFAULT_PORT})")
+    jupyter.add_argument("--port", type=port_number, help=f"its port, from now on (at first {DEFAULT_PORT})")
     jupyter.add_argument(
-        "--notebook-dir", metavar="DIR", help="what Colab's file pane shows (default: as installed, your home folder)"
+        "--notebook-dir", metavar="DIR", help="what Colab's file pane shows, from now on (at first your home folder)"
     )
     jupyter.add_argument(
         "--content", action="store_true", help="make /content, where notebooks write, a link to --notebook-dir"
@@ -383,6 +383,12 @@ def check_room(installation: Installation) -> None:
         raise Failure(
             f"--notebook-dir: there is no folder {folder} (Jupyter would not start)",
             f"mkdir -p {shlex.quote(str(folder))}",
+            EXIT_USAGE,
+        )
+    if homes.is_removed_with(installation.home, folder):
+        raise Failure(
+            f"--notebook-dir: {folder} is in a folder that --uninstall removes",
+            "python3 bootstrap.py !--notebook-dir",
             EXIT_USAGE,
         )
     if installation.is_made() or installation.is_aside() or installation.maker is None:

@@ -156,7 +156,7 @@ def connect(args: argparse.Namespace, screen: Screen) -> int:
                 emit({"event": "closed"})
             return EXIT_OK
     except (Failure, KeyboardInterrupt) as caught:
-        interrupted = Failure("interrupted", code=EXIT_INTERRUPTED)
+        interrupted = Failure("interrupted", "type the same line again", EXIT_INTERRUPTED)
         problem = caught if isinstance(caught, Failure) else interrupted
         hint = screen.put_right(problem.hint)
         emit({"event": "failed", "error": problem.what, "hint": hint, "code": problem.code})

@@ -89,3 +89,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     prefix = home / "current" / "cpu"
     argv = jupyter_argv(str(prefix), as_root=os.geteuid() == 0)
     yield Installed(home, prefix, argv)
+
+
+@pytest.fixture(scope="module")
+def choices_kept(installed: Installed) -> Iterator[None]:
+    """Give the environment its receipt back: a run with --port, --notebook-dir or --lab writes it there."""
+    (receipt,) = installed.home.glob("receipts/cpu-????????????/receipt.json")
+    before = receipt.read_bytes()
+    yield
+    receipt.write_bytes(before)

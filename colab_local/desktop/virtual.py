@@ -116,7 +116,7 @@ def choose_display(asked: int | None, used: int | None, person: Person) -> int:
         if wanted not in DISPLAYS:
             raise Failure(
                 f"no such display number (found {wanted}, need {DISPLAYS[0]} to {DISPLAYS[-1]})",
-                "",
+                f"python3 bootstrap.py --desktop virtual --display {DISPLAYS[0]}",
                 EXIT_USAGE,
             )
         reason = None if wanted in owned.displays(person) else taken_by(wanted, person)
@@ -173,7 +173,7 @@ def encode(person: Person, password: str) -> bytes:
     program = next((p for p in ("tigervncpasswd", "tightvncpasswd", "vncpasswd") if packages.program(p)), "vncpasswd")
     encoded = person.run([program, "-f"], feed=password.encode("ascii") + b"\n", timeout=15)
     if len(encoded) != 8:
-        raise Failure(f"{program} made no password (found {len(encoded)} bytes, need 8)")
+        raise Failure(f"{program} made no password (found {len(encoded)} bytes, need 8)", f"{program} -f")
     return encoded
 
 

@@ -309,6 +309,12 @@ def remembered(home: Path, env: str) -> dict[str, Any]:
     return {}
 
 
+def is_removed_with(home: Path, folder: Path) -> bool:
+    """Return whether removing what colab-local made in `home` takes `folder` along."""
+    ours = [(home / name).resolve() for name in (*FOLDERS, "conda")]
+    return any(place == folder.resolve() or place in folder.resolve().parents for place in ours)
+
+
 def current_receipt(home: Path, env: str) -> dict[str, Any] | None:
     """Return the receipt of the environment that current/<env> points at, or None."""
     return next((r for r in read_receipts(home) if r["env"] == env and is_current(home, r)), None)

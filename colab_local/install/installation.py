@@ -110,11 +110,9 @@ class Installation:
         """Return what has to be done; empty when nothing has."""
         switch = Step("switch", "Switch to the new environment", self.link, self.switch)
         if self.is_made():
-            page = "JupyterLab" if self.options.lab else "Notebook 6"
-            choice = Step("page", f"Remember that Jupyter's page is {page}", self.receipts, self.remember_page)
-            known = homes.read_receipt(self.home, self.lock.name) or {}
-            other = bool(known.get("lab")) != self.options.lab
-            return [*([] if self.is_current() else [switch]), *([choice] if other else [])]
+            words = self.new_choices()
+            choice = Step("choices", f"Remember for later runs: {words}", self.receipts, self.remember)
+            return [*([] if self.is_current() else [switch]), *([choice] if words else [])]
         tried = [
             Step("try", "Warm up and try out (TensorFlow, XLA, extension)", self.root, self.try_out),
             Step("receipt", "Write the receipt", self.receipts, self.write_receipt),
@@ -236,10 +234,7 @@ class Installation:
                 "files": {name: sha256_of(self.receipts / "lock" / name) for name in self.lock.texts()},
                 "jupyter": self.overlay,
             },
-            "port": self.options.port,
-            "notebook_dir": str(self.options.notebook_dir),
-            "own_folder": self.options.notebook_dir != homes.user_home(),
-            "lab": self.options.lab,
+            **self.choices(),
             "seal": self.seal,
             "home": str(self.home),  # only ever compared: a copied home is another one
             "parents": self.new_parents,  # how many folders above the home were made for it
@@ -253,11 +248,29 @@ class Installation:
         with contextlib.suppress(FileNotFoundError):
             (self.receipts / ASIDE).unlink()
 
-    def remember_page(self) -> None:
-        """Write down which page Jupyter has: every start asks the receipt."""
+    def choices(self) -> dict[str, Any]:
+        """Return what the receipt holds of the options: every start of Jupyter asks it."""
+        folder = self.options.notebook_dir
+        own = folder != homes.user_home()  # else it is the home folder of whoever starts
+        return {"port": self.options.port, "notebook_dir": str(folder), "own_folder": own, "lab": self.options.lab}
+
+    def new_choices(self) -> str:
+        """Return the options that the receipt does not hold yet, as one types them; empty when it holds them all."""
+        known, now = homes.read_receipt(self.home, self.lock.name) or {}, self.choices()
+        before = known.get("notebook_dir") if known.get("own_folder") else None
+        folder = now["notebook_dir"] if now["own_folder"] else None
+        words = {
+            f"--port {now['port']}": known.get("port") != now["port"],
+            f"--notebook-dir {shlex.quote(folder) if folder else '~'}": before != folder,
+            "--lab" if now["lab"] else "--no-lab": bool(known.get("lab")) != now["lab"],
+        }
+        return " ".join(word for word, new in words.items() if new)
+
+    def remember(self) -> None:
+        """Write down what was chosen for Jupyter."""
         path = self.receipts / "receipt.json"
         receipt = documents.read(path, homes.RECEIPT_SHAPE)
-        write_atomically(path, json.dumps(dict(receipt, lab=self.options.lab), indent=1) + "\n")
+        write_atomically(path, json.dumps({**receipt, **self.choices()}, indent=1) + "\n")
 
     def set_aside(self) -> None:
         """Keep an environment whose GPU part alone has failed: 3 GB need not come again when the driver is well."""

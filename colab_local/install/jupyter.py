@@ -88,7 +88,9 @@ def add_jupyter(prefix: Path, lock: Lock, screen: Screen) -> dict[str, str]:
         content = read_lock_file(OVERLAY, name, digest).encode("utf-8")
         target = (packages if part == "site-packages" else prefix) / rest
         if target.exists() and target.read_bytes() != content:
-            raise Failure(f"{target} belongs to a package and would be overwritten")
+            raise Failure(
+                f"{target} belongs to a package and would be overwritten", "git status environments lockfiles"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
         if content.startswith(b"#!"):

@@ -13,6 +13,7 @@ Requests: {"op": "serve", ...}, see OPERATIONS and the functions of these names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import getpass
 import json
@@ -77,7 +78,7 @@ class Refusal(Failure):
     """What went wrong; kind tells connect.py which hint to give: the laptop knows what can be typed there."""
 
     def __init__(self, error: str, kind: str = "") -> None:
-        super().__init__(error)
+        super().__init__(error, "")
         self.kind = kind
 
 
@@ -612,7 +613,8 @@ def answer(line: str) -> Json:
     except Failure as refusal:
         return {"ok": False, "error": refusal.what.rstrip(), "kind": getattr(refusal, "kind", "")}
     except OSError as problem:
-        return {"ok": False, "error": f"{problem} on {socket.gethostname()}", "kind": ""}
+        kind = "disk" if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else ""
+        return {"ok": False, "error": f"{problem} on {socket.gethostname()}", "kind": kind}
 
 
 def listen(lines: queue.Queue[str]) -> NoReturn:

@@ -77,7 +77,7 @@ def await_answer(local: int, server: Json, connection: Connection) -> None:
             )
         event = connection.event(0.2)
         if event == "gone":
-            raise Failure("Jupyter on {} ended while connecting".format(server["host"]))
+            raise Failure("Jupyter on {} ended while connecting".format(server["host"]), "type the same line again")
     raise Failure(
         "Jupyter on {} does not answer through the tunnel ({})".format(server["host"], problem),
         connect_line(connection.ssh, "--stop ") + "   # and try again",
@@ -164,7 +164,7 @@ class Session:
     def node(self, login: Connection, name: str) -> Ssh:
         """Return how to reach a compute node: through the line to its login node, no second login there."""
         if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # the login node's word, and ProxyCommand's shell reads it
-            raise Failure(f"the Slurm job runs on something that is no host's name ({name!r})")
+            raise Failure(f"the Slurm job runs on something that is no host's name ({name!r})", "squeue --me")
         proxy = control_argv(self.ssh, login.socket_path, "-W", "[%h]:%p")
         command = " ".join(shlex.quote(word) for word in proxy)
         user = self.ssh.destination.rpartition("@")[0] or self.wished.login

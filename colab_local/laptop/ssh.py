@@ -370,10 +370,11 @@ def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
         "slurm": typed(ssh, " sinfo"),
         "account": typed(ssh, " 'sacctmgr -nP show associations user=$USER format=account,partition,qos'"),
         "job": typed(ssh, " squeue --me"),
+        "disk": typed(ssh, " df -h . /tmp"),
         "home": typed(ssh, " python3 colab-local/bootstrap.py --prefix DIR")
         + "   # DIR: on a shared disk; then here: --home DIR",
     }
-    return Failure(message["error"], hints.get(message.get("kind", ""), ""))
+    return Failure(message["error"], hints.get(message.get("kind", ""), connect_line(ssh, "--status ")))
 
 
 class Connection:

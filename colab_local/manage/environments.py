@@ -218,15 +218,19 @@ def outermost(paths: list[Path]) -> list[Path]:
     return [path for path in paths if not any(parent in chosen for parent in path.parents)]
 
 
-def remove_home(home: Path, parents: list[Path]) -> None:
-    """Remove the home if nothing but our lock is in it, then those folders above it that an installation made."""
+def remove_home(home: Path, parents: list[Path], named: list[Path]) -> None:
+    """Remove the home if nothing but our lock is in it, then those folders above it that an installation made.
+
+    named: the user's own choices of --notebook-dir, which stay, empty or not.
+    """
     if {path.name for path in home.iterdir()} != {".lock"}:
         return
     (home / ".lock").unlink()
-    home.rmdir()
-    for parent in sorted(parents, reverse=True):
+    for folder in [home, *sorted(parents, reverse=True)]:
+        if folder.resolve() in named:
+            return
         with contextlib.suppress(OSError):
-            parent.rmdir()
+            folder.rmdir()
 
 
 def left_over(home: Path) -> list[str]:
@@ -339,6 +343,8 @@ def uninstall(home: Path, dry_run: bool, yes: bool, others: Mapping[str, Remover
     removers = [remover for receipt, remover in others.items() if (home / "receipts" / receipt).is_file()]
     kept = outermost(made(home))
     parents = list(home.parents)[: max((int(e.receipt.get("parents", 0)) for e in environments), default=0)]
+    chosen = [e.receipt["notebook_dir"] for e in environments if e.receipt.get("own_folder")]
+    named = [Path(folder).resolve() for folder in chosen]
     result: dict[str, Any] = {"ok": True, "removed": [], "left": [], "changed": False}
     if not (environments or removers or kept):
         screen.say(f"Nothing to do: nothing of colab-local is in {home}")
@@ -361,7 +367,7 @@ def uninstall(home: Path, dry_run: bool, yes: bool, others: Mapping[str, Remover
             for name in FOLDERS:
                 with contextlib.suppress(OSError):
                     (home / name).rmdir()
-            remove_home(home, parents)
+            remove_home(home, parents, named)
     left = left_over(home) if home.is_dir() else []
     left = [name for name in left if name != ".lock"]
     screen.say(f"Removed {megabytes(sum(size for _, size in sizes))} from {home}.")

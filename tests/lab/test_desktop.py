@@ -526,7 +526,7 @@ def test_rdp_that_does_not_come_up_is_switched_off_again(
 
 
 @pytest.mark.parametrize("ran", [False, True])
-@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError("no /proc"), Failure("no")])
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError("no /proc"), Failure("no", "")])
 def test_what_is_unchecked_is_stopped_and_what_ran_before_is_not(
     receipt: plan.Receipt, end: BaseException, ran: bool
 ) -> None:

@@ -44,7 +44,7 @@ from colab_local.install.lockfiles import (
     read_index,
 )
 from colab_local.install.machine import Host, machine_refusal
-from tests.conftest import REPO, SCREEN, Installed, clean_environment, free_port, supported_python
+from tests.conftest import REPO, SCREEN, Installed, clean_environment, supported_python
 from tests.support import pythons
 
 LOCKFILES = REPO / "lockfiles"
@@ -483,14 +483,14 @@ def snapshot(folder: Path) -> set[tuple[str, float]]:
 
 def test_a_second_run_does_nothing_and_says_how_to_start(installed: Installed, tmp_path: Path) -> None:
     before = snapshot(installed.home)
-    arguments = ["--prefix", str(installed.home), "--port", str(free_port())]
-    done = bootstrap_run(arguments, env=clean_environment(tmp_path))
+    done = bootstrap_run(["--prefix", str(installed.home)], env=clean_environment(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Nothing to do" in done.stdout
     assert str(installed.prefix / "colab" / "jupyter-notebook") in done.stdout
     assert sorted(snapshot(installed.home) ^ before) == []
 
 
+@pytest.mark.usefixtures("choices_kept")
 def test_every_printed_command_is_one_line_that_can_be_pasted(installed: Installed, tmp_path: Path) -> None:
     env = clean_environment(tmp_path) | {"SSH_CONNECTION": "192.0.2.9 50000 192.0.2.7 2222"}
     notebooks = tmp_path / 'my "$(books)" & it\'s `'

@@ -49,7 +49,7 @@ USER_KERNEL = {"argv": ["/bin/false"], "display_name": "mine", "language": "pyth
 
 
 @pytest.fixture(scope="module")
-def server(installed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(installed: Any, choices_kept: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Jupyter started by a shell with the command as bootstrap.py prints it; 8888 may be in use here."""
     port, home = free_port(), tmp_path_factory.mktemp("home")
     argv = bootstrap_argv(installed, port)
@@ -64,6 +64,7 @@ def bootstrap_argv(installed: Any, port: int) -> list[str]:
     return [supported_python(), str(REPO / "bootstrap.py"), "--prefix", str(installed.home), "--port", str(port)]
 
 
+@pytest.mark.usefixtures("choices_kept")
 def test_launch_starts_jupyter_in_the_same_terminal(installed: Any, tmp_path: Path) -> None:
     """The process that was bootstrap.py becomes Jupyter: Ctrl-C reaches it, and nothing else stays.
 

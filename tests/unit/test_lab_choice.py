@@ -1,20 +1,25 @@
-"""--lab is a choice that the receipt remembers: every later start, and the next lock's environment, keep to it."""
+"""--lab, --port and --notebook-dir are kept in the receipt: later starts, and the next lock, keep to them."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bootstrap
+from colab_local.base.errors import EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install.home import read_receipt
 from colab_local.install.installation import Installation
 from colab_local.install.lockfiles import Lock
 from colab_local.laptop import agent
-from colab_local.manage import service
+from colab_local.manage import environments, service
+from tests.conftest import REPO
 from tests.support.receipts import NAME, write_receipt
 
 OLD: Any = object()  # a receipt of before there was a choice
@@ -44,12 +49,12 @@ def planned(home: Path, *words: str) -> Installation:
     ("remembered", "words", "lab", "steps"),
     [
         (OLD, [], False, []),
-        (OLD, ["--lab"], True, ["page"]),
+        (OLD, ["--lab"], True, ["choices"]),
         (OLD, ["--no-lab"], False, []),
-        (False, ["--lab"], True, ["page"]),
+        (False, ["--lab"], True, ["choices"]),
         (True, [], True, []),
         (True, ["--lab"], True, []),
-        (True, ["--no-lab"], False, ["page"]),
+        (True, ["--no-lab"], False, ["choices"]),
     ],
 )
 def test_a_later_run_keeps_or_changes_the_choice(
@@ -129,8 +134,63 @@ def test_a_later_run_has_the_installations_port_and_folder(tmp_path: Path, lab: 
     for words in ([], ["--launch"], ["--service"]):
         argv = planned(home, *words).jupyter_argv()
         assert {"--port=9999", f"{root}={tmp_path / 'nb'}"} <= set(argv)
-    argv = planned(home, "--port", "8080", "--notebook-dir", str(tmp_path)).jupyter_argv()
-    assert {"--port=8080", f"{root}={tmp_path}"} <= set(argv), "this run's own words come first"
+    assert planned(home).steps() == []
+
+
+@pytest.mark.parametrize("how", [[], ["--launch"], ["--service"]])
+def test_a_later_choice_is_kept(tmp_path: Path, how: list[str]) -> None:
+    """Each run's own words come first, are said in one step, and hold from then on; the others stay as they were."""
+    home, books = home_with(tmp_path, OLD), tmp_path / "my books"
+    runs: list[tuple[list[str], str, tuple[int, Path, bool]]] = [
+        (["--port", "9999"], "--port 9999", (9999, Path.home(), False)),
+        (["--notebook-dir", str(books)], f"--notebook-dir '{books}'", (9999, books, False)),
+        ([], "", (9999, books, False)),
+        (["--port", "9998", "--lab"], "--port 9998 --lab", (9998, books, True)),
+        (["--port", "9998", "--notebook-dir", str(books)], "", (9998, books, True)),
+        (
+            ["--notebook-dir", str(tmp_path), "--no-lab"],
+            f"--notebook-dir {tmp_path} --no-lab",
+            (9998, tmp_path, False),
+        ),
+        (["--notebook-dir", "~", "--port", "8888"], "--port 8888 --notebook-dir ~", (8888, Path.home(), False)),
+        ([], "", (8888, Path.home(), False)),
+    ]
+    for words, said, found in runs:
+        made = planned(home, *words, *how)
+        assert [step.title for step in made.steps()] == ([f"Remember for later runs: {said}"] if said else [])
+        assert (made.options.port, made.options.notebook_dir, made.options.lab) == found
+        for step in made.steps():
+            step.apply()
+        later = planned(home)
+        assert later.steps() == []
+        assert (later.options.port, later.options.notebook_dir, later.options.lab) == found
+        receipt = read_receipt(home, NAME)
+        assert receipt is not None, "connect.py and Slurm start what it says"
+        assert (receipt["port"], Path(receipt["notebook_dir"]), receipt["lab"]) == found
+
+
+@pytest.mark.parametrize("lab", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_slurm_starts_what_the_receipt_says(tmp_path: Path, lab: bool, own: bool) -> None:
+    home = home_with(tmp_path, lab)
+    write_receipt(home, notebook_dir="/srv", own_folder=own, lab=lab)
+    prefix = home / "envs" / NAME
+    (prefix / "colab").mkdir()
+    (prefix / "bin" / "python").unlink()
+    (prefix / "bin" / "python").symlink_to(sys.executable)
+    for name in ("jupyter-notebook", "jupyter-lab"):
+        (prefix / "colab" / name).write_text('#!/bin/sh\necho "${0##*/}" "$@"\n')
+        (prefix / "colab" / name).chmod(0o755)
+    said = subprocess.run(
+        ["bash", str(REPO / "scripts" / "slurm" / "colab-local.sbatch")],
+        env={**os.environ, "HOME": str(tmp_path), "COLAB_LOCAL_HOME": str(home), "SLURM_JOB_ID": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    folder = "/srv" if own else str(tmp_path)
+    assert said.startswith("jupyter-lab " if lab else "jupyter-notebook ")
+    assert f"{'--ServerApp.root_dir' if lab else '--notebook-dir'}={folder}" in said.split()
 
 
 @pytest.mark.parametrize("port", [0, -1, 1 << 16])
@@ -141,3 +201,30 @@ def test_a_port_that_is_none_is_not_kept(tmp_path: Path, port: int) -> None:
     assert planned(home).options.notebook_dir == Path.home(), "an older receipt does not say that it was chosen"
     options = bootstrap.read_options(bootstrap.make_parser().parse_args(["--prefix", str(tmp_path / "none")]))
     assert (options.port, options.notebook_dir) == (8888, Path.home())
+
+
+def test_a_folder_that_goes_with_the_home_is_refused(tmp_path: Path) -> None:
+    home = home_with(tmp_path, OLD)
+    (home / "logs").mkdir()
+    (tmp_path / "link").symlink_to(home / "envs")
+    (home / "books").mkdir()
+    for folder in (home / "envs" / NAME, home / "logs", tmp_path / "link"):
+        with pytest.raises(Failure, match="is in a folder that --uninstall removes") as refused:
+            bootstrap.check_room(planned(home, "--notebook-dir", str(folder)))
+        assert refused.value.code == EXIT_USAGE
+    for folder in (home / "books", tmp_path, Path("/")):
+        bootstrap.check_room(planned(home, "--notebook-dir", str(folder)))
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("place", [".", "..", "books"])
+def test_uninstall_leaves_the_folder_that_was_named(tmp_path: Path, named: bool, place: str) -> None:
+    """Even where it is one of those that an installation once made, and empty."""
+    home = home_with(tmp_path / "above", OLD)
+    folder = (home / place).resolve()
+    folder.mkdir(exist_ok=True)
+    write_receipt(home, parents=1, notebook_dir=str(folder), own_folder=named)
+    environments.uninstall(home, False, True, {}, Screen())
+    assert folder.is_dir() == (named or place == "books")
+    assert not (home / "envs").exists()
+    assert tmp_path.is_dir()
