@@ -222,13 +222,14 @@ def card_failure(
     words = "; ".join(counted([verdict.words for verdict in verdicts]))
     reasons = {verdict.reason for verdict in verdicts}
     old = "old-driver" in reasons
+    takes: list[str] = []
     for name, needs in others.items():
         found = [judge(verdict.gpu, needs, cuda) for verdict in verdicts if verdict.gpu.compute_capability]
         fitting = next((one for one in found if one.usable), None)
         late = next((one for one in found if one.reason == "old-driver"), None)
         note = f" ({fitting.note})" if fitting and fitting.note else ""
         if fitting and old:  # a driver can be updated, but not by everybody
-            words += f"; who can't update it: the environment {name} has code that this driver takes{note}"
+            takes.append(f"{name}{note}")
         elif fitting:
             hint = (
                 f"python3 bootstrap.py !--engine !--python --env {name}"  # gpu-forge has no other Python than conda's
@@ -237,6 +238,8 @@ def card_failure(
         elif late and not old:
             words += f"; the environment {name} has code for it, but {late.words}"
             return gpu_reasons.newer_driver(words, situation)
+    if takes:
+        words += f"; who can't update it: this driver takes the code of the environment {', or of '.join(takes)}"
     if reasons == {"no-code"}:
         return Failure(f"{words}; docs/gpu.md says what else there is", CPU, EXIT_MACHINE)
     if "old-driver" in reasons:
