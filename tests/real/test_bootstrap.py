@@ -581,7 +581,7 @@ def test_what_nohup_has_settled_stays() -> None:
 
 
 def test_a_dry_run_of_launch_says_what_would_start(tmp_path: Path) -> None:
-    port, home = free_port(), tmp_path / "home"
+    port, home = free_port(28900), tmp_path / "home"
     argv = ["--dry-run", "--launch", "--engine", "host", "--port", str(port), "--prefix", str(home)]
     done = bootstrap_run(argv, env=clean_environment(tmp_path))
     assert done.returncode == 0 and f"Then it would start Jupyter on port {port}" in done.stdout, done
