@@ -47,7 +47,7 @@ ANSWER_SHAPES: dict[str, Any] = {
     "serve": {**_SERVER, "started": bool},
     "status": {"running": bool, "host": str},
     "stop": {"stopped": bool, "host": str},
-    "desktops": {"ports": {"*": bool}},
+    "desktops": {"places": {"*": bool}},
     "submit": {**_JOB, "pid": int},
     "job": {"job": None},
     "ended": {"how": str},
@@ -556,9 +556,10 @@ class Connection:
             return event
         return None
 
-    def _forward(self, address: str, local: int, remote: int) -> str:
+    def _forward(self, address: str, local: int, remote: int | str) -> str:
         """Have ssh forward a port at one of this machine's addresses; return why it can't, "" if it does."""
-        spec = f"{address}:{local}:{self.far_end}:{remote}"
+        there = f"{self.far_end}:{remote}" if isinstance(remote, int) else remote
+        spec = f"{address}:{local}:{there}"
         problem = self._control("forward", "-L", spec)
         if not problem:
             self.forwards.append(spec)
@@ -591,7 +592,7 @@ class Connection:
         self.said.clear()
         return True
 
-    def _forward_localhost(self, local: int, remote: int) -> str:
+    def _forward_localhost(self, local: int, remote: int | str) -> str:
         """Have ssh forward localhost:local; return why it can't, "" if it does.
 
         Each address by itself: of the name "localhost" ssh is content with one. The other could be a stranger's, and
@@ -603,10 +604,11 @@ class Connection:
         problem = self._forward("[::1]", local, remote)
         return problem if answers("::1", local) else ""
 
-    def forward(self, remote: int, preferred: int, exact: bool = False) -> int:
+    def forward(self, remote: int | str, preferred: int, exact: bool = False) -> int:
         """Forward a port of this machine to the host's loopback and return it.
 
-        remote: the host's port; preferred: this machine's, taken if free; exact: no other will do.
+        remote: the host's port, or the path of a Unix socket there; preferred: this machine's, taken if free; exact:
+        no other will do.
         """
         problem = ""
         for _ in range(5):  # another program may take the port between the look and the deed

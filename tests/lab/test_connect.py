@@ -266,6 +266,25 @@ def test_desktop_forwards_vnc_to_a_real_server(lab: Lab, installed: Installed) -
             assert link.event("connected")["desktop"] == {"5903": 55903}
             link.says("nothing listens at port 5903 yet")
             assert link.end() == 0
+        # One without a port: at a Unix socket in a folder of the user's own.
+        place = gpubox.home / ".vnc" / "rfb-4.sock"
+        place.parent.mkdir(mode=0o700)
+        away = ["-rfbport", "-1", "-rfbunixpath", str(place), "-rfbunixmode", "0600"]
+        silent = subprocess.Popen(
+            gpubox.enter([server, "-displayfd", "1", *away, "-SecurityTypes", "None"]),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(place.exists, 60, "the VNC server without a port")
+        (home / "receipts/desktop.json").write_text('{"schema": 1, "desktops": [{"port": 5904, "listen": "socket"}]}')
+        with running(lab, "--desktop", "--home", str(home), "gpubox") as link:
+            assert link.event("connected")["desktop"] == {str(place): 55904}
+            link.says("the desktop of gpubox: vncviewer localhost::55904")
+            with lab.laptop.network(), socket.create_connection(("127.0.0.1", 55904), timeout=30) as rfb:
+                rfb.settimeout(30)
+                assert rfb.recv(12, socket.MSG_WAITALL) == b"RFB 003.008\n"
+            assert link.end() == 0
+        assert silent.poll() is None
     finally:
         gpubox.run(["pkill", "-TERM", "-x", "Xtigervnc"])  # so that it removes its lock; its own process table
         vnc.wait(30)
