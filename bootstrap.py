@@ -532,7 +532,9 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
     screen.show_document(dict(result, ok=True))
     if args.service:
         return service.command(options, args.dry_run, screen)
-    if args.launch and not args.dry_run:
+    if args.launch and args.dry_run:
+        screen.say(f"Then it would start Jupyter on port {options.port}, in this terminal.")
+    elif args.launch:
         launch(options, result, screen)
     return EXIT_OK
 
