@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ import pytest
 from PIL import Image
 
 from colab_local.desktop import virtual
+from tests.support.browsers import Chromium
 from tests.support.desktop_machine import (
     PYTHON,
+    REPO,
     DesktopMachine,
     Done,
     Tunnel,
@@ -181,6 +184,46 @@ def test_text_is_copied_both_ways_and_letters_have_one_size(lab: Lab, started: S
         keep = "xclip -selection clipboard >/dev/null 2>&1"
         user.run([*inside, "sh", "-c", keep], feed="copied on the desktop")
         assert "copied on the desktop" in copied(rfb)
+
+
+# What is on noVNC's canvas: its width and height, and how many colours.
+CANVAS = """(() => {
+    const shown = document.querySelector("#noVNC_container canvas");
+    if (!shown || !shown.width) return null;
+    const pixels = new Uint32Array(shown.getContext("2d").getImageData(0, 0, shown.width, shown.height).data.buffer);
+    return [shown.width, shown.height, new Set(pixels).size];
+})()"""
+
+
+def test_a_browser_on_the_laptop_shows_the_desktop(lab: Lab, tiger: Started, tmp_path: Path) -> None:
+    """The chapter "In the browser" of docs/desktop.md, its two lines as they stand there."""
+    chapter = (REPO / "docs/desktop.md").read_text().partition("## In the browser")[2].partition("\n## ")[0]
+    serve, forward = (found.split("   ")[0] for found in re.findall(r"^(?:websockify|ssh) .*", chapter, re.MULTILINE))
+    server = tiger.user.spawn(shlex.split(serve))
+    try:
+        wait_for(lambda: ("loopback", 6080) in tiger.user.machine.listeners(), 30, "websockify")
+        assert tiger.user.machine.listeners() - {("everywhere", 22)} == {("loopback", 5901), ("loopback", 6080)}
+        line = forward.replace("ada@gpubox", "alice@tigerbox")
+        with Tunnel(lab, line), lab.laptop.network():
+            browser = Chromium(tmp_path, 1)
+            try:
+                browser.open("http://localhost:6080/vnc.html")
+                browser.evaluate('document.getElementById("noVNC_connect_button").click()')
+                asked = 'document.getElementById("noVNC_credentials_dlg").classList.contains("noVNC_open")'
+                wait_for(lambda: bool(browser.evaluate(asked)), 30, "the question for the password")
+                browser.evaluate(f'document.getElementById("noVNC_password_input").value = "{tiger.password}"')
+                browser.evaluate('document.getElementById("noVNC_credentials_button").click()')
+
+                def shown() -> bool:
+                    width, height, colours = browser.evaluate(CANVAS) or (0, 0, 0)
+                    return (width, height) == (1600, 900) and colours > 100
+
+                wait_for(shown, 60, "the desktop in the browser")
+            finally:
+                browser.close()
+    finally:
+        tiger.user.run(["pkill", "-f", "websockify"], check=False)
+        server.wait(30)
 
 
 def test_a_terminal_opens_and_takes_what_is_typed(lab: Lab, tiger: Started) -> None:
