@@ -81,7 +81,7 @@ try:
     )
     from colab_local.base.terminal import Screen
     from colab_local.base.text import megabytes
-    from colab_local.desktop.options import KINDS, SERVERS, SESSIONS
+    from colab_local.desktop.options import KINDS, LISTENS, SERVERS, SESSIONS
     from colab_local.desktop.options import Options as DesktopOptions
     from colab_local.install import gpu_questions, offline, sources
     from colab_local.install import home as homes
@@ -233,6 +233,9 @@ def make_parser() -> Parser:
     remote.add_argument(
         "--vnc", choices=SERVERS, default="", help="VNC server of the virtual desktop: TigerVNC or TightVNC"
     )
+    remote.add_argument(
+        "--vnc-listen", choices=LISTENS, default="", help="at a port of loopback (default), or a Unix socket: no port"
+    )
     remote.add_argument("--session", choices=SESSIONS, default="auto", help="what runs in it")
     remote.add_argument("--display", type=int, metavar="N", help="display number (default: the first free one)")
     remote.add_argument("--geometry", metavar="WxH", default="", help="its size (default: 1600x900)")
@@ -300,6 +303,7 @@ def read_desktop_options(args: argparse.Namespace, home: Path) -> DesktopOptions
         user=args.desktop_user,
         install_packages=args.install_packages,
         dry_run=args.dry_run,
+        listen=args.vnc_listen,
     )
 
 
@@ -528,7 +532,9 @@ def dispatch(args: argparse.Namespace, screen: Screen) -> int:
     screen.show_document(dict(result, ok=True))
     if args.service:
         return service.command(options, args.dry_run, screen)
-    if args.launch and not args.dry_run:
+    if args.launch and args.dry_run:
+        screen.say(f"Then it would start Jupyter on port {options.port}, in this terminal.")
+    elif args.launch:
         launch(options, result, screen)
     return EXIT_OK
 

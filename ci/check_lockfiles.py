@@ -60,6 +60,7 @@ from colab_local.base.downloads import is_reachable
 from colab_local.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.programs import child_environment
 from colab_local.base.terminal import Screen
+from colab_local.install.bundling import find_uv
 from colab_local.install.lockfiles import REPOSITORY, conda_platform, parse_explicit, read_index
 from colab_local.locking.build import (
     brought_by,
@@ -72,7 +73,7 @@ from colab_local.locking.build import (
 from colab_local.locking.conda import channel_folder, channel_of, channel_records, read_pixi_lock, solve_conda
 from colab_local.locking.gpu_code import entries, has_gpu_code, parse_code, recipe_code
 from colab_local.locking.installers import wrong_files, wrong_names
-from colab_local.locking.pypi import find_uv, solve_python
+from colab_local.locking.pypi import solve_python
 from colab_local.locking.render import (
     GPU_CODE,
     HOST_HEAD,
@@ -591,7 +592,11 @@ def check_all(args: argparse.Namespace, screen: Screen) -> int:
         raise Failure(failure.what, failure.hint, EXIT_FAILED) from None
     for name in args.names:
         if name not in files.specs:
-            raise Failure(f"no environment {name!r} (there are: {', '.join(files.specs)})", code=EXIT_USAGE)
+            raise Failure(
+                f"no environment {name!r} (there are: {', '.join(files.specs)})",
+                "python3 ci/check_lockfiles.py --help",
+                EXIT_USAGE,
+            )
     channels = args.channel if args.channel is not None else [] if args.offline else default_channels()
     names = args.names or list(files.specs)
     count = 0

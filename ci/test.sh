@@ -69,7 +69,8 @@ elif [ $# -gt 0 ]; then
 fi
 
 # Two at a time: tests/lab waits for hosts, browsers and services most of the time. One installation serves both.
-work=$(mktemp -d)
+work=$(mktemp -d /tmp/ciXXXX) # short: a socket's name is limited
+export PYTEST_DEBUG_TEMPROOT="$work"
 lab=
 trap '[ -z "$lab" ] || kill "$lab" 2>/dev/null; rm -rf "$work"' EXIT
 if [ -z "${COLAB_LOCAL_TEST_HOME:-}" ]; then

@@ -159,7 +159,9 @@ def train(home: Path, env: str, steps: int) -> None:
     argv = [python, "-I", "-c", TRAIN, str(steps)]
     done = subprocess.run(argv, env=quiet, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise Failure(f"training in the environment {env} failed: see above")
+        raise Failure(
+            f"training in the environment {env} failed: see above", f"python3 bootstrap.py --env {env} --verify"
+        )
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"CIFAR-10 network, {found['parameters']} parameters, batch 32, {steps} steps on {os.cpu_count()} CPUs")
     print(f"CPU {found['CPU:0']:.1f} ms/step")

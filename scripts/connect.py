@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -110,8 +111,8 @@ def read_wish(args: argparse.Namespace) -> Wish:
     """Return what the command line asks for."""
     if os.name == "nt":
         raise Failure("this runs on Linux, macOS and WSL", "wsl --install   # in PowerShell", EXIT_MACHINE)
-    if args.destination.startswith("-"):
-        raise Failure(f"a host can't be named {args.destination}", code=EXIT_USAGE)
+    if not re.fullmatch(r"(?!-)(.+@)?[^\s@]+", args.destination):
+        raise Failure(f"a host can't be named {args.destination!r}", f"{typed_program()} --help", EXIT_USAGE)
     if args.bootstrap and not args.install:
         raise Failure("--bootstrap does nothing without --install", f"{typed_program()} --help", EXIT_USAGE)
     return Wish(
@@ -155,7 +156,7 @@ def connect(args: argparse.Namespace, screen: Screen) -> int:
                 emit({"event": "closed"})
             return EXIT_OK
     except (Failure, KeyboardInterrupt) as caught:
-        interrupted = Failure("interrupted", code=EXIT_INTERRUPTED)
+        interrupted = Failure("interrupted", "type the same line again", EXIT_INTERRUPTED)
         problem = caught if isinstance(caught, Failure) else interrupted
         hint = screen.put_right(problem.hint)
         emit({"event": "failed", "error": problem.what, "hint": hint, "code": problem.code})

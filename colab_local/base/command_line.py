@@ -179,7 +179,10 @@ def catch_signals(screen: Screen) -> None:
             signal.signal(number, interrupt)
 
 
-def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, interrupted: str = "") -> int:
+AGAIN = "type the same line again"
+
+
+def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, interrupted: str = AGAIN) -> int:
     """Run a program: parse its command line, do its work, end every error in two lines; return the exit code.
 
     interrupted: the hint after Ctrl-C.
@@ -205,7 +208,14 @@ def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, i
     except OSError as problem:
         if is_full(problem):
             return screen.fail(disk_failure(Path(str(problem.filename or screen.place or "."))))
-        return screen.fail(Failure(f"{problem.strerror or problem} ({problem.filename or 'no file'})"))
+        if not problem.filename:
+            return screen.fail(unforeseen(problem, screen))
+        there = next(
+            path for path in (Path(problem.filename), *Path(problem.filename).parents) if os.path.lexists(path)
+        )
+        return screen.fail(
+            Failure(f"{problem.strerror or problem} ({problem.filename})", f"ls -ld {shlex.quote(str(there))}")
+        )
     except MemoryError:
         return screen.fail(Failure("this machine's memory has run out", "free -m", EXIT_MACHINE))
     except Exception as problem:  # the last resort: a fault of ours is two lines, too, and its log has the rest

@@ -18,10 +18,10 @@ EXIT_INTERRUPTED = 130
 class Failure(Exception):
     """What went wrong and what to type next; main() shows it as two lines.
 
-    what: one sentence with what was found and what is needed; hint: one command; code: the exit code.
+    what: one sentence with what was found and what is needed; hint: one command, or a sentence; code: the exit code.
     """
 
-    def __init__(self, what: str, hint: str = "", code: int = EXIT_FAILED) -> None:
+    def __init__(self, what: str, hint: str, code: int = EXIT_FAILED) -> None:
         super().__init__(what)
         self.what = what
         self.hint = hint

@@ -12,6 +12,7 @@ from typing import Iterable, NamedTuple
 
 LOOPBACK = ("127.0.0.1", "::1")  # localhost is both: a browser tries either
 LISTEN = "0A"  # in /proc/net/tcp, proc(5)
+SO_ACCEPTON = 1 << 16  # a flag in /proc/net/unix: it listens (linux/net.h)
 
 
 class Listener(NamedTuple):
@@ -76,6 +77,20 @@ def listens(port: int) -> bool:
     if knows_listeners():
         return bool(listeners([port]))
     return any(answers(address, port) for address in LOOPBACK)
+
+
+def unix_listeners(path: Path, table: Path = Path("/proc/self/net/unix")) -> list[int]:
+    """Return the numbers (inodes) of the Unix sockets that listen at a path, as the kernel lists them.
+
+    They are not tried, see listeners(). The path must be spelled as by the program that listens there.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for line in table.read_bytes().splitlines()[1:]:
+            fields = line.split(None, 7)
+            if fields[3:] and int(fields[3], 16) & SO_ACCEPTON and fields[7:] == [os.fsencode(path)]:
+                found.append(int(fields[6]))
+    return found
 
 
 def answers(address: str, port: int) -> bool:

@@ -212,7 +212,9 @@ def run(
                 errors="replace",
             )
         except OSError as problem:
-            raise Failure(f"can't run {argv[0]} ({problem.strerror})") from problem
+            raise Failure(
+                f"can't run {argv[0]} ({problem.strerror})", f"ls -l {shlex.quote(str(argv[0]))}"
+            ) from problem
         before = screen.output, screen.meter
         if watched:
             screen.output = errors
@@ -225,7 +227,8 @@ def run(
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
-            raise Failure(f"{Path(argv[0]).name} did not end within {timeout or 0:.0f} s") from None
+            what = f"{Path(argv[0]).name} did not end within {timeout or 0:.0f} s"
+            raise Failure(what, "type the same line again, once this machine has less to do") from None
         except BaseException:  # Ctrl-C: the child goes first, so that nothing writes while we clean up
             with contextlib.suppress(ProcessLookupError):
                 child.terminate()

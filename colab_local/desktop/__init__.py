@@ -23,7 +23,7 @@ from colab_local.base.terminal import Screen
 from colab_local.install.home import default_home, hold_lock
 from colab_local.install.jupyter import ssh_line
 
-from . import look, mirror, owned, packages, person, plan, rdp, secret, service, virtual
+from . import look, mirror, owned, packages, person, plan, rdp, rfb, secret, service, virtual
 from .options import Options
 from .person import Person
 from .plan import Receipt, Step
@@ -82,9 +82,8 @@ def set_up(options: Options, screen: Screen) -> dict[str, Any]:
             raise
         for line in [*kind.after(done), *(f"  ok: {line}" for line in seen)]:
             screen.say(line)
-    port = int(kind.facts["port"])
-    local = 50000 + port
-    line = laptop_line(who.name, port, local)
+    local = 50000 + int(kind.facts["port"])
+    line = laptop_line(who.name, kind.where, local)
     if not options.dry_run:
         for text in next_steps(line, local, is_rdp=kind.facts.get("how") == "rdp"):
             screen.say(text)
@@ -95,6 +94,7 @@ def set_up(options: Options, screen: Screen) -> dict[str, Any]:
         "changed": bool(done),
         "plan": [step.title for step in todo],
         **kind.facts,
+        "socket": str(kind.socket) if kind.socket else None,
         "local_port": local,
         "ssh": line,
         "checks": seen,
@@ -112,7 +112,7 @@ def carry_out(name: str, kind: Kind, receipt: Receipt) -> tuple[list[Step], list
     except look.Problem as problem:
         lines = kind.tail()
         kind.disable()
-        left = look.still_open(int(kind.facts["port"]))
+        left = look.still_open(kind.where)
         for line in lines:
             receipt.screen.report(f"  log: {line}")
         raise Failure(
@@ -158,7 +158,8 @@ class Kind:
     """What the two kinds (and RDP, the Wayland form of mirror) have in common.
 
     facts: for the receipt and --json; ran: it was up before this run; check: looks, given what was done; tail: the
-    end of its log; after: returns notes for the user, given what was done.
+    end of its log; after: returns notes for the user, given what was done; socket: it listens at this Unix socket,
+    and at no TCP port.
     """
 
     steps: Sequence[Step]
@@ -168,6 +169,12 @@ class Kind:
     ran: bool
     tail: Callable[[], list[str]] = list
     after: Callable[[Sequence[Step]], list[str]] = lambda done: []
+    socket: Path | None = None
+
+    @property
+    def where(self) -> rfb.Where:
+        """Where it listens."""
+        return self.socket or int(self.facts["port"])
 
 
 def _virtual(options: Options, receipt: Receipt, given: str | None) -> Kind:
@@ -191,12 +198,14 @@ def _virtual(options: Options, receipt: Receipt, given: str | None) -> Kind:
         {
             "display": wished.display,
             "port": wished.port,
+            "listen": "socket" if wished.socket else "port",
             "server": virtual.SERVERS[wished.vnc],
             "session": wished.session,
         },
         owned.leader(who, wished.display) is not None,
         lambda: service.log_tail(who, wished.display),
         after,
+        wished.socket,
     )
 
 
@@ -227,12 +236,12 @@ def _mirror(options: Options, receipt: Receipt, given: str | None) -> Kind:
     )
 
 
-def laptop_line(user: str, port: int, local: int) -> str:
+def laptop_line(user: str, where: rfb.Where, local: int) -> str:
     """Return the command for the laptop, whose own end is on localhost, whatever its ssh's GatewayPorts says.
 
-    port: on this machine; local: on the laptop, high enough not to meet a screen that is shared there.
+    where: on this machine; local: on the laptop, high enough not to meet a screen that is shared there.
     """
-    return ssh_line(port, user, address_for_others(), ssh_port_for_others(), f"localhost:{local}")
+    return ssh_line(where, user, address_for_others(), ssh_port_for_others(), f"localhost:{local}")
 
 
 def next_steps(line: str, local: int, is_rdp: bool) -> list[str]:

@@ -9,11 +9,12 @@ import socket
 import stat
 import time
 from pathlib import Path
-from typing import Callable, Iterable, Mapping, Sequence, TypeVar
+from typing import Callable, Iterable, Mapping, TypeVar
 
 from colab_local.base import network
 
 from . import proc, rfb
+from .rfb import Where
 
 APPEARS_WITHIN = 30.0  # seconds a server may take until it listens
 STAYS_ALIVE = 5.0  # seconds a desktop must live; one that dies of a fault dies sooner
@@ -24,6 +25,11 @@ Answer = TypeVar("Answer")
 
 class Problem(Exception):
     """A check failed; the text is what was found."""
+
+
+def is_up(where: Where) -> bool:
+    """Return whether something listens at a TCP port or a Unix socket; it is not tried."""
+    return bool(network.listeners([where]) if isinstance(where, int) else network.unix_listeners(where))
 
 
 def beyond_loopback(ports: Iterable[int]) -> list[str]:
@@ -38,11 +44,23 @@ def x_over_tcp(display: int) -> None:
         raise Problem(f"X itself listens on TCP ({found[0]})")
 
 
-def private(ports: Sequence[int]) -> None:
-    """Raise Problem if anything on `ports` is reachable from outside this machine."""
-    outside = beyond_loopback(ports)
+def no_port(port: int, uid: int) -> None:
+    """Raise Problem if a program of this user listens on a TCP port, where a Unix socket is meant to replace it."""
+    found = [one for one in network.listeners([port]) if one.uid == uid]
+    if found:
+        raise Problem(f"it listens on TCP as well ({found[0]})")
+
+
+def private(where: Where) -> None:
+    """Raise Problem if what listens there is reachable from outside this machine; a Unix socket never is."""
+    outside = beyond_loopback([where]) if isinstance(where, int) else []
     if outside:
         raise Problem(f"it listens beyond loopback ({', '.join(outside)})")
+
+
+def name(where: Where) -> str:
+    """Return a port or a socket in words."""
+    return f"port {where}" if isinstance(where, int) else f"the socket {where}"
 
 
 def working(alive: Callable[[], str | None]) -> None:
@@ -53,24 +71,24 @@ def working(alive: Callable[[], str | None]) -> None:
 
 
 def listening(
-    port: int, display: int | None, alive: Callable[[], str | None], timeout: float = APPEARS_WITHIN
+    where: Where, display: int | None, alive: Callable[[], str | None], timeout: float = APPEARS_WITHIN
 ) -> None:
-    """Wait until `port` listens, watching all the while that nothing is open to the network.
+    """Wait until a server listens, watching all the while that nothing is open to the network.
 
     display: X display number whose TCP port 6000+N must stay closed, or None; alive: returns what is wrong with
     the server's process, or None; timeout: seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
-        up = bool(network.listeners([port]))  # before the look at where, so that the look is at what is up
-        private([port])
+        up = is_up(where)  # before the look at where, so that the look is at what is up
+        private(where)
         if display is not None:
             x_over_tcp(display)
         if up:
             return
         working(alive)
         if time.monotonic() > deadline:
-            raise Problem(f"nothing listens on port {port} (waited {timeout:g} s)")
+            raise Problem(f"nothing listens on {name(where)} (waited {timeout:g} s)")
         time.sleep(0.1)
 
 
@@ -85,7 +103,7 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
     return ask()
 
 
-def password_wanted(port: int) -> list[str]:
+def password_wanted(where: Where) -> list[str]:
     """Check that the server wants a VNC password of everybody, old clients included; return what was checked.
 
     Two connections, one of them a wrong log-in, and only to a server that has just been started or changed:
@@ -96,9 +114,9 @@ def password_wanted(port: int) -> list[str]:
         Problem: a stranger gets in, or an ordinary VNC client cannot.
     """
     try:
-        offer, inside = _patiently(lambda: rfb.wrong_login("127.0.0.1", port))
+        offer, inside = _patiently(lambda: rfb.wrong_login(where))
     except (OSError, EOFError, rfb.Refused) as fault:
-        raise Problem(f"the server on port {port} does not speak VNC with us: {fault}") from None
+        raise Problem(f"the server on {name(where)} does not speak VNC with us: {fault}") from None
     if rfb.NONE in offer.types:
         raise Problem(f"it lets everybody in without a password (security types {offer.types})")
     if rfb.VNC_AUTH not in offer.types:
@@ -106,7 +124,7 @@ def password_wanted(port: int) -> list[str]:
     if inside:
         raise Problem("it accepted a wrong password")
     try:
-        old = _patiently(lambda: rfb.offer("127.0.0.1", port, rfb.RFB_33))
+        old = _patiently(lambda: rfb.offer(where, rfb.RFB_33))
     except (OSError, EOFError, rfb.Refused) as fault:
         raise Problem(f"an RFB 3.3 client such as macOS Screen Sharing cannot log in: {fault}") from None
     if old.types != [rfb.VNC_AUTH]:
@@ -139,12 +157,12 @@ def refused_from_outside(port: int, timeout: float = 2.0) -> None:
             continue
 
 
-def still_open(port: int, timeout: float = 5.0) -> str:
-    """Return words for an error message if something still listens on `port` after the server was stopped."""
+def still_open(where: Where, timeout: float = 5.0) -> str:
+    """Return words for an error message if something still listens there after the server was stopped."""
     deadline = time.monotonic() + timeout
-    while network.listeners([port]):
+    while is_up(where):
         if time.monotonic() > deadline:
-            return f"; port {port} is STILL OPEN, held by a process that is not ours to end (sudo ss -ltnp)"
+            return f"; {name(where)} is STILL OPEN, held by a process that is not ours to end (sudo ss -lxtnp)"
         time.sleep(0.1)
     return ""
 

@@ -559,7 +559,7 @@ def check(wished: Wish, person: Person, changed: bool, terminal: Screen) -> list
     if changed:
         said += look.password_wanted(wished.port)
         look.stays_up(dead)
-        look.private([wished.port])
+        look.private(wished.port)
         said.append(f"{wished.how} has been running for {look.STAYS_ALIVE:g} s")
     else:
         look.working(dead)

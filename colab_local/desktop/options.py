@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 KINDS = ("mirror", "virtual")
 SERVERS = ("tiger", "tight")
+LISTENS = ("port", "socket")
 SESSIONS = ("auto", "xfce", "lxde", "gnome-flashback", "openbox")
 
 
@@ -15,7 +16,8 @@ class Options(NamedTuple):
 
     kind: one of KINDS; home: where the receipt lies; vnc: one of SERVERS, "" for the best; session: one of SESSIONS;
     display: its number, None for the first free one; geometry: WIDTHxHEIGHT, "" for the default; password_file: "-"
-    reads standard input, "" makes one; user: whose desktop, "" for the caller's.
+    reads standard input, "" makes one; user: whose desktop, "" for the caller's; listen: one of LISTENS, "" for what
+    it was so far.
     """
 
     kind: str
@@ -29,3 +31,4 @@ class Options(NamedTuple):
     user: str = ""
     install_packages: bool = False
     dry_run: bool = False
+    listen: str = ""

@@ -189,6 +189,13 @@ def leader(person: Person, display: int) -> proc.Process | None:
         return next((p for p in proc.processes(person.uid) if where.leads(p)), None)
 
 
+def server(person: Person, display: int) -> proc.Process | None:
+    """Return the living X server of a display's desktop."""
+    where = place(person, display)
+    with person.acting():
+        return next((p for p in proc.processes(person.uid) if where.is_server(p)), None)
+
+
 def displays(person: Person) -> list[int]:
     """Return the displays whose desktop runs, or has left its X server running."""
     script = str(person.home / ".vnc" / "vnc-session")

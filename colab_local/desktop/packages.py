@@ -259,4 +259,4 @@ class Install(Step):
                 raise Failure(f"apt-get {what} failed with code {code}: see above", self.command(os.getuid() == 0))
         if self.difference() is not None:
             lacking = ", ".join(n for n in self.needs if not here(n))
-            raise Failure(f"apt-get succeeded, but something is still missing (need {lacking})")
+            raise Failure(f"apt-get succeeded, but something is still missing (need {lacking})", "apt-get check")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -148,13 +149,14 @@ class Person:
                 preexec_fn=self._become(),
             )
         except FileNotFoundError:
-            raise Failure(f"{argv[0]} is not installed") from None
+            raise Failure(f"{argv[0]} is not installed", f"install the package that brings {argv[0]}") from None
         except subprocess.TimeoutExpired:
-            raise Failure(f"{' '.join(argv)} gave no answer (waited {timeout:g} s)") from None
+            raise Failure(f"{' '.join(argv)} gave no answer (waited {timeout:g} s)", shlex.join(argv)) from None
         if done.returncode:
             words = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
             raise Failure(
-                f"{' '.join(argv)} failed with code {done.returncode}" + (f": {words[-1]}" if words else "")
+                f"{' '.join(argv)} failed with code {done.returncode}" + (f": {words[-1]}" if words else ""),
+                shlex.join(argv),
             )
         return done.stdout
 

@@ -54,6 +54,7 @@ SHAPE = {
             "created?": str,
             "display?": int,
             "port?": int,
+            "listen?": "port|socket",
             "screen?": r":\d{1,5}",
             "how?": r"[\w-]+",
             "unit?": r"(vnc-desktop@\d+\.service)?",

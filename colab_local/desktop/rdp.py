@@ -168,7 +168,9 @@ class Firewall(Step):
                 check=False,
             )
             if done.returncode:
-                raise Failure(f"systemctl {' '.join(words)} failed: {done.stderr.strip()}")
+                raise Failure(
+                    f"systemctl {' '.join(words)} failed: {done.stderr.strip()}", f"systemctl status {words[-1]}"
+                )
 
 
 class Rdp(Step):

@@ -6,7 +6,8 @@ import contextlib
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Iterator
+from pathlib import Path
+from typing import Iterator, Union
 
 NONE, VNC_AUTH = 1, 2
 # macOS Screen Sharing speaks 3.3 to ordinary servers, and there the server picks the type.
@@ -16,6 +17,7 @@ RFB_37 = b"RFB 003.007\n"
 PATIENCE = 15.0
 # An arbitrary answer to the challenge: the chance of being right is 2**-128.
 WRONG_ANSWER = bytes(range(16))
+Where = Union[int, Path]  # a server's TCP port on loopback, or its Unix socket
 
 
 class Refused(Exception):
@@ -46,10 +48,21 @@ def _reason(stream: socket.socket) -> str:
     return _read(stream, min(length, 4096)).decode(errors="replace")
 
 
+def _dial(where: Where, timeout: float) -> socket.socket:
+    if isinstance(where, int):
+        return socket.create_connection(("127.0.0.1", where), timeout)
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        stream.settimeout(timeout)
+        stream.connect(str(where))
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
 @contextlib.contextmanager
-def connect(
-    host: str, port: int, speak: bytes = b"", timeout: float = PATIENCE
-) -> Iterator[tuple[socket.socket, Offer]]:
+def connect(where: Where, speak: bytes = b"", timeout: float = PATIENCE) -> Iterator[tuple[socket.socket, Offer]]:
     """Shake hands up to the security types.
 
     speak: the version we claim, b"" for the server's own; timeout: seconds for each answer.
@@ -58,7 +71,7 @@ def connect(
         Refused: the server gave a reason instead of security types.
         OSError, EOFError: nothing listens there, or it is no VNC server.
     """
-    with socket.create_connection((host, port), timeout) as stream:
+    with _dial(where, timeout) as stream:
         stream.settimeout(timeout)
         version = _read(stream, 12)
         if not version.startswith(b"RFB "):
@@ -74,19 +87,19 @@ def connect(
         yield stream, Offer(version, types)
 
 
-def offer(host: str, port: int, speak: bytes = b"", timeout: float = PATIENCE) -> Offer:
+def offer(where: Where, speak: bytes = b"", timeout: float = PATIENCE) -> Offer:
     """Return what the server offers a client that claims version `speak`."""
-    with connect(host, port, speak, timeout) as (_, offered):
+    with connect(where, speak, timeout) as (_, offered):
         return offered
 
 
-def wrong_login(host: str, port: int, timeout: float = PATIENCE) -> tuple[Offer, bool]:
+def wrong_login(where: Where, timeout: float = PATIENCE) -> tuple[Offer, bool]:
     """Answer the password challenge wrongly once; return the offer and whether we were let in.
 
     Once only: after about five failures both Tight- and TigerVNC shut out everybody for ten seconds, and through
     a tunnel everybody is 127.0.0.1.
     """
-    with connect(host, port, timeout=timeout) as (stream, offered):
+    with connect(where, timeout=timeout) as (stream, offered):
         if VNC_AUTH not in offered.types:
             return offered, NONE in offered.types
         stream.sendall(bytes([VNC_AUTH]))

@@ -11,6 +11,7 @@ from typing import Sequence
 
 from colab_local.base import network
 from colab_local.base.errors import Failure
+from colab_local.install.home import desktop_socket
 
 from . import files, owned, proc
 from .person import Person, find
@@ -145,12 +146,12 @@ class Stop(Step):
 
 
 class Ended(Step):
-    """Before anything of it is removed or forgotten: nothing of the desktop runs, and its port is closed."""
+    """Before anything of it is removed or forgotten: nothing of it runs, its port and its socket are closed."""
 
     title = "see that nothing of the desktop is left running"
 
-    def __init__(self, person: Person, display: int, port: int) -> None:
-        self.person, self.display, self.port = person, display, port
+    def __init__(self, person: Person, display: int) -> None:
+        self.person, self.display = person, display
 
     def difference(self) -> str | None:
         return None if self._left() is None else ""
@@ -161,11 +162,14 @@ class Ended(Step):
         if belongs:
             return f"these processes: {owned.name_all(belongs)}"
         # A port that another user has taken since is none of ours, nor is that of a server started by hand.
-        holders = [found for found in network.listeners([self.port]) if found.uid == self.person.uid]
+        path = desktop_socket(self.person.home, self.display)
+        ports = network.listeners([5900 + self.display])
+        holders = {found.inode: f"port {found.port} ({found})" for found in ports if found.uid == self.person.uid}
+        holders.update(dict.fromkeys(network.unix_listeners(path), str(path)))
         with self.person.acting():
             known = {inode for p in proc.processes(self.person.uid) for inode in proc.sockets_of(p.pid)}
-        hidden = [found for found in holders if found.inode not in known]
-        return f"a process that holds port {self.port} ({hidden[0]})" if hidden else None
+        hidden = [words for inode, words in holders.items() if inode not in known]
+        return f"a process that holds {hidden[0]}" if hidden else None
 
     def apply(self) -> None:
         left = self._left()

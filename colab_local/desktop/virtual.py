@@ -12,8 +12,9 @@ from typing import Sequence
 
 from colab_local.base import network
 from colab_local.base.errors import EXIT_BUSY, EXIT_USAGE, Failure
+from colab_local.install.home import desktop_socket
 
-from . import files, look, owned, packages, picture, proc, secret, service
+from . import files, look, owned, packages, picture, proc, rfb, secret, service
 from .options import Options
 from .person import Person
 from .plan import SECRET, File, Private, PutBack, Receipt, Step, Tidy, digest
@@ -32,6 +33,8 @@ X_SOCKETS = Path("/tmp/.X11-unix")  # noqa: S108 - where X servers put them
 DISPLAYS = range(1, 64)
 # A password file with the empty password (both vncpasswd programs): anybody could log in with it.
 EMPTY = bytes.fromhex("5ab2cdc0badcaf13")
+LONGEST_SOCKET = 107  # bytes of a Unix socket's path, unix(7)
+PLAIN = re.compile(r"/[\w./@+ -]*")  # ssh reads colons, backslashes, percent and dollar signs in a path
 GEOMETRY = re.compile(r"[1-9]\d{2,4}x[1-9]\d{2,4}")
 
 
@@ -39,18 +42,25 @@ GEOMETRY = re.compile(r"[1-9]\d{2,4}x[1-9]\d{2,4}")
 class Wish:
     """What the user gets.
 
-    vnc: "tiger" or "tight"; session: the desktop; display: X display number; geometry: "WIDTHxHEIGHT" in pixels.
+    vnc: "tiger" or "tight"; session: the desktop; display: X display number; geometry: "WIDTHxHEIGHT" in pixels;
+    socket: the Unix socket that takes the place of the TCP port, None with a port.
     """
 
     vnc: str
     session: str
     display: int
     geometry: str
+    socket: Path | None = None
 
     @property
     def port(self) -> int:
         """The TCP port of the VNC server."""
         return 5900 + self.display
+
+    @property
+    def where(self) -> rfb.Where:
+        """Where the VNC server listens."""
+        return self.socket or self.port
 
     @property
     def needs(self) -> list[str]:
@@ -66,6 +76,7 @@ class Wish:
         return (
             "# ~/.vnc/vnc-session.conf -- managed by bootstrap.py, read by vnc-session at its start\n"
             f"VNC_SERVER={SERVERS[self.vnc]}\nVNC_GEOMETRY={self.geometry}\nVNC_DEPTH=24\nVNC_DESKTOP={self.session}\n"
+            f"VNC_LISTEN={'socket' if self.socket else 'port'}\n"
         )
 
 
@@ -116,7 +127,7 @@ def choose_display(asked: int | None, used: int | None, person: Person) -> int:
         if wanted not in DISPLAYS:
             raise Failure(
                 f"no such display number (found {wanted}, need {DISPLAYS[0]} to {DISPLAYS[-1]})",
-                "",
+                f"python3 bootstrap.py --desktop virtual --display {DISPLAYS[0]}",
                 EXIT_USAGE,
             )
         reason = None if wanted in owned.displays(person) else taken_by(wanted, person)
@@ -161,7 +172,54 @@ def wish(options: Options, person: Person, receipt: Receipt) -> Wish:
             EXIT_USAGE,
         )
     display = choose_display(options.display, receipt.entry.get("display"), person)
-    return Wish(vnc, session, display, geometry)
+    with_socket = (options.listen or before.get("VNC_LISTEN")) == "socket"
+    if with_socket and vnc == "tight":
+        other = "tiger" if options.listen else "tight --vnc-listen port"
+        raise Failure(
+            "TightVNC cannot listen at a Unix socket (need TigerVNC, or a port)",
+            f"python3 bootstrap.py --desktop virtual --vnc {other}",
+            EXIT_USAGE,
+        )
+    place = _checked(desktop_socket(person.home, display)) if with_socket else None
+    _demand_same(person, display, place)
+    return Wish(vnc, session, display, geometry, place)
+
+
+def _checked(path: Path) -> Path:
+    """Return the path of a socket if the kernel and ssh can take it.
+
+    Raises:
+        Failure: it is too long, or has characters that mean something else to ssh.
+    """
+    length = len(os.fsencode(path))
+    if length <= LONGEST_SOCKET and PLAIN.fullmatch(str(path)):
+        return path
+    found = f"found {length} bytes, need at most {LONGEST_SOCKET}"
+    if length <= LONGEST_SOCKET:
+        found = "need letters, digits, spaces and the signs . / @ + - _"
+    raise Failure(
+        f"no Unix socket can be reached at {path} ({found})",
+        "python3 bootstrap.py --desktop virtual --vnc-listen port",
+        EXIT_USAGE,
+    )
+
+
+def _demand_same(person: Person, display: int, place: Path | None) -> None:
+    """Refuse to change where a desktop listens while it runs: that would close its programs.
+
+    Raises:
+        Failure: it runs and listens elsewhere.
+    """
+    running = owned.server(person, display)
+    if running is None or (place is not None) == any(word.startswith("-rfbunixpath") for word in running.argv):
+        return
+    leader = owned.leader(person, display) or running
+    stop = f"systemctl --user stop {service.unit(display)}" if service.systemd(person) else f"kill {leader.pid}"
+    raise Failure(
+        f"the desktop on display :{display} runs, and where it listens can only be changed while it does not",
+        f"{stop}   # closes its programs; then the same command again",
+        EXIT_BUSY,
+    )
 
 
 def encode(person: Person, password: str) -> bytes:
@@ -173,7 +231,7 @@ def encode(person: Person, password: str) -> bytes:
     program = next((p for p in ("tigervncpasswd", "tightvncpasswd", "vncpasswd") if packages.program(p)), "vncpasswd")
     encoded = person.run([program, "-f"], feed=password.encode("ascii") + b"\n", timeout=15)
     if len(encoded) != 8:
-        raise Failure(f"{program} made no password (found {len(encoded)} bytes, need 8)")
+        raise Failure(f"{program} made no password (found {len(encoded)} bytes, need 8)", f"{program} -f")
     return encoded
 
 
@@ -283,13 +341,17 @@ def check(wished: Wish, person: Person, started: bool) -> list[str]:
     def dead() -> str | None:
         return None if with_systemd else service.complaint(person, wished.display, ())
 
-    look.listening(wished.port, wished.display, dead, look.APPEARS_WITHIN if started else 2)
-    look.modes(person.uid, secrets_of(person))
-    said = [f"port {wished.port} listens on loopback only; X itself listens on no port"]
-    look.refused_from_outside(wished.port)
-    said.append("this machine's network addresses refuse connections")
+    look.listening(wished.where, wished.display, dead, look.APPEARS_WITHIN if started else 2)
+    look.modes(person.uid, {**secrets_of(person), **({wished.socket: 0o600} if wished.socket else {})})
+    if wished.socket:
+        look.no_port(wished.port, person.uid)
+        said = [f"{wished.socket} listens, open to {person.name} alone; neither VNC nor X listens on a port"]
+    else:
+        said = [f"port {wished.port} listens on loopback only; X itself listens on no port"]
+        look.refused_from_outside(wished.port)
+        said.append("this machine's network addresses refuse connections")
     if started:
-        said += look.password_wanted(wished.port)
+        said += look.password_wanted(wished.where)
         programs = PROGRAMS[wished.session]
         running = owned.leader(person, wished.display)
 
@@ -298,7 +360,7 @@ def check(wished: Wish, person: Person, started: bool) -> list[str]:
             return service.complaint(person, wished.display, programs)
 
         look.stays_up(wrong)
-        look.private([wished.port])
+        look.private(wished.where)
         look.x_over_tcp(wished.display)
         again = owned.leader(person, wished.display)
         if running is None or again is None or running.pid != again.pid:
@@ -325,11 +387,11 @@ def undo(receipt: Receipt) -> list[Step]:
     steps: list[Step] = []
     if display is not None:
         steps.append(service.Stop(person, display, bool(entry.get("unit"))))
-        steps.append(service.Ended(person, display, 5900 + int(display)))
-    # Cookies and logs of every display that was used.
+        steps.append(service.Ended(person, int(display)))
+    # Cookies, logs and sockets of every display that was used.
     with person.acting():
         vnc = sorted((person.home / ".vnc").glob("*-*"))
-    leftovers = [path for path in vnc if re.fullmatch(r"Xauthority-\d+|session-\d+\.log", path.name)]
+    leftovers = [path for path in vnc if re.fullmatch(r"Xauthority-\d+|session-\d+\.log|rfb-\d+\.sock", path.name)]
     steps.append(service.Unlinger(receipt))
     steps += [PutBack(receipt, Path(path)) for path in entry["files"]]
     steps.append(Tidy(receipt, leftovers))

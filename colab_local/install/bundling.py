@@ -9,6 +9,7 @@ import json
 import netrc
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -176,7 +177,8 @@ def find_wheels(choice: Choice, folder: Path, screen: Screen) -> list[Source]:
     asked, answer = folder / "wheels.in", folder / "pylock.toml"
     hashes = {entry: " ".join(f"--hash=sha256:{sha256}" for sha256 in sorted(entry.sha256)) for entry in wanted}
     asked.write_text("".join(f"{entry.name}=={entry.version} {hashes[entry]}\n" for entry in wanted))
-    argv = [find_uv(), "pip", "compile", "--quiet", "--no-deps", "--no-header", "--format", "pylock.toml"]
+    uv = find_uv("python3 bootstrap.py --cpu")
+    argv = [uv, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--format", "pylock.toml"]
     platform = requirements.uv_platform(choice.platform, requires)
     argv += ["--python-platform", platform, "--python-version", choice.python]
     target = {"MACOSX_DEPLOYMENT_TARGET": requires["macos"]} if "macos" in requires else {}  # of the wheels chosen
@@ -216,14 +218,20 @@ def toml_parser() -> Callable[[str], dict[str, Any]]:
     return tomllib.loads
 
 
-def find_uv() -> str:
-    """Return the uv beside this Python, on PATH, or of an installed environment."""
+def find_uv(cure: str = "") -> str:
+    """Return the uv beside this Python, on PATH, or of an installed environment.
+
+    cure: what to type where there is none; without it, what puts one beside this Python.
+    """
     beside = Path(sys.executable).parent / "uv"
     installed = sorted(Path(default_home()).glob("tools/uv-*/bin/uv"))
     for program in [str(beside), shutil.which("uv") or "", *map(str, reversed(installed))]:
         if program and os.access(program, os.X_OK):
             return program
-    raise Failure("no uv is here", "python3 bootstrap.py --cpu")
+    raise Failure(
+        "this needs uv (found none beside this Python, on PATH, or of an installation)",
+        cure or f"{shlex.quote(sys.executable)} -m pip install uv",
+    )
 
 
 def wheel_source(wheel: dict[str, Any], folder: Path) -> Source:

@@ -221,20 +221,25 @@ def card_failure(
     """Return why none of these cards can be used; cuda, others: as in judge() and decide()."""
     words = "; ".join(counted([verdict.words for verdict in verdicts]))
     reasons = {verdict.reason for verdict in verdicts}
-    for name, needs in others.items() if "old-driver" not in reasons else ():  # a driver can be updated
+    old = "old-driver" in reasons
+    takes: list[str] = []
+    for name, needs in others.items():
         found = [judge(verdict.gpu, needs, cuda) for verdict in verdicts if verdict.gpu.compute_capability]
         fitting = next((one for one in found if one.usable), None)
         late = next((one for one in found if one.reason == "old-driver"), None)
-        if fitting or late:
-            words += f"; the environment {name} has code for it"
-        if fitting:
-            words += f" ({fitting.note})" if fitting.note else ""
+        note = f" ({fitting.note})" if fitting and fitting.note else ""
+        if fitting and old:  # a driver can be updated, but not by everybody
+            takes.append(f"{name}{note}")
+        elif fitting:
             hint = (
                 f"python3 bootstrap.py !--engine !--python --env {name}"  # gpu-forge has no other Python than conda's
             )
-            return Failure(words, hint, EXIT_MACHINE)
-        if late:
-            return gpu_reasons.newer_driver(f"{words}, but {late.words}", situation)
+            return Failure(f"{words}; the environment {name} has code for it{note}", hint, EXIT_MACHINE)
+        elif late and not old:
+            words += f"; the environment {name} has code for it, but {late.words}"
+            return gpu_reasons.newer_driver(words, situation)
+    if takes:
+        words += f"; who can't update it: this driver takes the code of the environment {', or of '.join(takes)}"
     if reasons == {"no-code"}:
         return Failure(f"{words}; docs/gpu.md says what else there is", CPU, EXIT_MACHINE)
     if "old-driver" in reasons:

@@ -67,6 +67,11 @@ def user_name() -> str:
         return str(os.getuid())
 
 
+def desktop_socket(folder: Path, display: int) -> Path:
+    """Return where a virtual desktop without a TCP port listens. folder: its user's own; display: X's number."""
+    return folder / ".vnc" / f"rfb-{display}.sock"
+
+
 def default_home() -> Path:
     """Return the folder that everything lands in when --prefix doesn't say."""
     given = os.environ.get("COLAB_LOCAL_HOME")

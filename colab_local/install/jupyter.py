@@ -52,17 +52,20 @@ def jupyter_argv(
     return [*argv, "--allow-root"] if as_root else argv
 
 
-def ssh_line(port: int, user: str, address: str, ssh_port: int = 22, local: str = "") -> str:
+def ssh_line(where: int | Path, user: str, address: str, ssh_port: int = 22, local: str = "") -> str:
     """Return the line that brings a port of this machine, Jupyter's say, to the laptop it is typed on.
 
     Without -N: sshd sends small packets at once only for a connection that has a session, a shell say. With -N it
     holds each back until the one before is acknowledged: every cell, key and click takes 40 ms longer.
 
-    port: on this machine; ssh_port: of its sshd; local: where it is on the laptop, [ADDRESS:]PORT, default `port`.
+    where: a port or a Unix socket of this machine; ssh_port: of its sshd; local: where it is on the laptop,
+    [ADDRESS:]PORT, default the same port.
     """
     extra = f" -p {ssh_port}" if ssh_port != 22 else ""
     target = shlex.quote(f"{user}@{address}")
-    return f"ssh -o ExitOnForwardFailure=yes -L {local or port}:localhost:{port}{extra} {target}"
+    there = f"localhost:{where}" if isinstance(where, int) else str(where)
+    forward = shlex.quote(f"{local or where}:{there}")
+    return f"ssh -o ExitOnForwardFailure=yes -L {forward}{extra} {target}"
 
 
 def dist_record(files: dict[str, bytes]) -> str:
@@ -88,7 +91,9 @@ def add_jupyter(prefix: Path, lock: Lock, screen: Screen) -> dict[str, str]:
         content = read_lock_file(OVERLAY, name, digest).encode("utf-8")
         target = (packages if part == "site-packages" else prefix) / rest
         if target.exists() and target.read_bytes() != content:
-            raise Failure(f"{target} belongs to a package and would be overwritten")
+            raise Failure(
+                f"{target} belongs to a package and would be overwritten", "git status environments lockfiles"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
         if content.startswith(b"#!"):

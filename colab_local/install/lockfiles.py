@@ -110,7 +110,11 @@ def parse_explicit(text: str) -> list[tuple[str, str]]:
             continue
         url, _, digest = line.partition("#")
         if not re.match(r"sha256:[0-9a-f]{64}$", digest):
-            raise Failure(f"a package in the lockfile has no sha256 (found {mask(line)})", code=EXIT_INTEGRITY)
+            raise Failure(
+                f"a package in the lockfile has no sha256 (found {mask(line)})",
+                "git status lockfiles",
+                EXIT_INTEGRITY,
+            )
         packages.append((url, digest[len("sha256:") :]))
     return packages
 

@@ -48,8 +48,9 @@ def machine_refusal(
     if subdir == "osx-64":
         return Failure(
             "macOS on Intel is not supported: TensorFlow ended its builds for it with 2.16 "
-            "(found x86_64, need arm64); under Rosetta, start an arm64 Python",
-            code=EXIT_MACHINE,
+            "(found x86_64, need arm64)",
+            "on Apple silicon start a Python for arm64, not one under Rosetta; from an Intel Mac use a Linux server",
+            EXIT_MACHINE,
         )
     if subdir not in platforms:
         other = gpu_reasons.other_platform(host.system, host.machine) if accelerator == "gpu" else None
@@ -57,25 +58,30 @@ def machine_refusal(
             "the {} environment has no lock for this machine (found {} {}, need one of: {})".format(
                 environment, host.system, host.machine, ", ".join(sorted(platforms))
             ),
-            "python3 bootstrap.py --cpu" if environment != "cpu" else "",
+            "python3 bootstrap.py --cpu"
+            if environment != "cpu"
+            else "use another machine: docs/tested.md lists them",
             EXIT_MACHINE,
         )
     requires = platforms[subdir].get("requires", {})
     if host.libc == "glibc" and version_tuple(host.libc_version) < version_tuple(requires.get("glibc", "0")):
         return Failure(
             "this system is too old: glibc {} (need {} or newer)".format(host.libc_version, requires["glibc"]),
-            code=EXIT_MACHINE,
+            "update the system (Ubuntu 20.04, Debian 10, RHEL 8 or newer), or use a container of one",
+            EXIT_MACHINE,
         )
     if host.macos and version_tuple(host.macos) < version_tuple(requires.get("macos", "0")):
         return Failure(
             "this macOS is too old: {} (need {} or newer)".format(host.macos, requires["macos"]),
-            code=EXIT_MACHINE,
+            "softwareupdate --list",
+            EXIT_MACHINE,
         )
     missing = [flag for flag in requires.get("cpu", []) if host.cpu and flag not in host.cpu]
     if missing:
         return Failure(
             "this CPU lacks {} (TensorFlow's build needs: {})".format(", ".join(missing), ", ".join(requires["cpu"])),
-            code=EXIT_MACHINE,
+            "use another machine; a virtual one may hide what its CPU can: give it the host's CPU model",
+            EXIT_MACHINE,
         )
     return None
 

@@ -119,7 +119,9 @@ def locked_files(
     if engine != "conda":
         installer = index["installers"][engine]["files"].get(platform)
         if installer is None:
-            raise Failure(f"{engine} has no pinned installer for {platform}", "", EXIT_USAGE)
+            raise Failure(
+                f"{engine} has no pinned installer for {platform}", "python3 scripts/bundle.py --help", EXIT_USAGE
+            )
         files.insert(0, (installer["url"], installer["sha256"]))
     return files
 

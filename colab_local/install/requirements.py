@@ -99,7 +99,9 @@ def holds(marker: str, environment: dict[str, str]) -> bool:
     try:
         return bool(_value(ast.parse(marker, mode="eval").body, environment))
     except (SyntaxError, KeyError, TypeError) as problem:
-        raise Failure(f"can't read the marker {marker!r} ({problem})", code=EXIT_INTEGRITY) from problem
+        raise Failure(
+            f"can't read the marker {marker!r} ({problem})", "git status lockfiles", EXIT_INTEGRITY
+        ) from problem
 
 
 def _value(node: Any, environment: dict[str, str]) -> Any:

@@ -13,6 +13,7 @@ Requests: {"op": "serve", ...}, see OPERATIONS and the functions of these names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import getpass
 import json
@@ -33,7 +34,7 @@ from typing import Iterator, NoReturn
 from colab_local.base import documents
 from colab_local.base.errors import Failure
 from colab_local.base.files import private_file
-from colab_local.base.network import free_port, listens
+from colab_local.base.network import free_port, listens, unix_listeners
 from colab_local.install import home as homes
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.servers import (
@@ -70,14 +71,14 @@ END_WORDS = {
 
 # What it reads of the receipts of --service and --desktop.
 SERVICE_SHAPE = {"env": str, "kind": "systemd|launchd"}
-DESKTOPS_SHAPE = {"desktops": [{"port?": int}]}
+DESKTOPS_SHAPE = {"desktops": [{"port?": int, "listen?": "port|socket"}]}
 
 
 class Refusal(Failure):
     """What went wrong; kind tells connect.py which hint to give: the laptop knows what can be typed there."""
 
     def __init__(self, error: str, kind: str = "") -> None:
-        super().__init__(error)
+        super().__init__(error, "")
         self.kind = kind
 
 
@@ -365,13 +366,18 @@ def gone_within(pid: int, seconds: float) -> bool:
 
 
 def desktops(request: Json) -> Json:
-    """Name the ports of the remote desktops that bootstrap.py made, else `ports`, and say which of them listen."""
-    ports = request["ports"]
+    """Name the ports and sockets of the remote desktops that bootstrap.py made, else `ports`; say which listen."""
+    found: list[int | Path] = []
     with contextlib.suppress(OSError, ValueError):
         path = home_folder(request["home"]) / "receipts" / "desktop.json"
-        found = [entry.get("port", 0) for entry in documents.read(path, DESKTOPS_SHAPE)["desktops"]]
-        ports = [port for port in found if 0 < port < 1 << 16] or ports
-    return {"ports": {port: listens(port) for port in ports}}
+        for entry in documents.read(path, DESKTOPS_SHAPE)["desktops"]:
+            port = entry.get("port", 0)
+            if entry.get("listen") == "socket":
+                found.append(homes.desktop_socket(homes.user_home().resolve(), port - 5900))
+            elif 0 < port < 1 << 16:
+                found.append(port)
+    places = found or request["ports"]
+    return {"places": {str(p): bool(unix_listeners(p)) if isinstance(p, Path) else listens(p) for p in places}}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -612,7 +618,8 @@ def answer(line: str) -> Json:
     except Failure as refusal:
         return {"ok": False, "error": refusal.what.rstrip(), "kind": getattr(refusal, "kind", "")}
     except OSError as problem:
-        return {"ok": False, "error": f"{problem} on {socket.gethostname()}", "kind": ""}
+        kind = "disk" if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else ""
+        return {"ok": False, "error": f"{problem} on {socket.gethostname()}", "kind": kind}
 
 
 def listen(lines: queue.Queue[str]) -> NoReturn:

@@ -53,7 +53,7 @@ def unpack_program(home: Path, archive: str, digest: str) -> None:
     """
     content = base64.b64decode(archive)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise Failure("the program arrived damaged", code=EXIT_INTEGRITY)
+        raise Failure("the program arrived damaged", "type the same line again", EXIT_INTEGRITY)
     home.mkdir(parents=True, exist_ok=True)
     folder = program_folder(home)
     fresh, old = folder.with_name("program.part"), folder.with_name("program.old")
@@ -62,7 +62,7 @@ def unpack_program(home: Path, archive: str, digest: str) -> None:
         for member in members:
             path = PurePosixPath(member.name)
             if not member.isreg() or path.is_absolute() or ".." in path.parts:
-                raise Failure(f"the program holds something that is no plain file ({member.name})")
+                raise Failure(f"the program holds something that is no plain file ({member.name})", "git status")
             target = fresh / path
             target.parent.mkdir(parents=True, exist_ok=True)
             stream = members.extractfile(member)
@@ -175,5 +175,5 @@ def begin(home: Path, request: Json, is_alive: Callable[[int], bool]) -> tuple[J
         return state, 0
     options = [str(option) for option in request.get("options") or []]
     if not all(re.fullmatch(r"[^\x00\n]*", option) for option in options):
-        raise Failure("an option holds a line break")
+        raise Failure("an option holds a line break", "type the line again without it")
     return start(home, options), 0

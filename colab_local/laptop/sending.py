@@ -62,7 +62,7 @@ class FarInstallation:
     def _ask(self, connection: Connection, op: str, **request: Any) -> Json:
         answer = connection.ask(op, on_said=self._show, **request)
         if not answer["ok"]:
-            raise Failure(f"on {self.host}: {answer['error']}")
+            raise Failure(f"on {self.host}: {answer['error']}", "type the same line again")
         return answer
 
     def _show(self, message: Json) -> None:

@@ -77,7 +77,7 @@ def await_answer(local: int, server: Json, connection: Connection) -> None:
             )
         event = connection.event(0.2)
         if event == "gone":
-            raise Failure("Jupyter on {} ended while connecting".format(server["host"]))
+            raise Failure("Jupyter on {} ended while connecting".format(server["host"]), "type the same line again")
     raise Failure(
         "Jupyter on {} does not answer through the tunnel ({})".format(server["host"], problem),
         connect_line(connection.ssh, "--stop ") + "   # and try again",
@@ -97,6 +97,15 @@ def viewer(platform: str, remote: int, local: int) -> str:
     if remote == RDP_PORT:
         return f"an RDP program, at localhost:{local}"
     return f"open vnc://localhost:{local}" if platform == "darwin" else f"vncviewer localhost::{local}"
+
+
+def port_of(place: str) -> int:
+    """Return the port of a desktop, or the one that its Unix socket stands for; 0 for what names neither.
+
+    The host names them, and ssh reads signs in a path: only what can't mean anything else to it is one.
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,4})|/[\w./@+ -]*/rfb-([0-9]{1,2})\.sock", place)
+    return int(found.group(1) or 5900 + int(found.group(2))) if found else 0
 
 
 class Wish(NamedTuple):
@@ -133,14 +142,16 @@ class Session:
 
     def __init__(self, wished: Wish, folder: str, emit: Callable[[Json], None], screen: Screen) -> None:
         self.wished, self.folder, self.emit, self.screen = wished, folder, emit, screen
-        self.ssh = Ssh(wished.destination, wished.options, wished.program)
+        own = [("--home", wished.home), ("--ssh", wished.program if wished.program != "ssh" else None)]
+        given = tuple(word for flag, value in own if value for word in (flag, value))
+        self.ssh = Ssh(wished.destination, wished.options, wished.program, given)
         self.server: Json = {}
         self.asked = False  # for a Jupyter: one may be starting
         self.job: str | None = None
         self.job_ends: float | None = None  # when its time is over, of time.monotonic()
         self.login: Connection | None = None  # the line to the login node, on Slurm
         self.local = 0
-        self.desktop: dict[int, int] = {}
+        self.desktop: dict[str, int] = {}  # the port here of each port or socket there
         self.line: Connection | None = None
         self.shown = ""  # the URL that the user has been given
         host = wished.destination.rpartition("@")[2]
@@ -162,7 +173,7 @@ class Session:
     def node(self, login: Connection, name: str) -> Ssh:
         """Return how to reach a compute node: through the line to its login node, no second login there."""
         if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # the login node's word, and ProxyCommand's shell reads it
-            raise Failure(f"the Slurm job runs on something that is no host's name ({name!r})")
+            raise Failure(f"the Slurm job runs on something that is no host's name ({name!r})", "squeue --me")
         proxy = control_argv(self.ssh, login.socket_path, "-W", "[%h]:%p")
         command = " ".join(shlex.quote(word) for word in proxy)
         user = self.ssh.destination.rpartition("@")[0] or self.wished.login
@@ -276,23 +287,25 @@ class Session:
                     raise
 
     def forward_desktop(self, connection: Connection) -> None:
-        """Forward the ports of the desktops to 50000 higher ones and say which of them show something."""
-        found = self.request(connection, "desktops", ports=DESKTOP_PORTS)["ports"]
-        for port, is_up in found.items():
-            if not re.fullmatch(r"[1-9]\d{0,4}", port, re.ASCII):  # a JSON object's keys are texts
+        """Forward the desktops to ports 50000 higher than theirs and say which of them show something."""
+        found = self.request(connection, "desktops", ports=DESKTOP_PORTS)["places"]
+        for place, is_up in found.items():
+            port = port_of(place)
+            if not port:
                 continue
-            remote = int(port)
-            again = remote in self.desktop
-            local = connection.forward(remote, self.desktop.get(remote, 50000 + remote), exact=again)
-            self.desktop[remote] = local
+            again = place in self.desktop
+            remote = int(place) if place.isdigit() else place
+            local = connection.forward(remote, self.desktop.get(place, 50000 + port), exact=again)
+            self.desktop[place] = local
             if again:
                 continue
+            where = f"port {port}" if place.isdigit() else place
             if is_up:
                 self.screen.say(
-                    "the desktop of {}: {}".format(self.server["host"], viewer(sys.platform, remote, local))
+                    "the desktop of {}: {}".format(self.server["host"], viewer(sys.platform, port, local))
                 )
             else:
-                self.screen.report(f"note: nothing listens at port {remote} yet (forwarded to {local})")
+                self.screen.report(f"note: nothing listens at {where} yet (forwarded to {local})")
 
     def show(self, wanted: int) -> None:
         """Print the URL and what to do with it."""
@@ -322,7 +335,7 @@ class Session:
                 "event": "connected",
                 "url": self.shown,
                 "port": self.local,
-                "desktop": {str(remote): local for remote, local in self.desktop.items()},
+                "desktop": self.desktop,
                 **{name: server[name] for name in ("host", "env", "pid", "started", "notebook_dir")},
                 "remote_port": server["port"],
                 "job": self.job,

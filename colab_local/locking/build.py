@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import rattler
-import requests
 from packaging.utils import canonicalize_name
 
-from colab_local.base import certificates
 from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
@@ -42,7 +40,7 @@ from colab_local.locking.specs import (
     read_pins,
     read_specs,
 )
-from colab_local.locking.wheels import TIMEOUT_S, clashes, read_wheels
+from colab_local.locking.wheels import TIMEOUT_S, clashes, read_wheels, web
 
 
 def host_tools(records: Sequence[rattler.RepoDataRecord], platforms: Sequence[str]) -> list[Package]:
@@ -118,7 +116,9 @@ def solve(
     lock.about.update(read_wheels(lock.all_wheels()))
     for platform in spec.platforms:
         for clash in clashes(lock.wheels(platform), lock.about):
-            raise Failure(f"{spec.name}: {clash}; leave one out of {spec.name}.yml, or bound it there")
+            raise Failure(
+                f"{spec.name}: {clash}", f"leave one out of environments/{spec.name}.yml, or bound it there"
+            )
     if spec.accelerator == "gpu":
         cuda = {w for package in python if has_gpu_code(package.name) for w in package.wheels.values()}
         lock.code.update(read_code(cuda, code, screen))
@@ -257,11 +257,12 @@ def fetch_text(source: str) -> str:
     try:
         if "://" not in source:
             return Path(source).read_text(encoding="utf-8")
-        answer = requests.get(source, timeout=TIMEOUT_S, verify=str(certificates.bundle() or "") or True)
-        answer.raise_for_status()
-        return answer.text
+        with web() as session:
+            answer = session.get(source, timeout=TIMEOUT_S)
+            answer.raise_for_status()
+            return answer.text
     except OSError as problem:  # requests' exceptions are OSErrors too
-        raise Failure(f"{source} can't be read ({problem})", code=EXIT_NETWORK) from None
+        raise Failure(f"{source} can't be read ({problem})", "python3 scripts/lock.py --help", EXIT_NETWORK) from None
 
 
 def adopt_freeze(environments: Path, source: str, date: str | None, python: str | None, screen: Screen) -> None:

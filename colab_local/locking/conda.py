@@ -89,7 +89,9 @@ def solve_conda(
             )
         solution = asyncio.run(in_a_loop(coming))
     except SolverError as problem:
-        raise Failure(f"{spec.name}/{platform} has no solution: {' '.join(str(problem).split())}") from None
+        explained = " ".join(str(problem).split())
+        hint = f"loosen what environments/{spec.name}.yml asks for"
+        raise Failure(f"{spec.name}/{platform} has no solution: {explained}", hint) from None
     except GatewayError as problem:
         raise unreadable(channel, problem) from None
     # A locked record stays as it was locked: channels mend what they say of a package (its dependencies, its
@@ -99,7 +101,10 @@ def solve_conda(
     records = sorted(found, key=lambda record: record.name.normalized)
     for record in records:
         if record.sha256 is None:
-            raise Failure(f"{record.url} has no sha256 in the channel: it can't be locked")
+            raise Failure(
+                f"{record.url} has no sha256 in the channel: it can't be locked",
+                "python3 scripts/lock.py --channel DIR-or-URL   # one whose repodata.json has them",
+            )
     return records
 
 

@@ -13,7 +13,6 @@ driver knows. PTX for `sm_90a` (a letter at the end) runs on 9.0 alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import re
@@ -22,18 +21,16 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
-
-from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, Failure
+from colab_local.base.errors import Failure
 from colab_local.base.terminal import Screen
-from colab_local.base.text import mask, megabytes
+from colab_local.base.text import megabytes
+from colab_local.install.bundling import Source, fetch
 from colab_local.locking.specs import NOTICE
-from colab_local.locking.wheels import TIMEOUT_S, Wheel
+from colab_local.locking.wheels import Wheel
 
 MAGIC = struct.pack("<I", 0xBA55ED50)
 PTX, ELF, SMALLEST_HEADER, LARGEST_HEADER = 1, 2, 64, 4096
@@ -88,8 +85,6 @@ VARIANTS = re.compile(r"libcublasLt|libcudnn_engines")
 MOST = 0.9  # of a library's general fat binaries; measured: 96 to 100 % on cards that work, 0 to 18 % on others
 GENERAL_MAJORS = 3  # a fat binary for so many generations of cards is meant for all; fewer: for these alone
 
-
-READERS = 2  # wheels of up to 700 MB: their libraries are unpacked one after the other
 
 Libraries = dict[str, dict[str, int]]  # {library: {what its fat binaries hold: how many of these}}
 Code = tuple[str, Libraries]  # a wheel's file name, and what is in it
@@ -327,7 +322,8 @@ def recipe_code(recipes: Mapping[str, Any], locked: Mapping[str, str]) -> dict[s
     gone = sorted(set(packages) - set(locked))
     if gone:
         raise Failure(
-            f"gpu-recipes.yml has {', '.join(gone)}, which is not locked: say which cards the new one serves"
+            f"gpu-recipes.yml has {', '.join(gone)}, which is not locked",
+            "say in environments/gpu-recipes.yml which cards the new one serves",
         )
     return {locked[name]: (name, {told["source"]: {told["code"]: 1}}) for name, told in packages.items()}
 
@@ -347,27 +343,14 @@ def read_code(wheels: Iterable[Wheel], known: Mapping[str, Code], screen: Screen
     if lacking:
         total = sum(wheel.size for wheel in lacking)
         screen.report(f"Reading the GPU code of {len(lacking)} wheels ({megabytes(total)} to download)")
-    with requests.Session() as session, ThreadPoolExecutor(READERS) as pool:
-        found = dict(
-            zip(lacking, pool.map(lambda wheel: _download_code(session, wheel, screen), lacking), strict=True)
-        )
-    read = {wheel.sha256: (wheel.file, code) for wheel, code in found.items()}
+    read = {wheel.sha256: (wheel.file, _download_code(wheel, screen)) for wheel in lacking}
     return {sha256: read[sha256] if sha256 in read else known[sha256] for sha256 in chosen}
 
 
-def _download_code(session: requests.Session, wheel: Wheel, screen: Screen) -> Libraries:
+def _download_code(wheel: Wheel, screen: Screen) -> Libraries:
     with tempfile.TemporaryDirectory(prefix="colab-local-wheel-") as folder:
-        path, hashed = Path(folder, wheel.file), hashlib.sha256()
-        try:
-            with session.get(wheel.url, stream=True, timeout=TIMEOUT_S) as answer, path.open("wb") as stream:
-                answer.raise_for_status()
-                for block in answer.iter_content(1 << 20):
-                    stream.write(block)
-                    hashed.update(block)
-        except requests.RequestException as problem:
-            raise Failure(f"a wheel can't be read ({mask(str(problem))})", code=EXIT_NETWORK) from None
-        if hashed.hexdigest() != wheel.sha256:
-            raise Failure(f"{wheel.file} is another file than the one that is locked", code=EXIT_INTEGRITY)
+        source = Source(wheel.file, wheel.url, wheel.sha256, wheel.size)
+        path = fetch([source], Path(folder), screen, parallel=1)[wheel.file]
         code = wheel_code(path, Path(folder))
     screen.report(f"  {wheel.file}: {len(code)} libraries with GPU code")
     return code

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from colab_local.base.downloads import open_url
 from colab_local.base.errors import EXIT_NETWORK, Failure
 
 TIMEOUT_S = 60
@@ -41,7 +42,7 @@ def read(url: str) -> str:
     if url.startswith(API) and os.environ.get("GH_TOKEN"):
         request.add_header("Authorization", f"Bearer {os.environ['GH_TOKEN']}")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with open_url(request, TIMEOUT_S) as answer:
             return str(answer.read().decode())
     except (OSError, ValueError) as problem:
         raise unreadable(f"{url} can't be read ({problem})") from None

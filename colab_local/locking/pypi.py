@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from colab_local.base import certificates
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, Failure
 from colab_local.base.programs import child_environment
 from colab_local.base.text import mask
+from colab_local.install.bundling import find_uv
 from colab_local.locking.specs import PYTHONS, Spec, Target, platform_marker
 from colab_local.locking.wheels import Wheel, applies, best_wheel, shortest_marker, wheel_tags
 
@@ -37,15 +36,6 @@ class Package:
     def hashes(self) -> list[str]:
         """SHA-256 of its wheels, each once."""
         return sorted({wheel.sha256 for wheel in self.wheels.values()})
-
-
-def find_uv() -> str:
-    """Return the uv program: the one beside this Python, else the one on PATH."""
-    beside = Path(sys.executable).parent / "uv"
-    found = str(beside) if beside.is_file() else shutil.which("uv")
-    if not found:
-        raise Failure("scripts/lock.py needs uv (found none)", f"{shlex.quote(sys.executable)} -m pip install uv")
-    return found
 
 
 def project_text(
@@ -95,7 +85,12 @@ def run_uv(arguments: Sequence[str]) -> str:
     """Run uv and return its standard output; raise Failure with uv's own explanation."""
     child = child_environment(UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1", **certificates.environment())
     done = subprocess.run(
-        [find_uv(), *arguments], env=child, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        [find_uv(), *arguments],
+        env=child,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode == 0:
         return done.stdout
@@ -106,7 +101,12 @@ def run_uv(arguments: Sequence[str]) -> str:
     ]
     said = mask(" ".join(line for line in lines if line)) or f"exit status {done.returncode}"
     network = re.search(r"sending request|dns error|HTTP status|retries|Connection|network", said)
-    raise Failure(f"uv: {said}", code=EXIT_NETWORK if network else EXIT_FAILED)
+    cure = (
+        "type the same line again, once the package index answers"
+        if network
+        else "change what environments/ asks for"
+    )
+    raise Failure(f"uv: {said}", cure, EXIT_NETWORK if network else EXIT_FAILED)
 
 
 def parse_export(text: str) -> list[tuple[str, str, str, tuple[str, ...]]]:

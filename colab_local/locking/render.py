@@ -66,7 +66,7 @@ class Solution:
         """Version of the conda layer's Python; the same on every platform, or else it can't be said in one word."""
         found = {platform: conda_version(records, "python") for platform, records in self.conda.items()}
         if len(set(found.values())) > 1:
-            raise Failure(f"{self.spec.name} would have several Pythons: {found}")
+            raise Failure(f"{self.spec.name} would have several Pythons: {found}", "bound Python in its .yml")
         return next(iter(found.values()))
 
     def wheels(self, platform: str) -> list[Wheel]:
@@ -378,7 +378,10 @@ def pixi_lock_text(conda: Mapping[str, Records]) -> str:
     # rattler writes version 7 alone: it adds a list of the platforms, which version 6 has not
     head = re.match(r"version: 7\nplatforms:\n(?:- name: [\w-]+\n)+(?=environments:\n)", text)
     if not head:
-        raise Failure(f"rattler writes pixi.lock in a way that is not known here (found {text[:80]!r})")
+        raise Failure(
+            f"rattler writes pixi.lock in a way that is not known here (found {text[:80]!r})",
+            "teach colab_local/locking/render.py its new form",
+        )
     return f"# {NOTICE}\nversion: 6\n{text[head.end() :]}"
 
 

@@ -32,6 +32,7 @@ PLATFORMS_SHAPE = {
         "virtual?": {"*": r".+"},
     }
 }
+LOOK = "git diff environments"  # the hint where something there is wrong
 PINS = "colab-pins.txt"  # hosted Colab's versions, where an environment names no other file
 VIRTUAL_SHAPE = {"subdirs": {"*": {"packages": {"*": r"\d.*"}}}}
 ENVIRONMENT_SHAPE = {"channels": [r".+"], "dependencies": list}
@@ -87,10 +88,10 @@ def read_yaml(path: Path, shape: Any) -> Any:
     try:
         content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as problem:
-        raise Failure(f"{path} is no YAML: {str(problem).replace(os.linesep, ' ')}") from None
+        raise Failure(f"{path} is no YAML: {str(problem).replace(os.linesep, ' ')}", LOOK) from None
     wrong = mismatch(content, shape, path.name)
     if wrong:
-        raise Failure(f"{wrong} is missing or malformed (in {path.parent})")
+        raise Failure(f"{wrong} is missing or malformed (in {path.parent})", LOOK)
     return content
 
 
@@ -144,10 +145,10 @@ def read_spec(
     content = read_yaml(path, ENVIRONMENT_SHAPE)
     unknown = set(entry["platforms"]) - (set(virtual) & set(MACHINES))
     if unknown:
-        raise Failure(f"platforms.yml has a platform without virtual packages (found {', '.join(unknown)})")
+        raise Failure(f"platforms.yml has a platform without virtual packages (found {', '.join(unknown)})", LOOK)
     # no `nodefaults` either: conda 26.7 takes it for a channel's name, and looks for that
     if content["channels"] != ["conda-forge"]:
-        raise Failure(f"{path.name} must name one channel, conda-forge (found {content['channels']})")
+        raise Failure(f"{path.name} must name one channel, conda-forge (found {content['channels']})", LOOK)
     conda = [item for item in content["dependencies"] if isinstance(item, str)]
     pythons = tuple(entry.get("pythons", PYTHONS))
     if "like" in entry:  # another environment's packages, with a Python of its own
@@ -155,14 +156,16 @@ def read_spec(
     layers = [item for item in content["dependencies"] if not isinstance(item, str)]
     wrong = mismatch(layers, [PIP_SHAPE], "pip:")
     if wrong:
-        raise Failure(f"{path.name}: its dependencies are conda specs and one list of requirements under {wrong}")
+        raise Failure(
+            f"{path.name}: its dependencies are conda specs and one list of requirements under {wrong}", LOOK
+        )
     left_out = {canonicalize_name(one) for one in entry.get("without", ())}
     python = [line for layer in layers for line in layer["pip"] if not left_out & {_name_of(line)}]
     for line in python:
         try:
             Requirement(line)
         except ValueError as problem:
-            raise Failure(f"{path.name} has a requirement that can't be read: {line} ({problem})") from None
+            raise Failure(f"{path.name} has a requirement that can't be read: {line} ({problem})", LOOK) from None
     return Spec(
         name,
         entry["accelerator"],
@@ -201,7 +204,7 @@ def parse_pins(text: str, file: str = PINS) -> dict[str, str]:
         if pin:
             name, equals, version = pin.partition("==")
             if not equals:
-                raise Failure(f"{file}, line {number}: need name==version (found {pin!r})")
+                raise Failure(f"{file}, line {number}: need name==version (found {pin!r})", LOOK)
             pins[canonicalize_name(name)] = version
     return pins
 

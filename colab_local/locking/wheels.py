@@ -127,6 +127,14 @@ def best_wheel(wheels: Iterable[Wheel], rank: Mapping[tags.Tag, int]) -> Wheel |
     return min(found, key=lambda entry: entry[:3])[3] if found else None
 
 
+def web() -> requests.Session:
+    """Return a session with the web: it trusts what all of this program trusts, and tries again."""
+    session = requests.Session()
+    session.verify = str(certificates.bundle() or "") or True
+    session.mount("https://", requests.adapters.HTTPAdapter(max_retries=3, pool_maxsize=READERS))
+    return session
+
+
 class RemoteFile(io.RawIOBase):
     """A file on a web server of which only the parts that are read are fetched.
 
@@ -237,9 +245,7 @@ def clashes(wheels: Iterable[Wheel], about: Mapping[str, About]) -> Iterator[str
 def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:
     """Return what each wheel says of itself, by SHA-256; several are read at once."""
     chosen = sorted(set(wheels), key=lambda wheel: wheel.file)
-    with requests.Session() as session, ThreadPoolExecutor(READERS) as pool:
-        session.verify = str(certificates.bundle() or "") or True
-        session.mount("https://", requests.adapters.HTTPAdapter(max_retries=3, pool_maxsize=READERS))
+    with web() as session, ThreadPoolExecutor(READERS) as pool:
         try:
             found = list(
                 tqdm(
@@ -251,5 +257,9 @@ def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:
                 )
             )
         except requests.RequestException as problem:
-            raise Failure(f"a wheel can't be read ({mask(str(problem))})", code=EXIT_NETWORK) from None
+            raise Failure(
+                f"a wheel can't be read ({mask(str(problem))})",
+                "type the same line again, once the package index answers",
+                EXIT_NETWORK,
+            ) from None
     return {wheel.sha256: about for wheel, about in zip(chosen, found, strict=True)}

@@ -19,10 +19,14 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from colab_local.base.command_line import Parser, run_program
+from colab_local.base.errors import EXIT_OK
+from colab_local.base.terminal import Screen
 from colab_local.install import program
 
 
@@ -39,25 +43,27 @@ def write(checkout: Path, folder: Path) -> dict[str, str]:
     return {"path": str(target), "digest": digest[:12]}
 
 
-def main() -> int:
-    """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        prog="pack.py",
         description="Pack bootstrap.py, lockfiles and settings for a host (the playbooks do this by themselves).",
         epilog="example: python3 scripts/fleet/pack.py . /tmp/packs",
     )
     parser.add_argument("checkout", type=Path, help="folder of this repository")
     parser.add_argument("folder", type=Path, help="where the pack is written")
-    args = parser.parse_args()
-    try:
-        print(json.dumps(write(args.checkout.resolve(), args.folder.expanduser())))
-    except (OSError, ValueError, KeyError, SyntaxError) as problem:
-        what = (
-            f"{problem.strerror} ({problem.filename})" if isinstance(problem, OSError) else f"damaged ({problem!r})"
-        )
-        print(f"error: {args.checkout}: {what}", file=sys.stderr)
-        print(f"hint: python3 {sys.argv[0]} --help", file=sys.stderr)
-        return 1
-    return 0
+    return parser
+
+
+def run(args: argparse.Namespace, screen: Screen) -> int:
+    """Pack, and print where it is."""
+    print(json.dumps(write(args.checkout.resolve(), args.folder.expanduser())))
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return run_program(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

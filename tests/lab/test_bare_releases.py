@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import shutil
+import stat
 import subprocess
 import threading
 import time
@@ -248,9 +249,33 @@ def test_nothing_survives_the_uninstall(desktop: Desktop) -> None:
     assert left.stdout == ""
     assert desktop.machine.run(["ls", "/var/lib/systemd/linger"], check=False).stdout == ""
     desktop.machine.run(["pkill", "-u", USER, "-x", "sleep"], check=False)
+    at_a_socket(desktop)
     if desktop.release == "trixie":
         logged_in_at_the_screen(desktop)
         hardened(desktop)
+
+
+def at_a_socket(desktop: Desktop) -> None:
+    """This release's TigerVNC without a port, after a crash, too."""
+    options = ["--vnc-listen", "socket", "--vnc-password-file", "/root/password"]
+    said = desktop.product("virtual", *options)
+    path = f"{VNC}/rfb-1.sock"
+    assert f"{path} listens, open to {USER} alone" in said and f"-L localhost:55901:{path} " in said
+    viewer = Path(f"/proc/{desktop.machine.leader}/root{path}")
+    assert desktop.ports() == set() and stat.S_IMODE(viewer.stat().st_mode) == 0o600
+    assert vncdo_in(desktop.machine.leader, viewer, PASSWORD, "mousemove", "9", "9").returncode == 0
+    before = desktop.pids("Xtigervnc")
+    desktop.machine.run(["pkill", "-KILL", "-u", USER, "-x", "Xtigervnc"])
+    wait_for(lambda: len(desktop.pids("Xtigervnc")) == 1 and desktop.pids("Xtigervnc") != before, 60, "another one")
+
+    def shown() -> bool:
+        done = vncdo_in(desktop.machine.leader, viewer, PASSWORD, "mousemove", "9", "9")
+        return done.returncode == 0
+
+    wait_for(shown, 30, "the viewer is let in again")
+    assert desktop.ports() == set()
+    desktop.product("virtual", "--uninstall")
+    assert desktop.machine.run(["ls", "-d", VNC], check=False).stdout == ""
 
 
 def logged_in_at_the_screen(desktop: Desktop) -> None:

@@ -15,7 +15,7 @@ import pytest
 from colab_local import desktop
 from colab_local.base import network
 from colab_local.base.errors import EXIT_BUSY, EXIT_INTEGRITY, EXIT_MACHINE, Failure
-from colab_local.desktop import files, keyring, look, mirror, owned, packages, plan, rdp, virtual
+from colab_local.desktop import files, keyring, look, mirror, owned, packages, plan, rdp, rfb, virtual
 from colab_local.desktop.options import Options
 from colab_local.desktop.person import Person
 from tests.conftest import SCREEN
@@ -175,8 +175,11 @@ def test_wildcard_and_mapped_addresses_count_as_what_they_are(tmp_path: Path) ->
 
 
 @contextlib.contextmanager
-def served(*talks: Sequence[bytes]) -> Iterator[int]:
-    """Play a VNC server, one connection after the other: send an answer after each message of the client."""
+def served(*talks: Sequence[bytes], at: Path | None = None) -> Iterator[rfb.Where]:
+    """Play a VNC server, one connection after the other: send an answer after each message of the client.
+
+    at: its Unix socket, None for a free TCP port.
+    """
 
     def play() -> None:
         for answers in talks:
@@ -185,10 +188,12 @@ def served(*talks: Sequence[bytes]) -> Iterator[int]:
                     stream.sendall(answer)
                     stream.recv(64)
 
-    with socket.create_server(("127.0.0.1", 0)) as door:
+    with socket.socket(socket.AF_UNIX if at else socket.AF_INET) as door:
+        door.bind(str(at) if at else ("127.0.0.1", 0))
+        door.listen()
         thread = threading.Thread(target=play, daemon=True)
         thread.start()
-        yield int(door.getsockname()[1])
+        yield at or int(door.getsockname()[1])
         thread.join(5)
         assert not thread.is_alive(), "the probe made fewer connections than were expected"
 
@@ -203,6 +208,22 @@ OUT = b"\0\0\0\x1aToo many security failures"
 def test_a_server_that_refuses_the_wrong_password_passes(no: Sequence[bytes]) -> None:
     with served((VERSION, b"\x01\x02", CHALLENGE, *no), (VERSION, b"\0\0\0\2")) as port:
         assert "a wrong password was refused" in look.password_wanted(port)
+
+
+def test_a_unix_socket_is_looked_at_like_a_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a home" / "rfb-7.sock"
+    path.parent.mkdir()
+    assert not look.is_up(path)
+    with served((VERSION, b"\x01\x02", CHALLENGE, NO), (VERSION, b"\0\0\0\2"), at=path) as where:
+        assert look.is_up(path) and not look.is_up(path.parent)
+        look.listening(where, None, lambda: None)
+        look.private(where)
+        assert "a wrong password was refused" in look.password_wanted(where)
+        monkeypatch.chdir(path.parent)
+        assert not look.is_up(Path(path.name)), "another spelling is another socket"
+    assert path.exists() and not look.is_up(path), "a dead server's file"
+    with socket.create_server(("127.0.0.1", 0)) as door, pytest.raises(look.Problem, match="listens on TCP as well"):
+        look.no_port(door.getsockname()[1], os.getuid())
 
 
 @pytest.mark.parametrize(
@@ -281,6 +302,35 @@ def test_a_screen_size_that_is_none_is_refused(person: Person, receipt: plan.Rec
     args = Options("virtual", person.home, vnc="tiger", session="xfce", geometry=geometry)
     with pytest.raises(Failure, match="need WIDTHxHEIGHT"):
         virtual.wish(args, person, receipt)
+
+
+def test_a_socket_needs_tigervnc_and_a_path_that_kernel_and_ssh_take(
+    tmp_path: Path, person: Person, receipt: plan.Receipt
+) -> None:
+    def wish(listen: str, vnc: str = "", who: Person = person) -> virtual.Wish:
+        return virtual.wish(Options("virtual", receipt.path, vnc, "openbox", 40, listen=listen), who, receipt)
+
+    made = wish("socket", "tiger")
+    assert made.where == person.home / ".vnc/rfb-40.sock" and "VNC_LISTEN=socket\n" in made.settings
+    assert wish("", "tiger").where == 5940
+    with pytest.raises(Failure, match="TightVNC cannot listen") as refusal:
+        wish("socket", "tight")
+    assert refusal.value.hint.endswith("--vnc tiger")
+    (person.home / ".vnc").mkdir()
+    (person.home / ".vnc/vnc-session.conf").write_text(made.settings)
+    assert wish("").where == made.where, "it is kept"
+    assert wish("port").where == 5940
+    with pytest.raises(Failure, match="TightVNC cannot listen") as refusal:
+        wish("", "tight")
+    assert refusal.value.hint.endswith("--vnc tight --vnc-listen port")
+
+    stem = f"{tmp_path}/"
+    fits = stem + "x" * (107 - len(stem) - len("/.vnc/rfb-40.sock"))
+    assert len(os.fsencode(wish("socket", "tiger", me(Path(fits))).socket or "")) == 107
+    for home, words in ((fits + "x", "found 108 bytes"), (stem + "a:b", "need letters"), (stem + "100%", "need let")):
+        with pytest.raises(Failure, match=words) as refusal:
+            wish("socket", "tiger", me(Path(home)))
+        assert refusal.value.hint.endswith("--vnc-listen port")
 
 
 def test_an_empty_password_file_counts_as_none(person: Person, receipt: plan.Receipt) -> None:
@@ -526,7 +576,7 @@ def test_rdp_that_does_not_come_up_is_switched_off_again(
 
 
 @pytest.mark.parametrize("ran", [False, True])
-@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError("no /proc"), Failure("no")])
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError("no /proc"), Failure("no", "")])
 def test_what_is_unchecked_is_stopped_and_what_ran_before_is_not(
     receipt: plan.Receipt, end: BaseException, ran: bool
 ) -> None:

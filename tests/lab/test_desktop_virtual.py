@@ -460,6 +460,58 @@ def test_programs_of_a_conda_environment_do_not_take_the_systems_place(other: Us
     other.run(["sh", "-c", "rm -r ~/miniconda3"])
 
 
+# --- a Unix socket instead of a port ---------------------------------------------------------------------
+
+
+def test_a_desktop_without_any_port(lab: Lab, tmp_path: Path) -> None:
+    machine = DesktopMachine(lab.host("silentbox")).prepare()
+    user, stranger = machine.user("carl", 4005, "home of carl"), machine.user("nosy", 4006)
+    options = ["--vnc-listen", "socket", "--session", "openbox", "--vnc-password-file", "-"]
+    with machine.watched() as seen:
+        done = user.desktop("virtual", *options, feed=PASSWORD)
+    assert done.code == 0, done
+    path = f"{user.home}/.vnc/rfb-1.sock"
+    assert seen == set() and machine.listeners() == {("everywhere", 22)}
+    assert user.run(["stat", "-c", "%A %U", path]) == "srw------- carl\n"
+    assert f"{path} listens, open to carl alone" in done.out and "a wrong password was refused" in done.out
+    line = next(line.strip() for line in done.out.splitlines() if "ssh -o" in line)
+    assert f"-L 'localhost:55901:{path}'" in line
+    dial = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(12))"
+    assert "RFB 003.008" in user.run([PYTHON, "-c", dial, path])
+    user.run(["sh", "-c", "chmod 755 ~ ~/.vnc"])  # not even if its folder were open
+    assert "PermissionError" in stranger.run(["sh", "-c", f'{PYTHON} -c "$0" "$1" 2>&1 || :', dial, path])
+    user.run(["sh", "-c", "chmod 700 ~ ~/.vnc"])
+
+    picture = tmp_path / "desktop.png"
+    with Tunnel(lab, line) as tunnel:
+        assert tunnel.local == 55901
+        assert vncdo(lab.laptop, tunnel.local, PASSWORD, "pause", "1", "capture", str(picture)).returncode == 0
+        check_refusals(lab.laptop, tunnel.local, lab.folder)
+    assert Image.open(picture).size == (1600, 900)
+    again = user.desktop("virtual")
+    assert again.code == 0 and "Nothing to do" in again.out and line in again.out, again
+
+    [pid], [leader] = user.pids("Xtigervnc :1 "), user.pids("vnc-session 1")
+    tight = user.desktop("virtual", "--vnc", "tight")
+    assert tight.code == 2 and "TightVNC cannot listen at a Unix socket" in tight.err, tight
+    port = user.desktop("virtual", "--vnc-listen", "port")
+    assert port.code == 6 and f"kill {leader}   # closes its programs" in port.err, port
+    assert user.pids("Xtigervnc :1 ") == [pid]
+
+    # A server that was killed leaves its file, which is in nobody's way.
+    user.run(["kill", "-9", str(pid)])
+    wait_for(lambda: not user.pids("vnc-session 1"), 20, "the session ends with its server")
+    assert user.run(["stat", "-c", "%F", path]) == "socket\n"
+    with machine.watched() as seen:
+        assert user.desktop("virtual").code == 0
+    assert seen == set() and user.pids("Xtigervnc :1 ")
+
+    user.run(["kill", "-9", *map(str, user.pids("Xtigervnc :1 "))])
+    gone = user.desktop("virtual", "--uninstall")
+    assert gone.code == 0 and not user.pids("vnc"), gone
+    assert user.run(["sh", "-c", "ls -d ~/.vnc ~/.local/share/colab-local"], check=False) == ""
+
+
 # --- runs that must fail ---------------------------------------------------------------------------------
 
 
@@ -556,12 +608,16 @@ exec Xtigervnc.real "$@"
         ('#!/bin/sh\nexec Xtigervnc.real "$@" -localhost=0\n', "beyond loopback"),
         ('#!/bin/sh\nexec Xtigervnc.real "$@" -SecurityTypes=None,VncAuth\n', "without a password"),
         ('#!/bin/sh\nexec Xtigervnc.real "$@" -SecurityTypes=TLSVnc\n', "no VNC password log-in"),
+        ('#!/bin/sh\nexec Xtigervnc.real "$@" -rfbport=5901\n', "listens on TCP as well"),
+        ('#!/bin/sh\nexec Xtigervnc.real "$@" -rfbunixmode=0666\n', "is not private (found mode 0666"),
     ],
 )
 def test_a_server_that_is_not_safe_is_found_out_and_stopped(broken: DesktopMachine, script: str, words: str) -> None:
     user = broken.users.get("rob") or broken.user("rob", 4021)
     broken.sabotage("/usr/bin/Xtigervnc", script)
-    done = user.desktop("virtual", "--session", "openbox", "--vnc-password-file", "-", feed=PASSWORD)
+    listen = "socket" if "-rfb" in script else "port"
+    options = ["--vnc-listen", listen, "--session", "openbox", "--vnc-password-file", "-"]
+    done = user.desktop("virtual", *options, feed=PASSWORD)
     assert done.code == 1 and words in done.err, done
     assert broken.listeners() == {("everywhere", 22)}
     wait_for(lambda: not user.pids("Xtigervnc"), 10, "the server is gone")

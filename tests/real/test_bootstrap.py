@@ -30,6 +30,7 @@ from colab_local.base.downloads import (
 )
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import sha256_of
+from colab_local.base.network import free_port
 from colab_local.base.terminal import Screen
 from colab_local.install.home import current_receipt
 from colab_local.install.installation import Installation, Step
@@ -577,6 +578,14 @@ def test_what_nohup_has_settled_stays() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout == "True interrupt\n"
+
+
+def test_a_dry_run_of_launch_says_what_would_start(tmp_path: Path) -> None:
+    port, home = free_port(28900), tmp_path / "home"
+    argv = ["--dry-run", "--launch", "--engine", "host", "--port", str(port), "--prefix", str(home)]
+    done = bootstrap_run(argv, env=clean_environment(tmp_path))
+    assert done.returncode == 0 and f"Then it would start Jupyter on port {port}" in done.stdout, done
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_terminal_that_lacks_letters_gets_their_numbers(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def bootstrap(home: Path, *options: str, path: str = "") -> subprocess.Completed
 
 
 @pytest.fixture(scope="module")
-def gpu_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gpu_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The gpu environment, made where nvidia-smi shows a card and CUDA does not: kept aside, then taken as it is.
 
     3.4 GB to download, once.
@@ -57,7 +58,8 @@ def gpu_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "CUDA's libraries are found" in done.stdout
     assert bootstrap(home, "--no-gpu-check", "--dry-run", "--json").stdout.count('"plan": []') == 1
     assert not list(home.glob("receipts/*/aside.json"))
-    return home / "current" / "gpu"
+    yield home / "current" / "gpu"
+    shutil.rmtree(folder)  # 6 GB
 
 
 def prove(prefix: Path, home: Path, **environment: str) -> dict[str, Any]:

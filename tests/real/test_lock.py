@@ -29,11 +29,12 @@ from packaging.markers import Marker
 from colab_local.base.errors import EXIT_DIFFERS, EXIT_INTERRUPTED, Failure
 from colab_local.base.files import sha256_of
 from colab_local.base.programs import child_environment
+from colab_local.install.bundling import find_uv
 from colab_local.install.jupyter import jupyter_argv
 from colab_local.install.lockfiles import parse_explicit, read_index
 from colab_local.locking.build import brought_by, locked_requirements
 from colab_local.locking.conda import read_pixi_lock
-from colab_local.locking.pypi import find_uv, solve_python
+from colab_local.locking.pypi import solve_python
 from colab_local.locking.render import pixi_toml_text
 from colab_local.locking.specs import (
     PYTHONS,
@@ -360,7 +361,8 @@ def test_missing_python_package_is_one_line_with_a_cure(module: str) -> None:
 
 
 def test_missing_uv_is_one_line_with_a_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """uv is looked for beside Python and on PATH."""
+    """uv is looked for beside Python, on PATH, and in what is installed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Failure, match="needs uv") as caught:

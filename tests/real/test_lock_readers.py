@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from colab_local.base.programs import child_environment
+from colab_local.install.bundling import find_uv
 from colab_local.install.lockfiles import parse_explicit
-from colab_local.locking.pypi import find_uv
 from tests.support.lock_lab import REPO
 
 PLATFORMS = ("linux-64", "linux-aarch64", "osx-arm64")

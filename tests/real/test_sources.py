@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import requests
 import trustme
 
 from colab_local.base import certificates
 from colab_local.base.downloads import Download, download
 from colab_local.base.errors import Failure
 from colab_local.install import sources
+from colab_local.locking import installers
+from colab_local.locking.wheels import web
 from tests.conftest import SCREEN
 from tests.support.jupyter_servers import pythons, uv
 
@@ -171,7 +172,9 @@ def test_a_companys_certificate_counts_on_every_path(
     assert (home / "by-uv" / "tiny.py").exists()
     url = f"{index.url}tiny/{WHEEL}"
     download(Download(url, home / "by-us", index.sha256), SCREEN)
-    assert requests.get(url, verify=str(certificates.bundle()), timeout=30).ok
+    with web() as session:
+        assert session.get(url, timeout=30).ok
+    assert "tiny" in installers.read(f"{index.url}tiny/")
     system = certificates.system_store()
     assert system is None or system.read_bytes()[:200] in Path(str(certificates.bundle())).read_bytes()
 

@@ -309,10 +309,11 @@ def vncdo(machine: Machine, port: int, password: str, *words: str) -> subprocess
     )
 
 
-def vncdo_in(leader: int, port: int, password: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run vncdotool in the network of the process `leader` against its localhost:port."""
+def vncdo_in(leader: int, where: int | Path, password: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run vncdotool in the network of the process `leader` against its localhost:port, or a Unix socket."""
     program = str(Path(sys.executable).parent / "vncdo")
-    argv = ["nsenter", f"--target={leader}", "--net", "--", program, "-s", f"127.0.0.1::{port}", "-t", "30"]
+    server = str(where) if isinstance(where, Path) else f"127.0.0.1::{where}"
+    argv = ["nsenter", f"--target={leader}", "--net", "--", program, "-s", server, "-t", "30"]
     return subprocess.run(
         [*argv, "-p", password, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90
     )

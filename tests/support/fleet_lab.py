@@ -180,6 +180,8 @@ class Fleet:
             server.kill()
             server.wait()
         self.lab.close()
+        for node in self.nodes:  # 5 GB of environments; the logs stay
+            shutil.rmtree(node.home, ignore_errors=True)
 
     def node(self, which: int | Machine) -> Machine:
         """Return node<which>."""

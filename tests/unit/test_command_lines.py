@@ -69,6 +69,8 @@ def test_wrong_command_lines_give_two_lines_and_the_documented_code(program: str
     wrong = [*WRONG, *OWN[program]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ended = list(pool.map(lambda arguments: call(program, *arguments), wrong))
+        helps = {lines[1] for done in ended if (lines := done.stderr.splitlines())[-1].endswith("--help")}
+        helped = list(pool.map(lambda hint: call(program, *shlex.split(hint)[3:]), helps))
     for arguments, done in zip(wrong, ended, strict=True):
         lines = done.stderr.splitlines()
         assert done.returncode == EXIT_USAGE, (arguments, done.stderr)
@@ -77,9 +79,8 @@ def test_wrong_command_lines_give_two_lines_and_the_documented_code(program: str
             lines,
         )
         assert not re.search(r"argument |arguments|invalid", lines[0]), (arguments, lines)  # argparse's own words
-        if lines[1].endswith("--help"):
-            helped = call(program, *shlex.split(lines[1])[3:])
-            assert (helped.returncode, helped.stderr) == (0, ""), (arguments, lines)
+    for hint, done in zip(helps, helped, strict=True):
+        assert (done.returncode, done.stderr) == (0, ""), hint
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def test_the_ssh_line_is_one_line_spelled_as_ssh_wants_it(monkeypatch: pytest.Mo
     steps = "\n".join(desktop.next_steps(line, 55901, is_rdp=False))
     for name in ("macOS", "Linux", "Windows", "vnc://localhost:55901", "localhost::55901"):
         assert name in steps
+    line = desktop.laptop_line("ada", Path("/home/a da/.vnc/rfb-1.sock"), 55901)
+    words = shlex.split(line)
+    assert words[words.index("-L") + 1] == "localhost:55901:/home/a da/.vnc/rfb-1.sock"
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0o4600])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import struct
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from colab_local.base.errors import Failure
 from colab_local.locking import gpu_code
+from colab_local.locking.wheels import Wheel
+from tests.conftest import SCREEN
 
 MAGIC = 0xBA55ED50
 PTX_TEXT = ".version {}\n.target sm_{}\n.address_size 64\n.visible .entry add() {{ ret; }}\n"
@@ -115,7 +120,11 @@ def test_a_wheel_and_the_file_in_lockfiles(tmp_path: Path) -> None:
         archive.writestr("nvidia/x/lib/libx.so.1", fat(*sass(60, 70)).ljust(gpu_code.SMALLEST_LIBRARY, b"\0"))
         archive.writestr("nvidia/x/lib/small.so", fat(*sass(60, 70)))
         archive.writestr("nvidia/x/__init__.py", "")
-    code = gpu_code.wheel_code(wheel)
+    locked = Wheel(wheel.name, wheel.as_uri(), hashlib.sha256(wheel.read_bytes()).hexdigest(), wheel.stat().st_size)
+    [(name, code)] = gpu_code.read_code([locked], {}, SCREEN).values()
+    assert name == wheel.name
+    with pytest.raises(Failure, match="is not the file that the lock names"):
+        gpu_code.read_code([dataclasses.replace(locked, sha256="0" * 64)], {}, SCREEN)
     assert code == {"libx.so.1": {"60 70": 1}}
     text = gpu_code.code_text({"ab": (wheel.name, code)})
     assert gpu_code.parse_code(text) == {"ab": (wheel.name, code)} and gpu_code.parse_code("") == {}

@@ -86,6 +86,7 @@ def test_every_command_in_a_hint_is_one_of_ours_with_its_own_options(program: st
 
 # What a hint that is to be typed begins with; anything else is a sentence.
 PROGRAMS = "python3 sudo ls mv mkdir tail head less free df ss ps kill git export unset rm chmod echo nano"
+PROGRAMS += " apt-get softwareupdate squeue"
 PROGRAMS += " printf man ssh ssh-keygen getent grdctl dconf docker wsl systemctl launchctl plutil VALUE"
 
 

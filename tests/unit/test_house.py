@@ -107,6 +107,31 @@ def test_what_runs_on_a_bare_machine_imports_the_standard_library_alone() -> Non
         assert names - set(sys.stdlib_module_names) <= {"colab_local", "tqdm"}, path
 
 
+# Who may open an address: downloads and the session of locking/, which trust what base/certificates.py says; the look
+# at a port that says whose certificate it has; and what runs where this program is not there yet.
+OPENS_ADDRESSES = {
+    "colab_local/base/downloads.py": "one opener",
+    "colab_local/base/certificates.py": "whom it trusts",
+    "colab_local/base/answers.py": "a server on this machine",
+    "colab_local/locking/wheels.py": "one session",
+    "colab_local/laptop/examination.py": "looks at a stranger's certificate",
+    "bundles.py": "Ansible's controller",
+}
+OPENERS = {"urlopen", "build_opener", "HTTPConnection", "HTTPSConnection", "create_default_context"}
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(REPO)))
+def test_the_web_is_asked_in_one_way(path: Path) -> None:
+    called = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = {func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "") for func in called}
+    by_requests = any(
+        isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id == "requests"
+        for func in called
+    )
+    allowed = path.name in OPENS_ADDRESSES or str(path.relative_to(REPO)) in OPENS_ADDRESSES
+    assert allowed or not (names & OPENERS or by_requests)
+
+
 def test_the_same_version_and_licence_everywhere() -> None:
     from colab_local import VERSION
 

@@ -288,7 +288,14 @@ def test_descriptions_of_servers(user: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_ports_of_desktops_are_ports(user: Path, port: object) -> None:
     home = user.parent / "colab"
     write_desktops(user.parent, json.dumps({"desktops": [{"port": port}]}))
-    assert agent.desktops({"home": str(home), "ports": [5901]}) == {"ports": {5901: False}}
+    assert agent.desktops({"home": str(home), "ports": [5901]}) == {"places": {"5901": False}}
+
+
+def test_a_desktop_without_a_port_is_named_by_its_socket(user: Path) -> None:
+    home = user.parent / "colab"
+    write_desktops(user.parent, json.dumps({"desktops": [{"port": 5903, "listen": "socket"}, {"port": 5900}]}))
+    path = str(user.resolve() / ".vnc/rfb-3.sock")
+    assert agent.desktops({"home": str(home), "ports": [5901]}) == {"places": {path: False, "5900": False}}
 
 
 @pytest.mark.parametrize("name", ["../../victim", "/etc/passwd", "", "a/b", "a\0b"])

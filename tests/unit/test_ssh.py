@@ -28,6 +28,26 @@ def test_a_desktop_is_opened_by_what_the_laptop_has(platform: str, remote: int, 
     assert session.viewer(platform, remote, 50000 + remote) == said
 
 
+@pytest.mark.parametrize(
+    ("place", "port"),
+    [
+        ("5901", 5901),
+        ("/home/a da/.vnc/rfb-3.sock", 5903),
+        ("/home/a:8888:b/rfb-3.sock", 0),
+        ("/home/%h/rfb-3.sock", 0),
+        ("/home/${HOME}/rfb-3.sock", 0),
+        ("home/rfb-3.sock", 0),
+        ("/home/rfb-3.sock\n", 0),
+        ("/home/rfb-300.sock", 0),
+        ("0", 0),
+        ("\u0665\u0669\u0660\u0661", 0),
+        ("evil:1", 0),
+    ],
+)
+def test_what_the_host_names_as_a_desktop_is_a_port_or_a_socket(place: str, port: int) -> None:
+    assert session.port_of(place) == port
+
+
 def test_users_options_come_before_ours() -> None:
     args = connect_py.make_parser().parse_args(
         ["-F", "c", "-i", "k1", "-i", "k2", "-p", "22", "-J", "j", "-l", "u", "-o", "ConnectTimeout=1", "h"]

@@ -130,7 +130,9 @@ class OwnConda(ToolEngine):
             # its header sets CONDA_REGISTER_ENVS itself: it is the private HOME that keeps ~/.conda as it is
             run(["bash", installer, "-b", "-p", self.where], self.job.screen, private_environment(place))
         if not (self.where / "bin" / "conda").exists():
-            raise Failure(f"the {self.name} installer left no conda in {self.where}")
+            raise Failure(
+                f"the {self.name} installer left no conda in {self.where}", "python3 bootstrap.py --engine host"
+            )
 
     def create(self, lock: Lock, root: Path) -> None:
         """Make the prefix with the conda in our own folder.

@@ -53,7 +53,7 @@ class Pixi(ToolEngine):
             except KeyError:
                 stream = None
             if stream is None:
-                raise Failure(f"{installer} holds no pixi", code=EXIT_INTEGRITY)
+                raise Failure(f"{installer} holds no pixi", "python3 bootstrap.py --engine host", EXIT_INTEGRITY)
             self.where.parent.mkdir(parents=True, exist_ok=True)
             self.where.write_bytes(stream.read())
         self.where.chmod(0o755)
