@@ -38,9 +38,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("kind", MAKES)
 def test_what_a_killed_run_made_is_removed(kind: str, place: Path) -> None:
     """That of a run that lives stays, also where its process number means nothing here, as in a container."""
-    text = (
-        f"import sys, time; sys.path.insert(0, sys.argv[1]); {MAKES[kind]}; print(made, flush=True); time.sleep(600)"
-    )
+    text = "import sys, time; sys.path.insert(0, sys.argv[1]); from colab_local.base import certificates, temporary;"
+    text += f"{MAKES[kind]}; print(made, flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", text, str(REPO)], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         theirs = Path(run.stdout.readline().strip())
