@@ -26,7 +26,6 @@ import re
 import shlex
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from colab_local.base.command_line import Parser, port_number, run_program, typed_program
 from colab_local.base.errors import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.temporary import temporary_folder
 from colab_local.base.terminal import Screen
 from colab_local.laptop.session import Session, Wish
 
@@ -145,8 +145,9 @@ def connect(args: argparse.Namespace, screen: Screen) -> int:
         signal.signal(number, signal.default_int_handler)
     short = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108  (mkdtemp; a socket's name is limited)
     try:
-        with tempfile.TemporaryDirectory(prefix="colab-", dir=short) as folder:
-            session = Session(read_wish(args), folder, emit, screen)
+        wish = read_wish(args)
+        with temporary_folder(short) as folder:
+            session = Session(wish, str(folder), emit, screen)
             if args.stop or args.status:
                 return session.once("stop" if args.stop else "status")
             try:
