@@ -22,10 +22,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from colab_local.base.command_line import Parser, port_number, run_program, typed_program
 from colab_local.base.errors import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.temporary import temporary_folder
 from colab_local.base.terminal import Screen
 from colab_local.laptop.session import Session, Wish
 
@@ -110,8 +111,8 @@ def read_wish(args: argparse.Namespace) -> Wish:
     """Return what the command line asks for."""
     if os.name == "nt":
         raise Failure("this runs on Linux, macOS and WSL", "wsl --install   # in PowerShell", EXIT_MACHINE)
-    if args.destination.startswith("-"):
-        raise Failure(f"a host can't be named {args.destination}", f"{typed_program()} --help", EXIT_USAGE)
+    if not re.fullmatch(r"(?!-)(.+@)?[^\s@]+", args.destination):
+        raise Failure(f"a host can't be named {args.destination!r}", f"{typed_program()} --help", EXIT_USAGE)
     if args.bootstrap and not args.install:
         raise Failure("--bootstrap does nothing without --install", f"{typed_program()} --help", EXIT_USAGE)
     return Wish(
@@ -144,8 +145,9 @@ def connect(args: argparse.Namespace, screen: Screen) -> int:
         signal.signal(number, signal.default_int_handler)
     short = "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108  (mkdtemp; a socket's name is limited)
     try:
-        with tempfile.TemporaryDirectory(prefix="colab-", dir=short) as folder:
-            session = Session(read_wish(args), folder, emit, screen)
+        wish = read_wish(args)
+        with temporary_folder(short) as folder:
+            session = Session(wish, str(folder), emit, screen)
             if args.stop or args.status:
                 return session.once("stop" if args.stop else "status")
             try:

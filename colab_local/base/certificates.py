@@ -7,16 +7,16 @@ REQUESTS_CA_BUNDLE, uv by a list that it was built with. What is downloaded is c
 
 from __future__ import annotations
 
-import atexit
 import configparser
 import contextlib
 import os
 import re
 import ssl
 import sys
-import tempfile
 from functools import lru_cache
 from pathlib import Path
+
+from colab_local.base.temporary import temporary_file
 
 # Where systems keep all authorities in one file: Debian, Fedora, SUSE, Alpine and macOS.
 SYSTEM_STORES = (
@@ -98,22 +98,11 @@ def bundle() -> Path | None:
     files = trusted_files()
     if len(files) < 2:
         return files[0] if files else None
-    descriptor, name = tempfile.mkstemp(prefix="colab-local-", suffix=".pem")
-    with os.fdopen(descriptor, "wb") as stream:
-        for path in files:
-            with contextlib.suppress(OSError):
-                stream.write(path.read_bytes().rstrip() + b"\n")
-    atexit.register(clean_up)
-    return Path(name)
-
-
-def clean_up() -> None:
-    """Remove the file that bundle() made."""
-    made = bundle()
-    if made and made not in trusted_files():
+    content = b""
+    for path in files:
         with contextlib.suppress(OSError):
-            made.unlink()
-    bundle.cache_clear()
+            content += path.read_bytes().rstrip() + b"\n"
+    return temporary_file(content, ".pem")
 
 
 def context() -> ssl.SSLContext:

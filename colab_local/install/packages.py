@@ -10,13 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Sequence
 
-from colab_local.base import certificates
+from colab_local.base import certificates, temporary
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, Failure
 from colab_local.base.files import remove_tree, sha256_of, write_atomically
 from colab_local.base.programs import run, succeeds
 from colab_local.base.progress import Size
 from colab_local.base.terminal import Screen
-from colab_local.install import sources
 from colab_local.install.lockfiles import Lock, locked_entry
 from colab_local.install.records import read_record, site_packages
 from colab_local.install.sources import pip_environment, run_uv, uv_environment
@@ -99,8 +98,8 @@ def install_packages(uv: Path, prefix: Path, lock: Lock, kept: Path, wheels: Pat
             raise Failure(again.what, again.hint, code) from again
         clean_cache(uv, names, screen)
     finally:  # --launch becomes Jupyter, and nothing that waits for this program's end is done
-        sources.clean_up()
-        certificates.clean_up()
+        temporary.clean_up()
+        certificates.bundle.cache_clear()
 
 
 def offline_options(wheels: Path | None) -> list[Any]:

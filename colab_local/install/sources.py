@@ -7,7 +7,6 @@ does anything in or above the current folder. `no-index` is a policy: where pip 
 
 from __future__ import annotations
 
-import atexit
 import configparser
 import contextlib
 import math
@@ -15,20 +14,15 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from pathlib import Path
-from typing import IO, Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 from colab_local.base import certificates
 from colab_local.base.errors import EXIT_USAGE, Failure
 from colab_local.base.programs import child_environment, run
+from colab_local.base.temporary import temporary_file
 from colab_local.base.terminal import Screen
 from colab_local.install.home import config_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows, which is refused by name before it is needed
-    fcntl = None  # type: ignore[assignment]
 
 # Every setting of `pip install` and `pip download` (pip 9 to 26) is in one of three tables. First, what uv knows by
 # another name. Several values are separated by white space in pip's.
@@ -271,7 +265,7 @@ def uv_environment(extra: bool = True) -> dict[str, str]:
     sources = sources_of_uv(text)
     if no_index:
         sources = re.sub(r"(?m)^\s*no-index\s*=.*$", "", sources)
-    kept["UV_CONFIG_FILE"] = str(temporary_file(no_index + sources))
+    kept["UV_CONFIG_FILE"] = str(temporary_file((no_index + sources).encode(), ".toml"))
     return kept
 
 
@@ -312,43 +306,6 @@ def demand_toml(file: Path | None, text: str) -> None:
             raise Failure(
                 f"uv's settings can't be read ({file}, line {line}: {problem})", where, EXIT_USAGE
             ) from None
-
-
-def temporary_file(text: str) -> Path:
-    """Return a file for this user's eyes with a text, gone when this process ends; if it is killed, with the next.
-
-    Its maker holds a lock on it. A process number would not do: another container may share the folder, and counts
-    its own.
-    """
-    for left in Path(tempfile.gettempdir()).glob("colab-local-uv-*.toml"):
-        with contextlib.suppress(OSError):  # in use, or another user's: /tmp lets nobody remove that
-            descriptor = os.open(str(left), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(descriptor, "rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
-    while True:
-        descriptor, name = tempfile.mkstemp(prefix="colab-local-uv-", suffix=".toml")
-        made = os.fdopen(descriptor, "w", encoding="utf-8")
-        fcntl.flock(made, fcntl.LOCK_EX)
-        if Path(name).exists():  # else another run took it for a left one, before it was locked
-            made.write(text)
-            made.flush()
-            _made.append((made, Path(name)))
-            return Path(name)
-        made.close()
-
-
-_made: list[tuple[IO[str], Path]] = []
-
-
-@atexit.register
-def clean_up() -> None:
-    """Remove the files that were made for uv: an index's password may be in them."""
-    while _made:
-        stream, path = _made.pop()
-        with contextlib.suppress(OSError):
-            path.unlink()
-        stream.close()
 
 
 def pip_environment() -> dict[str, str]:

@@ -142,7 +142,9 @@ class Session:
 
     def __init__(self, wished: Wish, folder: str, emit: Callable[[Json], None], screen: Screen) -> None:
         self.wished, self.folder, self.emit, self.screen = wished, folder, emit, screen
-        self.ssh = Ssh(wished.destination, wished.options, wished.program)
+        own = [("--home", wished.home), ("--ssh", wished.program if wished.program != "ssh" else None)]
+        given = tuple(word for flag, value in own if value for word in (flag, value))
+        self.ssh = Ssh(wished.destination, wished.options, wished.program, given)
         self.server: Json = {}
         self.asked = False  # for a Jupyter: one may be starting
         self.job: str | None = None

@@ -41,7 +41,7 @@ _SERVER = {
     "current": bool,
 }
 _JOB = {"job": r"\w[\w.-]*", "state": str, "node": str}
-MESSAGE_SHAPE = {"note?": str, "ok?": bool, "event?": str, "hello?": str}
+MESSAGE_SHAPE = {"note?": str, "ok?": bool, "event?": str, "hello?": str, "ready?": bool}
 REFUSAL_SHAPE = {"error": str, "kind?": str}
 ANSWER_SHAPES: dict[str, Any] = {
     "serve": {**_SERVER, "started": bool},
@@ -60,17 +60,105 @@ HELLO_SECONDS = 45.0
 # For each answer or note of the agent. It waits by itself for a cold start of Jupyter, up to 240 s (agent.py).
 OP_SECONDS = {"serve": 300.0, "stop": 120.0, "submit": 300.0, "program": 600.0, "install": 3600.0}
 LONGEST_LINE = 1 << 20  # characters of one answer
+# What a host says that lets people in and runs no program of ours: (its words, what is said of it, the hint). The
+# words are of util-linux, OpenSSH (session.c, auth-passwd.c), bash and zsh.
+AFTER_LOGIN = (
+    (
+        r"account is (currently )?not available|nologin|no shell|sftp connections only",
+        "lets you log in and runs no programs for you",
+        "ask whoever runs it for a shell",
+    ),
+    (r": restricted", "gives you a restricted shell, which runs no program of ours", "ask for a full shell there"),
+    (
+        r"password (change required|has expired|must be changed)",
+        "wants a new password first",
+        "{typed}   # asks for it",
+    ),
+    (
+        r"channel \d+: open failed|request failed on channel 0",
+        "opens no session for you (MaxSessions in its sshd_config, or an option in authorized_keys)",
+        "ask whoever runs it for a session",
+    ),
+)
+# How ssh ends before the log-in: (its words: ssh.c, sshconnect.c, readconf.c, packet.c; what is said; hint; code).
+BEFORE_LOGIN = (
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "{host} shows another host key than before: it was installed again, or someone stands in between",
+        "ssh-keygen -R {host}   # if it was installed again: ask whoever runs it",
+        EXIT_FAILED,
+    ),
+    (
+        r"Host key verification failed|No .* host key is known",
+        "the host key of {host} is not known here",
+        "{typed} true   # compare the key, and accept it once",
+        EXIT_FAILED,
+    ),
+    (
+        r"Permission denied|Too many authentication failures|No more authentication methods",
+        "{host} does not let you in ({line})",
+        "{typed} -v true   # shows which key or password it wants",
+        EXIT_FAILED,
+    ),
+    (
+        r"Could not resolve hostname|Name or service not known|nodename nor servname",
+        "no machine is known by the name {host}",
+        "{again}",
+        EXIT_NETWORK,
+    ),
+    (
+        r"Connection refused",
+        "{host} is there, but no ssh server listens ({line})",
+        "sudo systemctl enable --now ssh   # on the host; or is the port (-p) wrong?",
+        EXIT_NETWORK,
+    ),
+    (
+        r"timed out|No route to host|Network is unreachable|Host is down",
+        "{host} can't be reached ({line})",
+        "is it on, and is this machine on its network (VPN)? A jump host is given with -J",
+        EXIT_NETWORK,
+    ),
+    (
+        r"Unable to negotiate|no matching \w+",
+        "this ssh and {host}'s have nothing in common to encrypt with ({line})",
+        "{typed} -v true   # is one very old, or does a line of ~/.ssh/config choose?",
+        EXIT_FAILED,
+    ),
+    (
+        r"line \d+: |Bad owner or permissions|no argument after keyword|Can't open user config|unknown option"
+        r"|usage: ssh|bad configuration option",
+        "ssh does not take these options ({line})",
+        "{typed} true   # tries them alone",
+        EXIT_USAGE,
+    ),
+    (
+        r"UNKNOWN port 65535",
+        "the jump host or ProxyCommand on the way to {host} failed ({line})",
+        "{typed} -v true   # shows which",
+        EXIT_NETWORK,
+    ),
+)
+LOST = re.compile(  # packet.c, clientloop.c
+    r"closed by remote host|Connection reset|Broken pipe|Timeout, server|Connection to \S+ timed out|is unreachable"
+)
+NOLOGIN = 254  # session.c: the exit status of a session while there is a file /etc/nologin
 AUTHENTICATED = re.compile(r"Authenticated to \S+ \((\[|via proxy)")  # sshconnect2.c, LogLevel VERBOSE
-# Finds a Python >= 3.8 on the host and hands it the agent, which comes as the first line of stdin. Within '...'
-# it means the same to sh, bash, zsh, fish and csh. Python is isolated (-I), and libraries of other software are out
-# of its way: both are set in start-up files, and end it before it can say so.
+# Finds a Python >= 3.8 on the host, which says that it is ready and takes the agent as the first line of stdin. Not
+# before: what a start-up file starts instead (exec zsh) would run that text as commands. Within '...' it means the
+# same to sh, bash, zsh, fish and csh; the path of sh needs no PATH, and no alias has its name. Python is isolated
+# (-I), and libraries of other software are out of its way: both are set in start-up files, and end it before it can
+# say so. So do a folder that is gone, and a PATH without the system's programs.
 FAR_COMMAND = (
-    """exec sh -c 'COLAB_LOCAL_LIBRARIES=${LD_LIBRARY_PATH-}; export COLAB_LOCAL_LIBRARIES; """
-    """unset LD_LIBRARY_PATH LD_PRELOAD; """
+    """/bin/sh -c 'cd 2>/dev/null || cd /; """
+    """command -v env >/dev/null || PATH="${PATH-}:/usr/local/bin:/usr/bin:/bin"; export PATH; """
+    """COLAB_LOCAL_LIBRARIES=${LD_LIBRARY_PATH-}; export COLAB_LOCAL_LIBRARIES; unset LD_LIBRARY_PATH LD_PRELOAD; """
     """for p in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 """
     """"${COLAB_LOCAL_HOME:-$HOME/.local/share/colab-local}"/current/*/bin/python; do """
-    """if "$p" -I -c "import sys; sys.exit(sys.version_info < (3, 8))" 2>/dev/null </dev/null; then """
-    """exec "$p" -I -c "import json, sys; exec(json.loads(sys.stdin.readline()))"; fi; done; """
+    """if "$p" -I -c "import sys; sys.exit(sys.version_info < (3, 8))" >/dev/null 2>&1 </dev/null; then """
+    """exec "$p" -I -c "import json, sys; print(); """
+    """print(sys.argv[1] + json.dumps(dict(ready=True)), flush=True); """
+    f"""exec(json.loads(sys.stdin.readline() or sys.exit(sys.argv[2])))" "{agent.MARK}" "its input is closed"; """
+    """fi; done; """
     """echo no Python 3.8 or newer >&2; exit 127'"""
 )
 
@@ -80,11 +168,15 @@ class Dropped(Exception):
 
 
 class Ssh(NamedTuple):
-    """How to reach one host: destination and ssh's own options, as the user gave them."""
+    """How to reach one host: destination and ssh's own options, as the user gave them.
+
+    own: connect.py's options that say which ssh and which installation there are meant.
+    """
 
     destination: str
     options: tuple[str, ...] = ()
     program: str = "ssh"
+    own: tuple[str, ...] = ()
 
 
 @functools.lru_cache(maxsize=None)
@@ -122,6 +214,7 @@ def master_argv(ssh: Ssh, socket_path: str) -> list[str]:
         "ClearAllForwardings": "yes",
         "RemoteCommand": "none",
         "ForwardX11": "no",
+        "PermitLocalCommand": "no",
         "LogLevel": "VERBOSE",  # says when the log-in is over, and why there was none
         **(
             {"SessionType": "default", "StdinNull": "no", "ForkAfterAuthentication": "no"}
@@ -157,7 +250,7 @@ def typed(ssh: Ssh, command: str = "") -> str:
 
 def connect_line(ssh: Ssh, option: str) -> str:
     """Return the command that runs this program for the same host, by the same of ssh's options."""
-    words = " ".join(shlex.quote(word) for word in [*ssh.options, ssh.destination])
+    words = " ".join(shlex.quote(word) for word in [*ssh.own, *ssh.options, ssh.destination])
     return f"python3 scripts/connect.py {option}{words}"
 
 
@@ -167,95 +260,89 @@ def words(lines: Iterable[str]) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not chatter.match(line.strip())]
 
 
-def in_the_way(ssh: Ssh, heard: Iterable[str], what: str) -> Failure:
+def in_the_way(ssh: Ssh, heard: Iterable[str], status: int | None = None) -> Failure:
     """Return the failure of a host that lets the user in and then does not run our program.
 
-    heard: what it printed before; what: how it ended.
+    heard: what it printed before; status: the exit status of its session, None if that goes on and says nothing.
     """
     host, said = ssh.destination.rpartition("@")[2], words(heard)
     told = f"; it said: {said[-1][:200]}" if said else ""
     text = "\n".join(said)
-    if re.search(r"account is (currently )?not available|nologin|no shell", text, re.IGNORECASE):
+    files = "its start-up files (~/.bashrc, ~/.profile, ~/.zshenv ...) or a ForceCommand of its sshd"
+    for pattern, what, hint in AFTER_LOGIN:
+        if re.search(pattern, text, re.IGNORECASE):
+            return Failure(f"{host} {what}{told}", hint.format(typed=typed(ssh)))
+    if status == NOLOGIN:
+        return Failure(f"{host} lets nobody in just now (it has a file /etc/nologin){told}", "try again later")
+    start = f"{host} let you in, and our program did not start there"
+    if re.search(
+        r"^(?!Pseudo-).*not a terminal|open terminal failed|must be run from a terminal|No tty", text, re.I | re.M
+    ):
+        what = f"{start} (a start-up file there starts a program that needs a terminal): {files} took the line"
+    elif status is None:
+        what = f"{start} (nothing came within {HELLO_SECONDS:.0f} s): {files} took the line"
+    else:
+        what = f"{start}: {files}, or its log-in shell, ended the session (exit status {status})"
         return Failure(
-            f"{host} lets you log in and runs no programs for you{told}", "ask whoever runs it for a shell"
+            what + told, typed(ssh, " 'echo ok'") + "   # has to say ok; if not, look there for exit, set -e, exec"
         )
-    if re.search(r"not a terminal|open terminal failed|must be run from a terminal|No tty", text, re.IGNORECASE):
-        what = "a start-up file there starts a program that needs a terminal"
     return Failure(
-        f"{host} let you in, and our program did not start there ({what}): its start-up files (~/.bashrc, "
-        f"~/.profile, ~/.zshenv ...) or a ForceCommand of its sshd took the line{told}",
+        what + told,
         typed(ssh, " true") + "   # has to end by itself; if not, look there for exec, tmux, screen or read",
     )
 
 
-def explain(said: Sequence[str], ssh: Ssh, heard: Sequence[str] = (), logged_in: bool = False) -> Failure:
+def explain_after_login(said: Sequence[str], ssh: Ssh, heard: Sequence[str], status: int | None) -> Failure:
+    """Return what it means that the line ended when the user had been let in; the host's words are among ssh's.
+
+    status: ssh's exit status, 255 for a line that was lost, else that of the far session.
+    """
+    host = ssh.destination.rpartition("@")[2]
+    lost = next((line for line in reversed(said) if LOST.search(line)), "")
+    if status == 255 and (lost or not said):
+        return Failure(
+            f"{host} let you in, and the line was lost at once ({lost or 'its sshd closed it'})",
+            typed(ssh, " -v true") + "   # each time? Then its sshd forbids sessions, or can't start one",
+            EXIT_NETWORK,
+        )
+    if "no Python 3.8 or newer" in said:
+        return Failure(
+            f"{host} has no Python 3.8 or newer on its PATH",
+            typed(ssh, " -t sudo apt install python3") + "   # or as that machine installs programs",
+        )
+    return in_the_way(ssh, [*heard, *said], status)
+
+
+def explain(
+    said: Sequence[str], ssh: Ssh, heard: Sequence[str] = (), logged_in: bool = False, status: int | None = None
+) -> Failure:
     """Return what ssh's last words mean for the user and what to type next.
 
     said: the lines it wrote to stderr. The texts are OpenSSH's (ssh.c, sshconnect.c, packet.c). heard: what the host
-    printed before our program spoke; logged_in: the user was let in.
+    printed before our program spoke; logged_in: the user was let in; status: ssh's exit status.
     """
-    said = words(said)
-    text = "\n".join(said)
-    host = ssh.destination.rpartition("@")[2]
-    last = said[-1] if said else "ssh ended without a word"
-    network, failed = EXIT_NETWORK, EXIT_FAILED
-    table: list[tuple[str, str, str, int]] = [
-        (
-            r"REMOTE HOST IDENTIFICATION HAS CHANGED",
-            "{host} shows another host key than before: it was installed again, or someone stands in between",
-            "ssh-keygen -R {host}   # if it was installed again: ask whoever runs it",
-            failed,
-        ),
-        (
-            r"Host key verification failed|No .* host key is known",
-            "the host key of {host} is not known here",
-            "{typed} true   # compare the key, and accept it once",
-            failed,
-        ),
-        (
-            r"Permission denied|Too many authentication failures|No more authentication methods",
-            "{host} does not let you in ({last})",
-            "{typed} -v true   # shows which key or password it wants",
-            failed,
-        ),
-        (
-            r"Could not resolve hostname|Name or service not known|nodename nor servname",
-            "no machine is known by the name {host}",
-            "{typed} true   # is the spelling right, and ~/.ssh/config? Is a VPN needed?",
-            network,
-        ),
-        (
-            r"Connection refused",
-            "{host} is there, but no ssh server listens ({last})",
-            "sudo systemctl enable --now ssh   # on the host; or is the port (-p) wrong?",
-            network,
-        ),
-        (
-            r"timed out|No route to host|Network is unreachable|Host is down",
-            "{host} can't be reached ({last})",
-            "is it on, and is this machine on its network (VPN)? A jump host is given with -J",
-            network,
-        ),
-        (
-            r"Bad configuration option|Bad owner or permissions|no argument after keyword|Can't open user config"
-            r"|command-line: line \d+|unknown option|usage: ssh",
-            "ssh does not take these options ({last})",
-            "{typed} true   # tries them alone",
-            EXIT_USAGE,
-        ),
-        (
-            r"no Python 3\.8 or newer",
-            "{host} has no Python 3.8 or newer on its PATH",
-            "{typed} -t sudo apt install python3   # or as that machine installs programs",
-            failed,
-        ),
-    ]
-    for pattern, what, hint, code in table:
-        if re.search(pattern, text):
-            return Failure(what.format(host=host, last=last), hint.format(host=host, typed=typed(ssh)), code)
     if logged_in:
-        return in_the_way(ssh, [*heard, *said], "the line was closed")
-    return Failure(f"the ssh connection to {host} ended ({last})", typed(ssh, " -v true"), network)
+        return explain_after_login(words(said), ssh, heard, status)
+    said = words(said)
+    host = ssh.destination.rpartition("@")[2]
+    jumped = any("UNKNOWN port 65535" in line for line in said)  # the way there is another program's
+    for pattern, what, hint, code in BEFORE_LOGIN:
+        line = next((line for line in reversed(said) if re.search(pattern, line)), "")[:200]
+        if line:
+            named = re.search(r"hostname (\S+?):|connect to host (\S+)|^(?:\S+@)?(\S+): Permission", line)
+            name = next(filter(None, named.groups())) if named and jumped else host
+            given = {"host": name, "line": line, "typed": typed(ssh), "again": with_port(ssh)}
+            return Failure(what.format(**given), hint.format(**given), code)
+    last = said[-1][:200] if said else "ssh ended without a word"
+    return Failure(f"the ssh connection to {host} ended ({last})", typed(ssh, " -v true"), EXIT_NETWORK)
+
+
+def with_port(ssh: Ssh) -> str:
+    """Return the command to type where no machine has this name: HOST:PORT is not a name to ssh."""
+    found = re.fullmatch(r"((?:.*@)?)\[?([^][/]+?)\]?:(\d{1,5})", ssh.destination)
+    if found and (":" not in found.group(2) or "[" in ssh.destination):
+        return connect_line(ssh._replace(destination=found.group(1) + found.group(2)), f"-p {found.group(3)} ")
+    return typed(ssh, " true") + "   # is the spelling right, and ~/.ssh/config? Is a VPN needed?"
 
 
 def install_command(ssh: Ssh, env: str | None) -> str:
@@ -323,8 +410,12 @@ class Connection:
                 encoding="utf-8",
                 errors="replace",
             )
-        except FileNotFoundError:
-            raise Failure("no program ssh on this machine", "sudo apt install openssh-client") from None
+        except OSError as problem:
+            if self.ssh.program == "ssh":
+                raise Failure("no program ssh on this machine", "sudo apt install openssh-client") from None
+            what = f"{self.ssh.program} can't be run ({problem.strerror}), and --ssh names it"
+            own = tuple(word for word in self.ssh.own if word not in ("--ssh", self.ssh.program))
+            raise Failure(what, connect_line(self.ssh._replace(own=own), "")) from None
         finally:
             signal.signal(signal.SIGINT, previous)
         reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
@@ -333,11 +424,13 @@ class Connection:
         reader.start()
         try:
             try:
+                self._await_word("ready")
                 self._send(program_text("colab_local.laptop.agent"))
-                hello = self._await_hello()
+                hello = self._await_word("hello")
             except Dropped:
                 listener.join(5)
-                raise explain(self.said, self.ssh, self.heard, bool(self.logged_in)) from None
+                status = self._exit_status()
+                raise explain(self.said, self.ssh, self.heard, bool(self.logged_in), status) from None
             self._own_name = str(hello.get("hello") or "")
         except BaseException:
             self.close()
@@ -347,17 +440,26 @@ class Connection:
     def __exit__(self, *problem: object) -> None:
         self.close()
 
-    def _await_hello(self) -> Json:
-        """Wait until our program speaks there: passwords and host keys are between ssh and the user's terminal.
+    def _await_word(self, word: str) -> Json:
+        """Wait until our program says this there: passwords and host keys are between ssh and the user's terminal.
 
         Raises Failure when that takes too long after the log-in, Dropped if the line ends.
         """
+        asked = time.monotonic()
         while True:
             with contextlib.suppress(queue.Empty):
-                return self._next_message(0.5)
-            if self.logged_in and time.monotonic() - self.logged_in > HELLO_SECONDS:
-                said = [*self.heard, *self.said]
-                raise in_the_way(self.ssh, said, f"nothing came within {HELLO_SECONDS:.0f} s")
+                message = self._next_message(0.5)
+                if word in message:  # else a start-up file has words like ours
+                    return message
+            if self.logged_in and time.monotonic() - max(self.logged_in, asked) > HELLO_SECONDS:
+                raise in_the_way(self.ssh, [*self.heard, *self.said])
+
+    def _exit_status(self) -> int | None:
+        """Return ssh's exit status after its line ended, None if it does not end."""
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(5)
+        return None
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -392,7 +494,10 @@ class Connection:
         message = self._messages.get(timeout=timeout)
         if message is None:
             self._messages.put(None)
-            raise Dropped(next(iter(reversed(words(self.said))), "the line ended"))
+            said = next(iter(reversed(words(self.said))), "the line ended")
+            if self._own_name and self._exit_status() not in (255, None):  # the line was there to its end
+                raise Failure(f"our program ended on {self.host} ({said})", connect_line(self.ssh, "--status "))
+            raise Dropped(said)
         return message
 
     def named(self, text: str) -> str:

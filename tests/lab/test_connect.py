@@ -487,26 +487,28 @@ def test_the_far_command_means_the_same_to_every_login_shell(shell: str, tmp_pat
         assert far.stdout is not None
         far.stdin.write(json.dumps(agent) + "\n")
         far.stdin.flush()
-        hello = next(line for line in far.stdout if line.startswith(connect_agent.MARK))
-        assert json.loads(hello[len(connect_agent.MARK) :])["hello"] == socket.gethostname()
+        said = (line.partition(connect_agent.MARK)[2] for line in far.stdout)
+        ready, hello = (json.loads(text) for text in itertools.islice(filter(None, said), 2))
+        assert (ready["ready"], hello["hello"]) == (True, socket.gethostname())
         far.stdin.close()
         assert far.wait(30) == 0, "the agent ends with the line"
 
 
 def test_without_python_the_host_is_told_apart(tmp_path: Path) -> None:
-    (tmp_path / "sh").symlink_to(shutil.which("sh") or "/bin/sh")
+    (tmp_path / "env").symlink_to(shutil.which("env") or "/usr/bin/env")  # a PATH without it is taken for broken
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")  # what an older Python's exit code is
     old.chmod(0o755)
     done = subprocess.run(
-        [str(tmp_path / "sh"), "-c", ssh_module.FAR_COMMAND],
+        ["/bin/sh", "-c", ssh_module.FAR_COMMAND],
         input="",
         capture_output=True,
         text=True,
         env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
     )
     assert done.returncode == 127
-    failure = ssh_module.explain(done.stderr.splitlines(), ssh_module.Ssh("me@host"))
+    said = done.stderr.splitlines()
+    failure = ssh_module.explain(said, ssh_module.Ssh("me@host"), logged_in=True, status=done.returncode)
     assert failure.what == "host has no Python 3.8 or newer on its PATH"
 
 
@@ -539,7 +541,7 @@ def test_bad_usage_is_refused_before_anything_happens() -> None:
         assert words in done.stderr
     done = subprocess.run([sys.executable, SCRIPT, "--ssh", "/no/such", "host"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no program ssh")
+    assert done.stderr.startswith("error: /no/such can't be run (No such file or directory)")
 
 
 def test_a_port_in_use_in_ipv6_alone_is_not_free() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from colab_local.laptop import ssh as ssh_module
 from tests.conftest import Installed
-from tests.support.connecting import install, run
+from tests.support.connecting import TYPED, install, run
 from tests.support.hosts import Lab, Machine, needs_root
 
 pytestmark = needs_root
@@ -30,6 +32,7 @@ def gpubox(lab: Lab) -> Iterator[Machine]:
     host = lab.machines["gpubox"]
     yield host
     (host.home / ".bashrc").unlink(missing_ok=True)
+    host.set_shell("/bin/bash")
 
 
 STATUS = (1, "no Jupyter of colab-local runs on gpubox\n")
@@ -42,6 +45,9 @@ CONFIGURATIONS = (
     "ForkAfterAuthentication yes",
     "RequestTTY force\nRemoteCommand tmux",
     "LogLevel QUIET",
+    "PermitLocalCommand yes\nLocalCommand sleep 600",
+    "LocalForward 22 localhost:80\nDynamicForward 22\nExitOnForwardFailure yes",
+    "ControlMaster ask\nControlPath /dev/null\nControlPersist yes",
 )
 
 
@@ -67,6 +73,17 @@ HARMLESS = (
     "set -eu",
     "ulimit -n 64",
     "echo 'colab-local>{{\"ok\": 3}}'; echo 'colab-local>[1]'",
+    'echo \'colab-local>{{"ok": true, "hello": "gpubox"}}\'',
+    "mkdir {home}/gone; cd {home}/gone; rmdir {home}/gone",
+    "export PATH=/no/such",
+    "unset PATH",
+    "exec() {{ echo no; }}; sh() {{ echo no; }}; export -f sh",
+    "read -t 1 -r project",
+    "head -c 10000000 /dev/zero",
+    "yes | head -c 10000000 >&2",
+    "printf '\\033[2J\\033]0;title\\007no newline'",
+    "export PYTHONSTARTUP=/etc/passwd PYTHONINSPECT=1 BASH_ENV=/etc/passwd LC_ALL=xx_YY TMPDIR=/no/such",
+    "mkdir -p {home}/lib; echo 1/0 >{home}/lib/json.py; export PYTHONPATH={home}/lib",
 )
 
 
@@ -84,9 +101,13 @@ TAKEN = {
     "waits": ("exec sleep 600", "nothing came within"),
     "another shell": ("exec cat", "nothing came within"),
     "reads": ("echo Project?; read -r project", "it said: Project?"),
+    "runs what it hears": ("exec zsh", "nothing came within"),
     "tmux": ("exec tmux", "needs a terminal"),
     "ends": ("echo 'This account is currently not available.'; exit 1", "runs no programs for you"),
     "says why": ("echo 'quota exceeded'; exit 1", "it said: quota exceeded"),
+    "says nothing": ("exit 3", "ended the session (exit status 3)"),
+    "other words than ssh's": ("exec ssh nosuch", "it said: ssh: Could not resolve hostname nosuch"),
+    "no input": ("exec 0</dev/null", "it said: its input is closed"),
 }
 
 
@@ -102,6 +123,80 @@ def test_start_up_files_that_take_the_line_are_named(lab: Lab, gpubox: Machine, 
     assert words in error
     assert hint.startswith("hint: ")
     assert "~/.bashrc" in error or case == "ends"
+    assert "import" not in error, "our program was taken for commands"
+
+
+# Log-in shells: (shell, what has to be said; nothing where it works).
+SHELLS = {
+    **dict.fromkeys(("/bin/sh", "/bin/dash", "/bin/zsh", "/usr/bin/fish", "/bin/tcsh"), ""),
+    "/bin/rbash": "gpubox gives you a restricted shell",
+    "/bin/false": "ended the session (exit status 1)",
+    "/usr/sbin/nologin": "gpubox lets you log in and runs no programs for you",
+    "/bin/cat": "or its log-in shell, ended the session (exit status 1); it said: ",
+    sys.executable: "or its log-in shell, ended the session (exit status 1); it said: SyntaxError",
+    "/no/such/shell": "gpubox does not let you in",
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_log_in_shells(lab: Lab, gpubox: Machine, shell: str) -> None:
+    gpubox.set_shell(shell)
+    done = run(lab, "--status", "gpubox", timeout=60)
+    if not SHELLS[shell]:
+        assert (done.returncode, done.stdout) == STATUS, done.stderr
+    else:
+        assert SHELLS[shell] in done.stderr
+        assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+
+
+# An sshd that lets people in and runs no programs of theirs: (its lines, what has to be said).
+SERVERS = {
+    "files only": ("ForceCommand internal-sftp", "runs no programs for you; it said: This service allows sftp"),
+    "forced": ("ForceCommand echo no", "ended the session (exit status 0); it said: no"),
+    "no session": ("MaxSessions 0", "opens no session for you (MaxSessions"),
+    "cage": ("ChrootDirectory /var/empty", "let you in, and the line was lost at once"),
+    "wraps": ('ForceCommand echo hi >&2; exec sh -c "$SSH_ORIGINAL_COMMAND"', ""),
+    "sets": ("SetEnv PYTHONHOME=/no PATH=/no LD_PRELOAD=/no", ""),
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_servers_that_run_no_programs_for_you(lab: Lab, installed: Installed, name: str) -> None:
+    options, words = SERVERS[name]
+    host = lab.host(name.replace(" ", "-"), sshd_options=options)
+    install(installed, host)
+    done = run(lab, "--status", host.name, timeout=60)
+    if not words:
+        assert (done.returncode, done.stdout) == (1, f"no Jupyter of colab-local runs on {host.name}\n"), done.stderr
+    else:
+        assert words in done.stderr
+        assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+
+
+# What is typed for the host: (words, exit code, what has to be said).
+DESTINATIONS = {
+    "ssh://root@gpubox:22": (1, "no Jupyter of colab-local runs on gpubox"),
+    "GPUBOX": (1, "no Jupyter of colab-local runs on GPUBOX"),
+    "gpubox:2222": (5, "no machine is known by the name gpubox:2222\nhint: {typed} -p 2222 gpubox\n"),
+    "-J nosuch gpubox": (5, "no machine is known by the name nosuch\n"),
+    "-J gpubox:23 gpubox": (5, "gpubox is there, but no ssh server listens"),
+    "-o ProxyCommand=false gpubox": (5, "the jump host or ProxyCommand on the way to gpubox failed"),
+    "-o Port=99999 gpubox": (2, "ssh does not take these options (command-line line 0: Bad port"),
+    "-o Ciphers=none gpubox": (2, "ssh does not take these options (command-line line 0: Bad SSH2 cipher"),
+    "-o KexAlgorithms=diffie-hellman-group1-sha1 gpubox": (1, "have nothing in common to encrypt with"),
+    "'a host'": (2, "a host can't be named 'a host'"),
+    "''": (2, "a host can't be named ''"),
+    "--ssh /no/such gpubox": (1, "/no/such can't be run (No such file or directory), and --ssh names it"),
+    "--home /no/such gpubox": (1, "(looked in /no/such)\nhint: {typed} --install --home /no/such gpubox\n"),
+}
+
+
+@pytest.mark.parametrize("words", DESTINATIONS)
+def test_how_a_host_may_be_named(lab: Lab, gpubox: Machine, words: str) -> None:
+    code, said = DESTINATIONS[words]
+    done = run(lab, "--status", *shlex.split(words), timeout=60)
+    assert done.returncode == code, done.stderr
+    assert said.format(typed=TYPED) in done.stdout + done.stderr
 
 
 def test_a_forced_command_is_named(lab: Lab, installed: Installed) -> None:
@@ -140,7 +235,8 @@ def test_permit_open_by_name(lab: Lab, installed: Installed) -> None:
 def test_a_line_that_drops_after_the_first_word_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
     ssh = tmp_path / "ssh"
     ssh.write_text(
-        '#!/bin/sh\nread -r program\nprintf \'colab-local>{"ok": true, "hello": "gpubox"}\\n\'\nexit 255\n'
+        "#!/bin/sh\nprintf 'colab-local>{\"ready\": true}\\n'\nread -r program\n"
+        'printf \'colab-local>{"ok": true, "hello": "gpubox"}\\n\'\nexit 255\n'
     )
     ssh.chmod(0o755)
     for option in ("--status", "--stop"):

@@ -61,7 +61,9 @@ def ask(folder: Path, number: int, text: str, option: str) -> subprocess.Complet
     (folder / "answer").write_text(MARK + text + "\n")
     ssh = folder / "ssh"
     hello = MARK + json.dumps({"ok": True, "hello": "gpubox"})
-    ssh.write_text(f"#!/bin/sh\nread -r program\necho '{hello}'\nread -r request\ncat '{folder}/answer'\nexit 255\n")
+    ready = MARK + json.dumps({"ready": True})
+    lines = f"echo '{ready}'\nread -r program\necho '{hello}'\nread -r request\ncat '{folder}/answer'\nexit 255\n"
+    ssh.write_text(f"#!/bin/sh\n{lines}")
     ssh.chmod(0o755)
     argv = [sys.executable, str(REPO / "scripts" / "connect.py"), "--ssh", str(ssh), option, "gpubox"]
     return subprocess.run(argv, capture_output=True, text=True, timeout=100)

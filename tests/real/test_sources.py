@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from colab_local.base import certificates
+from colab_local.base import certificates, temporary
 from colab_local.base.downloads import Download, download
 from colab_local.base.errors import Failure
 from colab_local.install import sources
@@ -112,7 +112,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: Index) -> Itera
     index.asked.clear()
     certificates.bundle.cache_clear()
     yield tmp_path / "home"
-    certificates.clean_up()
+    certificates.bundle.cache_clear()
+    temporary.clean_up()
 
 
 def own_pip_files(home: Path) -> list[Path]:

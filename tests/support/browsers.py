@@ -34,6 +34,7 @@ import trustme
 from websockets.sync.client import ClientConnection, connect
 
 HOST = "colab.research.google.com"
+STATIC = "ssl.gstatic.com"  # where Colab's page has its scripts for tables and widgets
 ORIGIN = f"https://{HOST}"
 PAGES = Path(__file__).resolve().parent / "pages"
 
@@ -97,6 +98,11 @@ def wait_for_new_page(browser: Browser) -> None:
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
+    def end_headers(self) -> None:
+        """Let pages of every origin import the scripts, as Google's static host does."""
+        self.send_header("Access-Control-Allow-Origin", "*")
+        super().end_headers()
+
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: a failing test shows the page's own words."""
 
@@ -232,8 +238,8 @@ class Chromium:
             f"--user-data-dir={folder / 'profile'}",
             "--remote-debugging-port=0",
             # Every name but these leads nowhere, so the browser reaches nothing beyond loopback.
-            f"--host-resolver-rules=MAP {HOST}:443 127.0.0.1:{page_port}, MAP * ~NOTFOUND, "
-            "EXCLUDE localhost, EXCLUDE 127.0.0.1",
+            f"--host-resolver-rules=MAP {HOST}:443 127.0.0.1:{page_port}, MAP {STATIC}:443 127.0.0.1:{page_port}, "
+            "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
             f"--ip-address-space-overrides=127.0.0.1:{page_port}=public",
             "--ignore-certificate-errors",
             "--disable-background-networking",
@@ -303,6 +309,15 @@ class Chromium:
             raise BrowserError(str(answer["exceptionDetails"].get("exception", {}).get("description")))
         return answer["result"].get("value")
 
+    def choose_files(self, element: str, *paths: Path) -> None:
+        """Pick files, as in the dialog of the file input that the JavaScript expression `element` gives."""
+        found = self._call("Runtime.evaluate", expression=element)["result"]
+        self._call("DOM.setFileInputFiles", files=[str(path) for path in paths], objectId=found["objectId"])
+
+    def download_to(self, folder: Path) -> None:
+        """Let downloads go to `folder` without a question."""
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
     def press(self, key: str, number: int) -> None:
         """Press a key where the focus is; number: its virtual key code."""
         for kind in ("keyDown", "keyUp"):
@@ -325,6 +340,20 @@ class Chromium:
                 world = self._call("Page.createIsolatedWorld", frameId=tree["frame"]["id"])["executionContextId"]
                 answer = self._call("Runtime.evaluate", expression=script, contextId=world, returnByValue=True)
                 return answer["result"].get("value")
+        return self._in_frame_of_another_site(url, script)
+
+    def _in_frame_of_another_site(self, url: str, script: str) -> Any:
+        """Do what in_frame does for a frame that Chromium has in a process of its own."""
+        for target in self._call("Target.getTargets")["targetInfos"]:
+            if target["type"] == "iframe" and target["url"].startswith(url):
+                tab, self._session = self._session, ""
+                try:
+                    attached = self._call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+                    self._session = attached["sessionId"]
+                    answer = self._call("Runtime.evaluate", expression=script, returnByValue=True)
+                    return answer["result"].get("value")
+                finally:
+                    self._session = tab
         return None
 
     def words(self) -> bytes:

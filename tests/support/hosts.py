@@ -137,9 +137,7 @@ class Machine:
         etc.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-a", "/etc", str(etc)], check=True, stdin=subprocess.DEVNULL)
         ssh.mkdir(parents=True, mode=0o700, exist_ok=True)
-        ours = f"root:x:0:0:root:{self.home}:/bin/bash\n"
-        system = Path("/etc/passwd").read_text().splitlines(keepends=True)
-        (etc / "passwd").write_text(ours + "".join(line for line in system if not line.startswith("root:")))
+        self.set_shell("/bin/bash")
         (etc / "shadow").write_text(f"root:{_hashed(password) if password else '*'}:19000:0:99999:7:::\n")
         (etc / "shadow").chmod(0o600)
         (etc / "hosts").touch()
@@ -150,6 +148,13 @@ class Machine:
             shutil.copy(self.lab.host_key.with_suffix(".pub"), etc / "host_key.pub")
         if not password:
             shutil.copy(self.lab.user_key.with_suffix(".pub"), ssh / "authorized_keys")
+
+    def set_shell(self, path: str) -> None:
+        """Give its user another log-in shell."""
+        ours = f"root:x:0:0:root:{self.home}:{path}\n"
+        system = Path("/etc/passwd").read_text().splitlines(keepends=True)
+        others = "".join(line for line in system if not line.startswith("root:"))
+        (self.folder / "etc/passwd").write_text(ours + others)
 
     @property
     def address(self) -> str:

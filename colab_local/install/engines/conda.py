@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Sequence
 
@@ -13,6 +12,7 @@ from colab_local.base.downloads import Download
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import write_atomically
 from colab_local.base.programs import run
+from colab_local.base.temporary import temporary_folder
 from colab_local.base.terminal import Screen
 from colab_local.install.engines.engine import Engine, Job
 from colab_local.install.engines.private import demand_intact, private_environment, private_place
@@ -193,8 +193,8 @@ def conda_refusal(program: str, screen: Screen) -> str | None:
     """Return why a conda can't be used, or None."""
     kind = kind_of(program)
     try:
-        with tempfile.TemporaryDirectory(prefix="colab-local-") as place:
-            text = run([program, "--version"], screen, private_environment(Path(place)), timeout=60)
+        with temporary_folder() as place:
+            text = run([program, "--version"], screen, private_environment(place), timeout=60)
     except Failure as problem:
         return problem.what
     found = re.search(r"\d+\.\d+[.\d]*", text)

@@ -131,15 +131,20 @@ function execute(channels, session, code) {
   });
 }
 
+/** Reach `server` and resolve with a new session and its kernel. */
+async function connectSession(server) {
+  await step("reach the server", () => server.open());
+  const specs = await step("list the kernels", () => server.request("GET", "/api/kernelspecs"));
+  const body = { name: "", path: `page-${crypto.randomUUID()}.ipynb`, type: "notebook", kernel: { name: specs.default } };
+  return step("start a kernel", () => server.request("POST", "/api/sessions", body));
+}
+
 /** Connect as Colab does, run one cell and leave nothing running. */
 async function connectAndRun(url, transport, code) {
   const base = new URL(url);
   const server = transport === "direct" ? directly(base) : overWebSocket(base);
   try {
-    await step("reach the server", () => server.open());
-    const specs = await step("list the kernels", () => server.request("GET", "/api/kernelspecs"));
-    const body = { name: "", path: `page-${crypto.randomUUID()}.ipynb`, type: "notebook", kernel: { name: specs.default } };
-    const session = await step("start a kernel", () => server.request("POST", "/api/sessions", body));
+    const session = await connectSession(server);
     try {
       const client = crypto.randomUUID();
       const path = `/api/kernels/${session.kernel.id}/channels`;
@@ -158,7 +163,7 @@ async function connectAndRun(url, transport, code) {
   }
 }
 
-document.getElementById("form").addEventListener("submit", async (event) => {
+document.getElementById("form")?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const value = (id) => document.getElementById(id).value;
   const state = document.getElementById("state");
