@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -195,23 +194,25 @@ CANVAS = """(() => {
 })()"""
 
 
-def test_a_browser_on_the_laptop_shows_the_desktop(lab: Lab, tiger: Started, tmp_path: Path) -> None:
-    """The chapter "In the browser" of docs/desktop.md, its two lines as they stand there."""
+def check_in_browser(lab: Lab, user: User, password: str, folder: Path, at_socket: bool = False) -> None:
+    """Do what the chapter "In the browser" of docs/desktop.md says, its lines as they stand there."""
     chapter = (REPO / "docs/desktop.md").read_text().partition("## In the browser")[2].partition("\n## ")[0]
-    serve, forward = (found.split("   ")[0] for found in re.findall(r"^(?:websockify|ssh) .*", chapter, re.MULTILINE))
-    server = tiger.user.spawn(shlex.split(serve))
+    lines = [found.split("   ")[0] for found in re.findall(r"^(?:websockify|ssh) .*", chapter, re.MULTILINE)]
+    [serve] = [line for line in lines if "websockify" in line and ("--unix-target" in line) == at_socket]
+    before = user.machine.listeners()
+    server = user.spawn(["sh", "-c", "exec " + serve])
     try:
-        wait_for(lambda: ("loopback", 6080) in tiger.user.machine.listeners(), 30, "websockify")
-        assert tiger.user.machine.listeners() - {("everywhere", 22)} == {("loopback", 5901), ("loopback", 6080)}
-        line = forward.replace("ada@gpubox", "alice@tigerbox")
+        wait_for(lambda: ("loopback", 6080) in user.machine.listeners(), 30, "websockify")
+        assert user.machine.listeners() - before == {("loopback", 6080)}
+        line = lines[-1].replace("ada@gpubox", f"{user.name}@{user.machine.host.name}")
         with Tunnel(lab, line), lab.laptop.network():
-            browser = Chromium(tmp_path, 1)
+            browser = Chromium(folder, 1)
             try:
                 browser.open("http://localhost:6080/vnc.html")
                 browser.evaluate('document.getElementById("noVNC_connect_button").click()')
                 asked = 'document.getElementById("noVNC_credentials_dlg").classList.contains("noVNC_open")'
                 wait_for(lambda: bool(browser.evaluate(asked)), 30, "the question for the password")
-                browser.evaluate(f'document.getElementById("noVNC_password_input").value = "{tiger.password}"')
+                browser.evaluate(f'document.getElementById("noVNC_password_input").value = "{password}"')
                 browser.evaluate('document.getElementById("noVNC_credentials_button").click()')
 
                 def shown() -> bool:
@@ -222,8 +223,12 @@ def test_a_browser_on_the_laptop_shows_the_desktop(lab: Lab, tiger: Started, tmp
             finally:
                 browser.close()
     finally:
-        tiger.user.run(["pkill", "-f", "websockify"], check=False)
+        user.run(["pkill", "-f", "websockify"], check=False)
         server.wait(30)
+
+
+def test_a_browser_on_the_laptop_shows_the_desktop(lab: Lab, tiger: Started, tmp_path: Path) -> None:
+    check_in_browser(lab, tiger.user, tiger.password, tmp_path)
 
 
 def test_a_terminal_opens_and_takes_what_is_typed(lab: Lab, tiger: Started) -> None:
@@ -555,6 +560,7 @@ def test_a_desktop_without_any_port(lab: Lab, tmp_path: Path) -> None:
         assert vncdo(lab.laptop, tunnel.local, PASSWORD, "pause", "1", "capture", str(picture)).returncode == 0
         check_refusals(lab.laptop, tunnel.local, lab.folder)
     assert Image.open(picture).size == (1600, 900)
+    check_in_browser(lab, user, PASSWORD, tmp_path, at_socket=True)
     again = user.desktop("virtual")
     assert again.code == 0 and "Nothing to do" in again.out and line in again.out, again
 
