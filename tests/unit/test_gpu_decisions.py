@@ -102,6 +102,13 @@ KIN = {
         "accept",
         "1 more card is lost",
     ),
+    "one-to-reset": (
+        "NVIDIA H100 80GB HBM3, 570.86.15, 81559, 9.0\n"
+        "[GPU requires reset], [GPU requires reset], [GPU requires reset], [GPU requires reset]\n",
+        15,
+        "accept",
+        "1 more card is lost",
+    ),
     "one-without-handle": (
         "NVIDIA A10, 535.54.03, 23028, 8.6\n"
         "Unable to determine the device handle for GPU0000:0B:00.0: Unknown Error\n",
