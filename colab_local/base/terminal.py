@@ -135,12 +135,12 @@ class Screen:
 
     def fail(self, problem: Failure) -> int:
         """Show a failure in two lines (and as JSON if asked) and return its exit code."""
-        hint = self.put_right(problem.hint)
+        last = f"tail -n 40 {shlex.quote(self.log_path)}" if self.log_path else "type the same line again"
+        hint = self.put_right(problem.hint) or last
         document = {"ok": False, "error": problem.what, "hint": hint, "code": problem.code}
         self.show_document({**document, **problem.details})
         self.report("error: " + problem.what)
-        if hint:
-            self.report("hint: " + hint)
-        if self.log_path and problem.code == EXIT_FAILED:
+        self.report("hint: " + hint)
+        if self.log_path and problem.code == EXIT_FAILED and hint != last:
             self.report(f"log: {self.log_path}")
         return problem.code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import sys
@@ -24,44 +25,65 @@ from colab_local.install.lockfiles import (
 
 # What a notebook is, as far as this looks: format 4, which Colab writes, or 3, with its cells on worksheets.
 SHAPE = {"cells?": list, "worksheets?": [{"cells": list}], "nbformat": int}
+LARGEST = 256 << 20  # bytes: notebooks hold their pictures, and some a film
 
 # The package that brings a module, where the two have different names.
 PACKAGES = {
+    "absl": "absl-py",
+    "argon2": "argon2-cffi",
+    "attr": "attrs",
+    "Bio": "biopython",
     "bs4": "beautifulsoup4",
     "Crypto": "pycryptodome",
     "cv2": "opencv-python",
+    "community": "python-louvain",
     "dateutil": "python-dateutil",
+    "docx": "python-docx",
     "dotenv": "python-dotenv",
+    "faiss": "faiss-cpu",
+    "ffmpeg": "ffmpeg-python",
     "fitz": "pymupdf",
     "git": "gitpython",
+    "google.api_core": "google-api-core",
+    "google.auth": "google-auth",
+    "google.cloud.aiplatform": "google-cloud-aiplatform",
     "google.cloud.bigquery": "google-cloud-bigquery",
     "google.cloud.storage": "google-cloud-storage",
     "google.generativeai": "google-generativeai",
     "google.genai": "google-genai",
     "google.protobuf": "protobuf",
+    "googleapiclient": "google-api-python-client",
     "grpc": "grpcio",
-    "gym": "gym",
     "imblearn": "imbalanced-learn",
     "jwt": "pyjwt",
+    "markdown_it": "markdown-it-py",
     "mpl_toolkits": "matplotlib",
+    "MySQLdb": "mysqlclient",
+    "nacl": "pynacl",
     "OpenGL": "pyopengl",
     "PIL": "pillow",
     "pkg_resources": "setuptools",
+    "pptx": "python-pptx",
+    "psycopg2": "psycopg2-binary",
     "pylab": "matplotlib",
-    "pytesseract": "pytesseract",
+    "pywt": "pywavelets",
+    "ruamel": "ruamel-yaml",
     "serial": "pyserial",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
-    "tensorflow_datasets": "tensorflow-datasets",
-    "tensorflow_hub": "tensorflow-hub",
-    "tensorflow_probability": "tensorflow-probability",
+    "slugify": "python-slugify",
+    "socks": "pysocks",
     "umap": "umap-learn",
+    "vertexai": "google-cloud-aiplatform",
+    "weaviate": "weaviate-client",
+    "websocket": "websocket-client",
     "wx": "wxpython",
     "yaml": "pyyaml",
     "zmq": "pyzmq",
 }
 # Other packages that bring the same module.
 ALSO = {
+    "faiss-cpu": ("faiss-gpu", "faiss-gpu-cu12"),
     "opencv-python": ("opencv-python-headless", "opencv-contrib-python"),
     "tensorflow": ("tensorflow-cpu",),
     "xgboost": ("xgboost-cpu",),
@@ -70,7 +92,9 @@ OURS = "google.colab"  # every environment has it, from environments/jupyter/
 
 # Modules that left Python's own library, and with which version (https://docs.python.org/3/whatsnew/3.13.html).
 # distutils is not among them: setuptools brings it back.
-GONE = dict.fromkeys(("asynchat", "asyncore", "imp", "smtpd"), "3.12")
+_PYTHON_2 = "__builtin__ commands ConfigParser cookielib cPickle cStringIO HTMLParser httplib Queue StringIO thread"
+GONE = dict.fromkeys((*_PYTHON_2.split(), "Tkinter", "urllib2", "urlparse", "xmlrpclib"), "3.0")
+GONE.update(dict.fromkeys(("asynchat", "asyncore", "imp", "smtpd"), "3.12"))
 GONE.update(
     dict.fromkeys(
         [
@@ -109,21 +133,37 @@ HABITS = (
     (r"from google\.colab import (.*\b)?(ai|sheets)\b", "google.colab.ai and sheets: hosted runtimes only"),
     (r"/content\b", "/content: see --content"),
     (r"TPUClusterResolver|TPUStrategy|torch_xla|COLAB_TPU_ADDR", "a TPU: not on your own machine"),
+    (r"git\s+clone\s", "git clone: the modules that it brings are not known here"),
     (r"COLAB_(?!LOCAL)\w+|'google\.colab' in (str|sys)", "a test for Google's machine, which says no here"),
 )
-_INSTALL = re.compile(r"(?m)^\s*[!%]\s*(?:\S*python\S*\s+-m\s+)?(?:uv\s+)?pip3?\s+install\s+(.*)$")
+_UNKNOWN_SOURCE = "it installs from an address or a file: what that brings is not known here"
+_PYTHON_2_WRITTEN = "it was written for Python 2"
+
+_SHELL_CELL = re.compile(r"\s*%%(?:bash|sh|shell|script\s+\S*sh)\b.*\n?")
+_PYTHON_CELLS = ("capture", "debug", "memit", "prun", "time", "timeit", "wandb")  # cell magics whose rest is Python
+# A line for IPython alone: `!ls`, `files = !ls`, `%time`, `name?`, and what needs no % (`pip install x`).
+_BARE = r"(?:pip3?|conda|mamba)\s+(?:install|uninstall|list|show|freeze|update)\b"
+_SHELL_LINE = re.compile(rf"\s*(?:[\w., ]+=\s*)?(?:!|%%?[A-Za-z_])|\s*{_BARE}")
+_QUESTION = re.compile(r"\s*(?:\?|%{0,2}[\w.*]+\?\??\s*$)")
+_INSTALL = re.compile(r"\s*[!%]*\s*(?:sudo\s+)?(?:\S*python\S*\s+-m\s+)?(?:uv\s+)?pip3?\s+install\s+(.*)$")
 _NAMED = re.compile(r"^([A-Za-z0-9][\w.-]*)(\[[\w,.-]*\])?\s*((?:[=<>!~]=?=?\s*[\w.*+!-]+,?\s*)*)$")
+_WITH_FILE = ("-r", "--requirement", "-e", "--editable")  # pip's options, each with what is installed
+_WITH_VALUE = ("-c", "--constraint", "-f", "--find-links", "-i", "--index-url", "--extra-index-url", "-t", "--target")
+
+# The language of a kernel whose notebooks do not name it (Colab's own do not).
+_KERNELS = {"ir": "R", "julia": "Julia", "swift": "Swift"}
 
 
 class Needs(NamedTuple):
     """What a notebook asks for.
 
-    imports: module -> the cell, counted from 1, that imports it first; installs: package -> the version it names, or
-    ""; habits: sentences of HABITS; own: modules that the notebook writes itself or has beside it; unread: cells that
-    are no Python.
+    imports: module -> the cell, counted from 1, that imports it first; tried: those of them that may fail, inside of
+    a `try`; installs: package -> the version it names, or ""; habits: sentences of HABITS and the like; own: modules
+    that the notebook writes itself, fetches or has beside it; unread: cells that are no Python.
     """
 
     imports: dict[str, int]
+    tried: set[str]
     installs: dict[str, str]
     habits: list[str]
     own: set[str]
@@ -135,24 +175,37 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def read_cells(path: Path) -> list[str]:
-    """Return the text of every code cell; raise Failure where the file is no notebook."""
+def read_notebook(path: Path) -> dict[str, Any]:
+    """Return the document in a notebook's file; raise Failure where it is none.
+
+    What outputs hold is nobody's fault: NaN, half a character, a byte order mark.
+    """
     try:
-        content = documents.read(path, SHAPE)
+        content = json.loads(documents.read_bytes(path, LARGEST).decode("utf-8-sig"))
+        wrong = documents.mismatch(content, SHAPE, path.name)
+        if wrong:
+            raise ValueError(f"{wrong} is missing or malformed")
     except OSError as problem:
         raise Failure(
             f"can't read {path} ({problem.strerror})", "ls -l " + shlex.quote(str(existing_parent(path))), EXIT_USAGE
         ) from None
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
+        kinds = {RecursionError: "it is nested too deeply", UnicodeDecodeError: "it is no text"}
+        reason = kinds.get(type(problem)) or str(problem).replace("Expecting value", "it is empty or no JSON")
         raise Failure(
-            f"{path} is not a notebook of format 3 or 4: {problem}",
+            f"{path} is not a notebook of format 3 or 4: {reason}",
             f"head -c 200 {shlex.quote(str(path))}",
             EXIT_USAGE,
         ) from None
-    sheets = [content] if content["nbformat"] > 3 else content.get("worksheets", [])
-    if not all("cells" in sheet for sheet in sheets) or content["nbformat"] < 3:
+    if content["nbformat"] < 3 or ("cells" if content["nbformat"] > 3 else "worksheets") not in content:
         what = f"{path} is not a notebook of format 3 or 4: its format is {content['nbformat']}, or it has no cells"
         raise Failure(what, f"head -c 200 {shlex.quote(str(path))}", EXIT_USAGE)
+    return dict(content)
+
+
+def cells_of(content: dict[str, Any]) -> list[str]:
+    """Return the text of every code cell of a notebook."""
+    sheets = [content] if content["nbformat"] > 3 else content["worksheets"]
     cells = [cell for sheet in sheets for cell in sheet["cells"] if isinstance(cell, dict)]
     return [
         "".join(map(str, source)) if isinstance(source, list) else str(source)
@@ -160,62 +213,156 @@ def read_cells(path: Path) -> list[str]:
     ]
 
 
+def language_of(content: dict[str, Any]) -> str:
+    """Return what a notebook is written in: "Python", "Python 2", or another language's own name."""
+    metadata = content.get("metadata")
+    found = [metadata.get(key) for key in ("kernelspec", "language_info")] if isinstance(metadata, dict) else []
+    spec, info = (dict(one) if isinstance(one, dict) else {} for one in (found or [None, None]))
+    kernel = str(spec.get("name", ""))
+    named = spec.get("language") or info.get("name") or _KERNELS.get(kernel.partition("-")[0]) or "python"
+    if not str(named).lower().startswith(("python", "ipython")):
+        return re.sub(r"[^\w.+# -]", "", str(named))[:30]
+    return "Python 2" if kernel == "python2" or str(info.get("version", "")).startswith("2.") else "Python"
+
+
+def logical_lines(cell: str) -> Iterator[str]:
+    """Yield a cell's lines; one for the shell goes on after a backslash."""
+    lines = iter(cell.splitlines())
+    for line in lines:
+        if _SHELL_LINE.match(line):
+            while line.rstrip().endswith("\\"):
+                line = line.rstrip()[:-1] + " " + next(lines, "").lstrip()
+        yield line
+
+
 def python_of(cell: str) -> str:
-    """Return a cell without what IPython alone understands: magics, shell lines, questions."""
+    """Return a cell without what IPython alone understands: magics, shell lines, questions, an indented whole."""
     head = re.match(r"\s*%%(\w+)", cell)
     if head:
-        if head.group(1) not in ("time", "timeit", "capture", "prun"):
+        if head.group(1) not in _PYTHON_CELLS:
             return ""
         cell = cell[cell.find("\n") + 1 :] if "\n" in cell else ""
+    margin = re.match(r"(?:[ \t]*\n)*([ \t]*)", cell)
     lines = []
-    for line in cell.splitlines():
-        bare = line.lstrip()
-        indent = line[: len(line) - len(bare)]
-        shell = re.match(r"[\w., ]+=\s*[!%]", bare)
-        if bare[:1] in ("!", "%", "?") or bare.rstrip().endswith("?") or shell:
-            line = f"{indent}pass"
+    for line in logical_lines(cell):
+        if margin and line.startswith(margin.group(1)):
+            line = line[len(margin.group(1)) :]
+        if _SHELL_LINE.match(line) or _QUESTION.match(line):
+            line = line[: len(line) - len(line.lstrip())] + "pass"
         lines.append(line)
     return "\n".join(lines)
 
 
-def imported(code: str) -> Iterator[str]:
-    """Yield the modules that Python code imports, as far in as it names them; raises SyntaxError, ValueError."""
-    for node in ast.walk(ast.parse(code)):
+def _may_fail(node: ast.Try) -> bool:
+    """Return whether a `try` goes on where an import in it fails."""
+    caught: set[str] = set()
+    for handler in node.handlers:
+        kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+        caught.update("Exception" if kind is None else getattr(kind, "id", "") for kind in kinds)
+    return not caught.isdisjoint(("ImportError", "ModuleNotFoundError", "Exception", "BaseException"))
+
+
+def imported(code: str) -> Iterator[tuple[str, bool]]:
+    """Yield (module, whether it may fail) of Python code, as far in as it names them; raises SyntaxError, ValueError.
+
+    In `try: import a` with `except ImportError: import b` both may.
+    """
+    waiting: list[tuple[ast.AST, bool]] = [(ast.parse(code), False)]
+    while waiting:
+        node, tried = waiting.pop()
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, tried) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            # `from google.cloud import storage`: the package is named by the last part.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module.startswith("google"))
+            yield node.module, tried
+            if node.module.startswith("google"):
+                # `from google.cloud import storage`: the package is named by the last part.
+                yield from ((f"{node.module}.{alias.name}", tried) for alias in node.names)
+        below = tried or (isinstance(node, ast.Try) and _may_fail(node))
+        waiting += [(child, below) for child in ast.iter_child_nodes(node)]
+
+
+def _is_python(cell: str) -> bool:
+    try:
+        ast.parse(cell)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def shell_commands(cell: str) -> Iterator[str]:
+    """Yield the commands that a cell gives to the shell or to pip's magic."""
+    shell_cell = _SHELL_CELL.match(cell)
+    text = cell[shell_cell.end() :].replace("\\\n", " ") if shell_cell else cell
+    if not shell_cell and _is_python(cell):
+        return
+    for line in logical_lines(text):
+        if shell_cell or _SHELL_LINE.match(line):
+            yield from re.split(r"&&|\|\|?|;", re.sub(r"(^|\s)#.*", "", line))
 
 
 def installed_by(cell: str) -> Iterator[tuple[str, str]]:
-    """Yield (package, version or "") of every pip install in a cell."""
-    for line in _INSTALL.findall(cell):
-        for word in re.sub(r"\s#.*", "", line).replace('"', " ").replace("'", " ").split():
-            found = None if word.startswith("-") else _NAMED.match(word)
-            if found:
-                yield canonical(found.group(1)), found.group(3).strip()
+    """Yield (package, version or "") of every pip install in a cell; ("", "") for what has no name there."""
+    for command_line in shell_commands(cell):
+        found = _INSTALL.match(command_line)
+        words = iter((found.group(1) if found else "").replace('"', " ").replace("'", " ").split())
+        for word in words:
+            if word in _WITH_VALUE:
+                next(words, "")
+            elif word in _WITH_FILE:
+                yield from _named_by(next(words, "."))
+            elif not word.startswith("-"):
+                yield from _named_by(word)
+
+
+def _named_by(word: str) -> Iterator[tuple[str, str]]:
+    """Yield what a word after `pip install` installs: a name, an address that ends in one, or something unknown."""
+    named = _NAMED.match(word)
+    if named and not word.endswith((".txt", ".whl", ".gz", ".zip")):
+        yield canonical(named.group(1)), named.group(3).strip()
+    elif re.match(r"[./{$]|git\+|\w+://|.*\.(txt|whl|gz|zip)$", word):
+        named = re.search(r"#egg=([\w.-]+)", word) or re.match(r"git\+[^#@]*/([\w-]+)", word)
+        if named:
+            yield canonical(named.group(1)), ""
+        yield "", ""
+
+
+def own_modules(cells: Sequence[str]) -> set[str]:
+    """Return the modules that the cells write or fetch as a file, or make from a protocol's description."""
+    text = "\n".join(cells)
+    own = {Path(name).stem for name in re.findall(r"(?m)^%%(?:writefile|file)\s+(?:-a\s+)?(\S+\.py)", text)}
+    for line in (command_line for cell in cells for command_line in shell_commands(cell)):
+        if re.match(r"\s*!?\s*(?:wget|curl|cp|mv)\s", line):
+            own.update(re.findall(r"([A-Za-z_]\w*)\.py\b", line))
+    return own
 
 
 def needs_of(cells: list[str], beside: Path) -> Needs:
     """Return what the code cells of a notebook in the folder `beside` ask for."""
-    found = Needs({}, {}, [], set(), [])
+    found = Needs({}, set(), {}, [], own_modules(cells), [])
     text = "\n".join(cells)
-    found.own.update(Path(name).stem for name in re.findall(r"(?m)^%%writefile\s+(?:-a\s+)?(\S+\.py)", text))
+    added = re.findall(r"sys\.path\.(?:append|insert)\((?:-?\d+,\s*)?r?['\"]([^'\"\0]+)['\"]", text)
+    folders = [beside, *(beside / folder for folder in added)]
+    demanded: set[str] = set()
     for number, cell in enumerate(cells, 1):
         found.installs.update(installed_by(cell))
         try:
             modules = list(imported(python_of(cell)))
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets in brackets
             found.unread.append(number)
-            modules = re.findall(r"(?m)^\s*(?:import|from)\s+([A-Za-z_][\w.]*)", cell)
-        for module in modules:
+            words = re.findall(r"(?m)^\s*(?:import|from)\s+([A-Za-z_][\w.]*)", cell)
+            modules = [(module, False) for module in words]
+        for module, tried in modules:
             top = module.partition(".")[0]
-            if (beside / f"{top}.py").exists() or (beside / top / "__init__.py").exists():
+            if any((folder / f"{top}.py").exists() or (folder / top / "__init__.py").exists() for folder in folders):
                 found.own.add(top)
             found.imports.setdefault(module, number)
+            if not tried:
+                demanded.add(module)
+    found.tried.update(module for module in found.imports if module not in demanded)
     found.habits.extend(said for pattern, said in HABITS if re.search(pattern, text))
+    if "" in found.installs:
+        del found.installs[""]
+        found.habits.append(_UNKNOWN_SOURCE)
     return found
 
 
@@ -231,11 +378,12 @@ def package_of(module: str) -> str:
 
 def standard_modules() -> set[str]:
     """Return the modules of Python's own library; before 3.10 Python does not list them, and its folder does."""
+    newer = {"__future__", "graphlib", "tomllib", "zoneinfo"}  # than the Python that reads this
     listed = getattr(sys, "stdlib_module_names", None)
     if listed is not None:
-        return set(listed) | {"__future__"}
+        return set(listed) | newer
     folder = Path(ast.__file__).parent
-    return {path.stem for path in folder.iterdir()} | set(sys.builtin_module_names)
+    return {path.stem for path in folder.iterdir()} | set(sys.builtin_module_names) | newer
 
 
 def wanted_packages(needs: Needs) -> dict[str, int]:
@@ -244,17 +392,22 @@ def wanted_packages(needs: Needs) -> dict[str, int]:
     wanted: dict[str, int] = {}
     for module, cell in needs.imports.items():
         top = module.partition(".")[0]
-        if top in needs.own or top in library or top in GONE or module.startswith(OURS):
-            continue
+        if top in needs.own or top in library or top in GONE or module.startswith(OURS) or top.endswith("_pb2"):
+            continue  # (protoc makes modules that end in _pb2)
         package = package_of(module)
         if package:
             wanted.setdefault(package, cell)
     return wanted
 
 
+def names_of(package: str) -> tuple[str, ...]:
+    """Return every package that brings the same module."""
+    return (package, *ALSO.get(package, ()))
+
+
 def version_in(package: str, locked: dict[str, str]) -> str:
     """Return the version of a package in {name: version}, under any name that brings the same module; "" for none."""
-    return next((locked[name] for name in (package, *ALSO.get(package, ())) if name in locked), "")
+    return next((locked[name] for name in names_of(package) if name in locked), "")
 
 
 def clashes(installs: dict[str, str], locked: dict[str, str]) -> Iterator[str]:
@@ -285,8 +438,15 @@ def worth(named: tuple[str, dict[str, Any]]) -> tuple[bool, bool, int]:
 
 def examine(path: Path, lockfiles: Path) -> dict[str, Any]:
     """Return what the notebook at `path` needs, and what each locked environment has of it."""
-    needs = needs_of(read_cells(path), path.parent)
+    content = read_notebook(path)
+    language = language_of(content)
+    needs = needs_of(cells_of(content) if language.startswith("Python") else [], path.parent)
+    if language == "Python 2":
+        needs.habits.append(_PYTHON_2_WRITTEN)
     wanted = wanted_packages(needs)
+    firm = {module: cell for module, cell in needs.imports.items() if module not in needs.tried}
+    optional = sorted(set(wanted) - set(wanted_packages(needs._replace(imports=firm))))
+    kernel = [] if language.startswith("Python") else [f"a kernel for {language}"]
     index = read_index(lockfiles)
     environments = {}
     for name, entry in sorted(index["environments"].items(), key=worth):
@@ -295,14 +455,15 @@ def examine(path: Path, lockfiles: Path) -> dict[str, Any]:
         locked = {**locked_names(texts[0]), **{n: v for text in texts[1:] for n, v in conda_names(text).items()}}
         has = {package: version_in(package, locked) for package in wanted}
         series = entry["python"].rpartition(".")[0]
-        gone = sorted(m for m in needs.imports if m in GONE and _minor(GONE[m]) <= _minor(series))
-        missing = sorted(p for p, version in has.items() if not version and p not in needs.installs)
+        gone = sorted(m for m in firm if m in GONE and _minor(GONE[m]) <= _minor(series))
+        absent = {package for package, version in has.items() if not version}
+        missing = sorted(p for p in absent.difference(optional) if not any(n in needs.installs for n in names_of(p)))
         hosted = hosted_versions(name)
         differs = {p: hosted[p] for p, have in has.items() if have and hosted.get(p, have) != have}
         environments[name] = {
             "python": entry["python"],
             "has": {package: version for package, version in has.items() if version},
-            "missing": missing,
+            "missing": kernel + missing,
             "gone": gone,
             "differs": differs,
             "clashes": list(clashes(needs.installs, locked)),
@@ -310,6 +471,7 @@ def examine(path: Path, lockfiles: Path) -> dict[str, Any]:
     return {
         "notebook": str(path),
         "needs": wanted,
+        "optional": optional,
         "installs": needs.installs,
         "habits": needs.habits,
         "unread": needs.unread,
@@ -332,7 +494,8 @@ def lines_of(found: dict[str, Any], env: str, put_right: Callable[[str], str]) -
     yield "  " + "needs".ljust(width) + "".join(f"  {name:>12}" for name in names) + "  first in cell"
     for package, cell in sorted(found["needs"].items()):
         versions = [environments[name]["has"].get(package, "-") for name in names]
-        own = "  (installs it itself)" if package in found["installs"] else ""
+        may_fail = "  (goes on without it)" if package in found["optional"] else ""
+        own = "  (installs it itself)" if package in found["installs"] else may_fail
         yield "  " + package.ljust(width) + "".join(f"  {version:>12}" for version in versions) + f"  {cell}{own}"
     chosen = environments[env]
     yield from (f"  {module}: left Python with {GONE[module]}" for module in chosen["gone"])

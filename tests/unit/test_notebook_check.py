@@ -28,7 +28,7 @@ def write(path: Path, *cells: str | list[str], **more: Any) -> Path:
 
 
 def needs(tmp_path: Path, *cells: str | list[str]) -> notebook.Needs:
-    return notebook.needs_of(notebook.read_cells(write(tmp_path / "a.ipynb", *cells)), tmp_path)
+    return notebook.needs_of(notebook.cells_of(notebook.read_notebook(write(tmp_path / "a.ipynb", *cells))), tmp_path)
 
 
 def wanted(tmp_path: Path, *cells: str | list[str]) -> list[str]:
@@ -43,6 +43,16 @@ def wanted(tmp_path: Path, *cells: str | list[str]) -> list[str]:
         (["import cv2\n", "from PIL import Image"], ["opencv-python", "pillow"]),
         ("def f():\n    import yaml", ["pyyaml"]),
         ("try:\n    import torch\nexcept ImportError:\n    torch = None", ["torch"]),
+        ("import absl, attr, weaviate", ["absl-py", "attrs", "weaviate-client"]),
+        ("import tomllib, zoneinfo", []),
+        ("!wget \\\n   https://example.org/x.zip \\\n  -O x.zip\nimport pandas", ["pandas"]),
+        ("  import pandas\n  if True:\n    import seaborn", ["pandas", "seaborn"]),
+        ("x = (1,  # why?\n  2)\nimport pandas", ["pandas"]),
+        ("text = '%s' % (\n  7\n  % 4)\nimport pandas", ["pandas"]),
+        ("pip install polars\nimport pandas", ["pandas"]),
+        ("%%capture\n!pip install polars\nimport pandas", ["pandas"]),
+        ("import person_pb2", []),
+        ("pandas.concat?\n?pandas\n%timeit?\nimport pandas", ["pandas"]),
         ("%matplotlib inline\n!ls\nfiles = !ls\nnumpy?\nimport pandas", ["pandas"]),
         ("if True:\n    !pip list\n    %time import seaborn", []),
         ("%%time\nimport seaborn", ["seaborn"]),
@@ -69,23 +79,108 @@ def test_own_modules_are_no_packages(tmp_path: Path) -> None:
     assert wanted(tmp_path, "%%writefile mine.py\nx=1", "import mine, beside, folder.part, other") == ["other"]
 
 
+def test_modules_that_the_notebook_fetches_or_finds_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "theirs.py").touch()
+    cells = ("!wget -q https://example.org/extras/helper_functions.py", "%%file other.py\nx = 1")
+    (tmp_path / "book").mkdir()
+    found = needs(
+        tmp_path / "book", *cells, "import sys\nsys.path.insert(0, '../lib')", "import theirs, other, foreign"
+    )
+    assert {"helper_functions", "other", "theirs"} <= found.own
+    assert sorted(notebook.wanted_packages(found)) == ["foreign"]
+    assert "git clone" in " ".join(needs(tmp_path, "!git clone https://example.org/x").habits)
+
+
+def test_an_import_that_may_fail_is_not_missing(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.ipynb",
+        "try:\n    import no_such_a, cPickle\nexcept (ImportError, OSError):\n    import no_such_b",
+        "try:\n    import no_such_c\nexcept KeyError:\n    pass",
+        "try:\n    import no_such_d\nexcept:\n    pass",
+        "import no_such_d.part",
+    )
+    found = notebook.examine(path, LOCKFILES)
+    cpu = found["environments"]["cpu"]
+    assert (cpu["missing"], cpu["gone"]) == (["no-such-c", "no-such-d"], [])
+    assert found["optional"] == ["no-such-a", "no-such-b"]
+    lines = list(notebook.lines_of(found, "cpu", str))
+    assert any("no-such-a" in line and "(goes on without it)" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "language"),
+    [
+        ({}, ""),
+        (None, ""),
+        ({"kernelspec": {"name": "conda-env-x", "language": "python"}}, ""),
+        ({"kernelspec": {"name": "ir", "display_name": "R"}}, "R"),
+        ({"kernelspec": {"name": "julia-1.9", "display_name": "Julia"}}, "Julia"),
+        ({"kernelspec": {"name": "swift", "display_name": "Swift"}}, "Swift"),
+        ({"language_info": {"name": "scala"}, "kernelspec": 5}, "scala"),
+        ({"language_info": {"name": "\x1b[2Jbad"}}, "2Jbad"),
+    ],
+)
+def test_other_languages_have_no_kernel_here(tmp_path: Path, metadata: Any, language: str) -> None:
+    """Swift's `import TensorFlow` is no Python package."""
+    path = write(tmp_path / "a.ipynb", "import numpy", metadata=metadata)
+    missing = notebook.examine(path, LOCKFILES)["environments"]["colab"]["missing"]
+    assert missing == ([f"a kernel for {language}"] if language else [])
+    assert notebook.command([path], "colab", LOCKFILES, Screen()) == (EXIT_DIFFERS if language else EXIT_OK)
+
+
+def test_python_2_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ipynb", "import urllib2\nprint 1", metadata={"kernelspec": {"name": "python2"}})
+    found = notebook.examine(path, LOCKFILES)
+    assert "it was written for Python 2" in found["habits"]
+    assert found["environments"]["cpu"]["gone"] == ["urllib2"]
+
+
+def test_outputs_are_nobodys_fault(tmp_path: Path) -> None:
+    """Plots hold NaN, cut text holds half a character, Windows writes a byte order mark, films are large."""
+    path = tmp_path / "a.ipynb"
+    deep: Any = 1
+    for _ in range(100):
+        deep = [deep]
+    outputs = {"nan": float("nan"), "half": "\ud83d", "film": "x" * (70 << 20), "deep": deep}
+    cell = {"cell_type": "code", "source": "import pandas", "outputs": [outputs]}
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"cells": [cell], "nbformat": 4}).encode())
+    assert notebook.examine(path, LOCKFILES)["needs"] == {"pandas": 1}
+
+
+def test_a_package_under_another_name_is_installed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ipynb", "!pip install faiss-gpu", "import faiss")
+    assert notebook.examine(path, LOCKFILES)["environments"]["cpu"]["missing"] == []
+
+
 @pytest.mark.parametrize(
     ("line", "installs"),
     [
         ("!pip install -q transformers", {"transformers": ""}),
         ("%pip install 'torch==2.5.0' \"accelerate>=1,<2\"  # both", {"torch": "==2.5.0", "accelerate": ">=1,<2"}),
         ("!pip install -U tf_keras[extra]==2.20", {"tf-keras": "==2.20"}),
-        ("!python -m pip install git+https://example.org/x.git", {}),
+        ("!python -m pip install git+https://example.org/x.git", {"x": ""}),
+        ("!pip install git+https://example.org/docs@main#egg=tensorflow-docs", {"tensorflow-docs": ""}),
         ("!uv pip install polars", {"polars": ""}),
-        ("!pip install -r requirements.txt", {"requirements.txt": ""}),
+        ("!pip install -r requirements.txt -i https://example.org/simple torch", {"torch": ""}),
+        ("!pip install -e . && pip install a; pip install b | tail -1", {"a": "", "b": ""}),
+        ("!pip install -q \\\n    polars \\\n    duckdb", {"polars": "", "duckdb": ""}),
+        (
+            "%%bash\nset -e\npip install polars  # quick\npython -m pip install \\\n  duckdb",
+            {"polars": "", "duckdb": ""},
+        ),
+        ("pip install polars", {"polars": ""}),
+        ("!pip install {wheel} $other polars", {"polars": ""}),
         ("print('pip install x')", {}),
+        ('"""\npip install x\n!pip install y\n"""', {}),
+        ("# !pip install x\n!ls", {}),
     ],
 )
 def test_installs_of_a_cell(tmp_path: Path, line: str, installs: dict[str, str]) -> None:
-    found = needs(tmp_path, line).installs
-    found.pop("requirements-txt", None)
-    installs.pop("requirements.txt", None)
-    assert found == installs
+    found = needs(tmp_path, line)
+    assert found.installs == installs
+    unknown = any(word in line for word in ("git+", " -r ", " -e ", "{"))
+    assert ("it installs from an address or a file" in " ".join(found.habits)) is unknown
 
 
 def test_what_means_something_else_here(tmp_path: Path) -> None:
