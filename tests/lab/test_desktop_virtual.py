@@ -561,6 +561,11 @@ def test_a_desktop_without_any_port(lab: Lab, tmp_path: Path) -> None:
         check_refusals(lab.laptop, tunnel.local, lab.folder)
     assert Image.open(picture).size == (1600, 900)
     check_in_browser(lab, user, PASSWORD, tmp_path, at_socket=True)
+    # What connect.py's agent makes of the receipt.
+    ask = "from colab_local.laptop import agent; print(agent.desktops({'home': None, 'ports': []}))"
+    assert (
+        user.run(["env", f"PYTHONPATH={machine.repo}", PYTHON, "-Bc", ask]) == f"{{'places': {{'{path}': True}}}}\n"
+    )
     again = user.desktop("virtual")
     assert again.code == 0 and "Nothing to do" in again.out and line in again.out, again
 
