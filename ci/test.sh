@@ -70,7 +70,6 @@ fi
 
 # Two at a time: tests/lab waits for hosts, browsers and services most of the time. One installation serves both.
 work=$(mktemp -d /tmp/ciXXXX) # short: a socket's name is limited
-export PYTEST_DEBUG_TEMPROOT="$work"
 lab=
 trap '[ -z "$lab" ] || kill "$lab" 2>/dev/null; rm -rf "$work"' EXIT
 if [ -z "${COLAB_LOCAL_TEST_HOME:-}" ]; then
@@ -78,10 +77,10 @@ if [ -z "${COLAB_LOCAL_TEST_HOME:-}" ]; then
     "$python" bootstrap.py --cpu --engine host --prefix "$COLAB_LOCAL_TEST_HOME" >"$work/install.log" 2>&1 ||
         { cat "$work/install.log"; exit 1; }
 fi
-pytest -o cache_dir="$work/lab.cache" tests/lab >"$work/lab.log" 2>&1 &
+pytest -o cache_dir="$work/lab.cache" --basetemp="$work/l" tests/lab >"$work/lab.log" 2>&1 &
 lab=$!
 failed=()
-pytest -o cache_dir="$work/real.cache" tests/unit tests/real || failed+=("real.cache tests/unit tests/real")
+pytest -o cache_dir="$work/real.cache" --basetemp="$work/r" tests/unit tests/real || failed+=("real.cache tests/unit tests/real")
 wait "$lab" || failed+=("lab.cache tests/lab")
 lab=
 say "Tests of tests/lab, which ran meanwhile"
@@ -93,6 +92,6 @@ status=0
 for half in "${failed[@]}"; do
     read -r -a words <<<"$half"
     say "Once more, alone: what failed in ${words[*]:1}"
-    pytest -o cache_dir="$work/${words[0]}" --last-failed --last-failed-no-failures none "${words[@]:1}" || status=$?
+    pytest -o cache_dir="$work/${words[0]}" --basetemp="$work/a" --last-failed --last-failed-no-failures none "${words[@]:1}" || status=$?
 done
 exit "$status"
