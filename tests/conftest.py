@@ -37,7 +37,25 @@ def pytest_runtest_makereport(
         if HARDWARE not in reason:
             report.outcome = "failed"
             report.longrepr = f"skipped in CI, where nothing but hardware may be missing: {reason}"
+    if report.when == "call" and report.passed:
+        if os.environ.get("COLAB_LOCAL_PROVOKED") == "write":
+            provoked.write(item.nodeid)
+        else:
+            wrong = provoked.held(item.nodeid)
+            if wrong:
+                report.outcome, report.longrepr = "failed", "hints (tests/support/provoked.py):\n" + "\n".join(wrong)
     return report
+
+
+def pytest_configure() -> None:
+    """Listen to every hint from the first test on."""
+    provoked.install()
+
+
+def pytest_runtest_call() -> None:
+    """Forget what fixtures and earlier tests have provoked."""
+    provoked.RECORDER.seen.clear()
+    provoked.RECORDER.hints.clear()
 
 
 @dataclass(frozen=True)
@@ -98,3 +116,6 @@ def choices_kept(installed: Installed) -> Iterator[None]:
     before = receipt.read_bytes()
     yield
     receipt.write_bytes(before)
+
+
+from tests.support import provoked  # noqa: E402 - it needs REPO

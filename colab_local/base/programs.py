@@ -79,6 +79,11 @@ HINTS = {
 }
 
 
+def without_report(said: str) -> str:
+    """Return what a program said, without the list of variables and settings in conda's error report."""
+    return re.sub(r"(?ms)^`\$ .*^  environment variables:$.*?(?=^\w|\Z)", "", said)
+
+
 def classify(said: str) -> str:
     """Return which kind of fault a program's words tell of: a key of CODES, or "" for one of its own."""
     return next((kind for kind, words in KINDS if re.search(words, said, re.IGNORECASE)), "")
@@ -90,7 +95,9 @@ def causes(out: str, err: str) -> list[str]:
     uv and pixi write a chain, one cause a line: `cause:`, `Caused by:`, or a tree drawn with lines; what is too long
     goes on in the next line. Other programs have a line that begins with Error, or a last word.
     """
-    lines = [line.rstrip() for line in (out + "\n" + err).splitlines() if line.strip()]
+    # a reader of YAML names the file in the line after
+    said = re.sub(r'(?m)^(\s*\S+Error: .*)\n\s+in (".*", line \d+), .*$', r"\1 in \2", out + "\n" + err)
+    lines = [line.rstrip() for line in said.splitlines() if line.strip()]
     chain: list[str] = []
     for line in lines:
         found = re.match(
@@ -156,6 +163,7 @@ def failure_of(program: str, out: str, err: str, status: int, place: str, starve
 
     place: the folder that it wrote to; starved: the kernel ended processes for lack of memory meanwhile.
     """
+    out, err = without_report(out), without_report(err)
     kind = classify("\n".join(causes(out, err))) or classify(out + err)
     because = f", because {BECAUSE[kind]}" if kind else ""
     what = f"{program} failed{because}: {telling_line(out, err, status, kind)}"

@@ -25,11 +25,11 @@ COLOURS = {"red": "31;1", "yellow": "33", "cyan": "36", "green": "32", "dim": "2
 WORDS = {"error:": "red", "hint:": "cyan", "note:": "yellow", "warning:": "yellow"}  # at the start of a line
 
 
-SENTENCE = re.compile(r"(?!hint:)([a-z]+:|[A-Z][a-z]*) ")  # tables, commands and paths begin otherwise
+SENTENCE = re.compile(r"((?!hint:)[a-z]+:|(hint: )?[A-Z][a-z]*) ")  # tables, commands and paths begin otherwise
 
 
 def folded(text: str, width: int) -> str:
-    """Return a sentence for people in lines of at most `width` letters; a hint, which is pasted, stays one line."""
+    """Return a sentence for people in lines of at most `width` letters; a hint that is pasted stays one line."""
     if not SENTENCE.match(text):
         return text
     return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
@@ -135,12 +135,12 @@ class Screen:
 
     def fail(self, problem: Failure) -> int:
         """Show a failure in two lines (and as JSON if asked) and return its exit code."""
-        hint = self.put_right(problem.hint)
+        last = f"tail -n 40 {shlex.quote(self.log_path)}" if self.log_path else "type the same line again"
+        hint = self.put_right(problem.hint) or last
         document = {"ok": False, "error": problem.what, "hint": hint, "code": problem.code}
         self.show_document({**document, **problem.details})
         self.report("error: " + problem.what)
-        if hint:
-            self.report("hint: " + hint)
-        if self.log_path and problem.code == EXIT_FAILED:
+        self.report("hint: " + hint)
+        if self.log_path and problem.code == EXIT_FAILED and hint != last:
             self.report(f"log: {self.log_path}")
         return problem.code

@@ -257,7 +257,7 @@ def next_steps(line: str, local: int, is_rdp: bool) -> list[str]:
         return [
             *head,
             f"     Windows   mstsc /v:localhost:{local}",
-            f"     macOS     Microsoft's Windows App, PC name localhost:{local} (Finder cannot open RDP)",
+            f"     macOS     Microsoft's Windows App, PC name localhost:{local} (Finder: --desktop virtual)",
             f"     Linux     xfreerdp /v:localhost:{local}",
         ]
     return [

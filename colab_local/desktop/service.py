@@ -7,17 +7,17 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
 from colab_local.base import network
 from colab_local.base.errors import Failure
+from colab_local.install import linger
 from colab_local.install.home import desktop_socket
 
 from . import files, owned, proc
 from .person import Person, find
 from .plan import Receipt, Step
 
-LINGER = Path("/var/lib/systemd/linger")
 COMES_BACK_WITHIN = 5.0  # seconds; RestartSec of the unit is 3
 
 
@@ -54,25 +54,24 @@ class Linger(Step):
         self.title = f"let the services of {receipt.person.name} run without a log-in (loginctl enable-linger)"
 
     def difference(self) -> str | None:
-        return None if (LINGER / self.receipt.person.name).exists() else ""
+        return None if linger.is_on(self.receipt.person.name) else ""
 
     def apply(self) -> None:
         person = self.receipt.person
         self.receipt.note(linger=True)
-        if not _told_logind("enable-linger", person):
+        if not linger.switch(person.name, True, _as_allowed(person)):
             self.receipt.note(linger=False)
             self.receipt.screen.say(
                 "note: the desktop will end when you log out. To keep it, and to have it back after a reboot, run: "
-                f"sudo loginctl enable-linger {person.name}"
+                + linger.by_hand(person.name)
             )
 
 
-def _told_logind(what: str, person: Person) -> bool:
-    """Enable or disable a user's lingering, by sudo where that asks nothing; say whether it worked."""
-    argv = ["loginctl", "--no-ask-password", what, person.name]
+def _as_allowed(person: Person) -> Callable[[Sequence[str]], bool]:
+    """Return what runs a command as root, where we are, else as the user, then by sudo where that asks nothing."""
     if os.getuid() == 0:
-        return find("root").succeeds(argv)
-    return person.succeeds(argv) or person.succeeds(["sudo", "-n", *argv])
+        return find("root").succeeds
+    return lambda argv: person.succeeds(argv) or person.succeeds(["sudo", "-n", *argv])
 
 
 def wait_for_manager(person: Person, timeout: float = 20) -> None:
@@ -86,7 +85,7 @@ def wait_for_manager(person: Person, timeout: float = 20) -> None:
         if time.monotonic() > deadline:
             raise Failure(
                 f"the systemd of {person.name} does not answer (waited {timeout:g} s)",
-                f"sudo loginctl enable-linger {person.name}   # or log in as {person.name} itself, not with su",
+                f"{linger.by_hand(person.name)}   # or log in as {person.name} itself, not with su",
             )
         time.sleep(0.2)
 
@@ -189,14 +188,17 @@ class Unlinger(Step):
 
     def difference(self) -> str | None:
         entry = self.receipt.entry
-        # The Jupyter service may have come to rely on it since.
-        others = (self.receipt.path.parent / "service.json").exists()
-        return "" if entry.get("linger") and not others and (LINGER / self.receipt.person.name).exists() else None
+        return "" if entry.get("linger") and linger.is_on(self.receipt.person.name) else None
 
     def apply(self) -> None:
-        person = self.receipt.person
-        if not _told_logind("disable-linger", person):
-            self.receipt.screen.say(f"note: to take lingering back, run: sudo loginctl disable-linger {person.name}")
+        person, home = self.receipt.person, self.receipt.path.parent
+        with person.acting_below_home(self.receipt.path):
+            if linger.hand_over(home / "service.json"):  # the Jupyter service has come to rely on it since
+                self.receipt.screen.say(f"lingering of {person.name} stays on for the Jupyter service")
+                return
+        if not linger.switch(person.name, False, _as_allowed(person)):
+            by_hand = linger.by_hand(person.name, on=False)
+            self.receipt.screen.say(f"note: to take lingering back, run: {by_hand}")
 
 
 def stop(person: Person, display: int, with_systemd: bool) -> None:

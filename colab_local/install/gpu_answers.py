@@ -144,8 +144,8 @@ def parse_nvidia_smi(text: str) -> list[Gpu]:
 
 
 def lost_cards(text: str) -> int:
-    """Return how many cards nvidia-smi shows as lost: they fell off the bus and need a reset."""
-    return len(re.findall(r"(?m)^\[?GPU is lost|^Unable to determine the device handle", text))
+    """Return how many cards nvidia-smi shows as lost: they fell off the bus, or need a reset (NVML's words)."""
+    return len(re.findall(r"(?m)^\[?GPU (?:is lost|requires reset)|^Unable to determine the device handle", text))
 
 
 def readable(raw: bytes) -> str:

@@ -135,7 +135,7 @@ def smi_failure(smi: SmiAnswer, situation: Situation) -> Failure:
     for pattern, failure in SMI_SAYS:
         if re.search(pattern, smi.words, re.IGNORECASE):
             return failure(said, situation)
-    if smi.lost or re.search(r"GPU is lost|fallen off|device handle", smi.words):
+    if smi.lost or re.search(r"GPU is lost|requires reset|fallen off|device handle", smi.words):
         return restart(f"the card is lost ({said}) and needs a reset (sudo nvidia-smi --gpu-reset)", situation)
     if "libnvidia-ml" in smi.words:
         return incomplete(said, situation)

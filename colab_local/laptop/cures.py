@@ -54,6 +54,13 @@ CURES: dict[str, Cure] = {
         "Another program has the port, or Jupyter was set to https",
         "Start Jupyter on another port: `python3 bootstrap.py --port 8889` prints the command",
     ),
+    "desktop-port": Cure(
+        "Something answers, but Colab can't talk to it; or a viewer says `Too many security failures`",
+        "It is the port of a remote desktop (VNC). Five connections without a log-in, whoever made them, shut "
+        "everybody out for a while, and through ssh everybody is 127.0.0.1",
+        "Paste Jupyter's address here and give this port to a VNC program; if that is shut out, leave the port alone "
+        "for 15 seconds, then log in once",
+    ),
     "not-localhost": Cure(
         "Colab refuses the address",
         "Colab accepts only http://localhost",

@@ -360,6 +360,8 @@ class Examination:
             what = f"the connection to {self.runtime.netloc} is closed at once, without an answer"
             raise Fault("tunnel-dead-end", what) from error
         except http.client.HTTPException as error:
+            if str(error).startswith("RFB "):  # RFC 6143, 7.1.1: a VNC server speaks first
+                raise Fault("desktop-port", f"a remote desktop (VNC) answers at {self.runtime.netloc}") from error
             raise Fault("not-jupyter", f"what answers at {self.runtime.netloc} doesn't speak HTTP") from error
         except OSError as error:
             what = f"{self.runtime.netloc} takes the connection and doesn't answer ({error})"

@@ -34,6 +34,7 @@ from colab_local.base.files import foreign, sha256_of, write_atomically
 from colab_local.base.network import free_port, port_is_free
 from colab_local.base.programs import child_environment, run
 from colab_local.base.terminal import Screen
+from colab_local.install import linger
 from colab_local.install.home import config_folder, current_receipt, hold_lock, user_name
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.options import Options
@@ -171,9 +172,13 @@ class Manager:
 
     kind = ""
     path = Path()
+    lingering = False  # we switched it on
 
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
+
+    def linger(self) -> None:
+        """Let the user's services run without a log-in, if that is permitted."""
 
     def run(self, argv: Sequence[str]) -> str:
         """Run a command of the service manager and return what it printed; Failure if it fails."""
@@ -219,6 +224,10 @@ class Systemd(Manager):
     def __init__(self, screen: Screen) -> None:
         super().__init__(screen)
         self.path = config_folder() / "systemd" / "user" / UNIT
+
+    def linger(self) -> None:
+        if not linger.is_on(user_name()):
+            self.lingering = linger.switch(user_name(), True, self.succeeds)
 
     def text(self, argv: Sequence[str], env: str, home: Path, token_file: Path) -> str:
         return unit_text(argv, env, home, token_file, chosen_devices(os.environ))
@@ -335,24 +344,6 @@ def _succeeds(argv: Sequence[str], screen: Screen) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Linger
-
-
-def lingers(screen: Screen) -> bool:
-    """Whether systemd keeps this user's services while they are logged out."""
-    with contextlib.suppress(Failure):
-        return _run(["loginctl", "show-user", user_name(), "--property=Linger", "--value"], screen).strip() == "yes"
-    return False
-
-
-def ensure_linger(screen: Screen) -> tuple[bool, bool]:
-    """Return (it is on, we switched it on)."""
-    if lingers(screen):
-        return True, False
-    return (True, True) if _succeeds(["loginctl", "enable-linger"], screen) and lingers(screen) else (False, False)
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Installing and removing
 
 
@@ -389,14 +380,14 @@ def find_manager(screen: Screen) -> Manager:
         return manager
     show = ["systemctl", "--user", "show-environment"]
     if not _succeeds(show, screen):  # no login session started this user's manager: lingering does
-        ensure_linger(screen)
+        manager.linger()
         deadline = time.monotonic() + 20
         while not _succeeds(show, screen):
             if time.monotonic() > deadline:
                 user = user_name()
                 raise Failure(
                     f"systemd runs no services for user {user} here",
-                    f"sudo loginctl enable-linger {user}   # then the same command again",
+                    f"{linger.by_hand(user)}   # then the same command again",
                 )
             time.sleep(0.2)
     return manager
@@ -530,9 +521,9 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     screen.say("  Stop:              " + " ".join(manager.command("stop")))
     screen.say("  Start:             " + " ".join(manager.command("start")))
     screen.say("  Remove:            " + screen.put_right("python3 bootstrap.py !--service --uninstall"))
-    if isinstance(manager, Systemd) and not lingers(screen):
+    if isinstance(manager, Systemd) and not linger.is_on(user_name()):
         screen.report("note: without lingering, systemd ends this service when you log out and starts it at login")
-        screen.report("hint: sudo loginctl enable-linger " + user_name())
+        screen.report("hint: " + linger.by_hand(user_name()))
     return EXIT_OK
 
 
@@ -546,8 +537,10 @@ def install(manager: Manager, home: Path, env: str, argv: Sequence[str], token_f
         same = before is not None and manager.path.read_text(encoding="utf-8") == text and manager.is_active()
     if before and not same:
         check_running(manager, home, before, env)
-    lingering = ensure_linger(manager.screen)[1] if isinstance(manager, Systemd) else False
+    manager.linger()
     if same:
+        if manager.lingering:
+            linger.hand_over(receipt_path(home))
         return False
     check_port(manager, home, port)
     folders = missing_parents(manager.path)
@@ -560,7 +553,7 @@ def install(manager: Manager, home: Path, env: str, argv: Sequence[str], token_f
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "made": [*folders, *(before or {}).get("made", [])],
         "token_file": str(token_file),
-        "lingering": lingering or bool((before or {}).get("lingering")),
+        "lingering": manager.lingering or bool((before or {}).get("lingering")),
     }
     # First the receipt: a run that is killed in between is still undone in full.
     write_atomically(receipt_path(home), json.dumps(receipt, indent=1) + "\n")
@@ -609,8 +602,8 @@ def uninstall(home: Path, dry_run: bool, screen: Screen) -> int:
         if str(parent) in receipt["made"]:
             with contextlib.suppress(OSError):  # somebody else's files are in it by now
                 parent.rmdir()
-    if receipt["lingering"] and manager:
-        _succeeds(["loginctl", "disable-linger"], screen)
+    if manager and (receipt["lingering"] or manager.lingering):
+        linger.switch(user_name(), False, manager.succeeds)
     with contextlib.suppress(FileNotFoundError):
         token_file.unlink()
     receipt_path(home).unlink()

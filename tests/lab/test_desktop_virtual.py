@@ -11,22 +11,28 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from colab_local.desktop import virtual
+from tests.support.browsers import Chromium
 from tests.support.desktop_machine import (
     PYTHON,
+    REPO,
     DesktopMachine,
     Done,
     Tunnel,
     User,
     check_picture,
     check_refusals,
+    copied,
+    copy,
     desktop_lab,
     missing_programs,
+    viewer,
     vncdo,
 )
 from tests.support.hosts import Lab, needs_root, wait_for
@@ -157,6 +163,72 @@ def test_log_in_through_the_printed_ssh_line_shows_a_desktop(lab: Lab, started: 
             60,
             f"a desktop in the picture, not: {check_picture(picture, (1600, 900)) if picture.exists() else ''}",
         )
+
+
+def test_text_is_copied_both_ways_and_letters_have_one_size(lab: Lab, started: Started) -> None:
+    """TightVNC knows X's cut buffer alone: autocutsel carries between that and what programs use."""
+    user = started.user
+    inside = ["env", "DISPLAY=:1", f"XAUTHORITY={user.home}/.vnc/Xauthority-1"]
+    assert "resolution:    96x96 dots per inch" in user.run([*inside, "xdpyinfo"])
+    assert re.search(r"^Xft.dpi:\s+96$", user.run([*inside, "xrdb", "-query"]), re.MULTILINE)
+
+    def is_there(selection: str) -> bool:
+        paste = [*inside, "timeout", "5", "xclip", "-o", "-selection", selection]
+        return user.run(paste, check=False) == "copied on the laptop"
+
+    with Tunnel(lab, started.line) as tunnel, lab.laptop.network(), viewer(tunnel.local, started.password) as rfb:
+        copy(rfb, "copied on the laptop")
+        for selection in ("clipboard", "primary"):
+            wait_for(partial(is_there, selection), 15, f"the text in {selection}")
+        keep = "xclip -selection clipboard >/dev/null 2>&1"
+        user.run([*inside, "sh", "-c", keep], feed="copied on the desktop")
+        assert "copied on the desktop" in copied(rfb)
+
+
+# What is on noVNC's canvas: its width and height, and how many colours.
+CANVAS = """(() => {
+    const shown = document.querySelector("#noVNC_container canvas");
+    if (!shown || !shown.width) return null;
+    const pixels = new Uint32Array(shown.getContext("2d").getImageData(0, 0, shown.width, shown.height).data.buffer);
+    return [shown.width, shown.height, new Set(pixels).size];
+})()"""
+
+
+def check_in_browser(lab: Lab, user: User, password: str, folder: Path, at_socket: bool = False) -> None:
+    """Do what the chapter "In the browser" of docs/desktop.md says, its lines as they stand there."""
+    chapter = (REPO / "docs/desktop.md").read_text().partition("## In the browser")[2].partition("\n## ")[0]
+    lines = [found.split("   ")[0] for found in re.findall(r"^(?:websockify|ssh) .*", chapter, re.MULTILINE)]
+    [serve] = [line for line in lines if "websockify" in line and ("--unix-target" in line) == at_socket]
+    before = user.machine.listeners()
+    server = user.spawn(["sh", "-c", "exec " + serve])
+    try:
+        wait_for(lambda: ("loopback", 6080) in user.machine.listeners(), 30, "websockify")
+        assert user.machine.listeners() - before == {("loopback", 6080)}
+        line = lines[-1].replace("ada@gpubox", f"{user.name}@{user.machine.host.name}")
+        with Tunnel(lab, line), lab.laptop.network():
+            browser = Chromium(folder, 1)
+            try:
+                browser.open("http://localhost:6080/vnc.html")
+                browser.evaluate('document.getElementById("noVNC_connect_button").click()')
+                asked = 'document.getElementById("noVNC_credentials_dlg").classList.contains("noVNC_open")'
+                wait_for(lambda: bool(browser.evaluate(asked)), 30, "the question for the password")
+                browser.evaluate(f'document.getElementById("noVNC_password_input").value = "{password}"')
+                browser.evaluate('document.getElementById("noVNC_credentials_button").click()')
+
+                def shown() -> bool:
+                    width, height, colours = browser.evaluate(CANVAS) or (0, 0, 0)
+                    return (width, height) == (1600, 900) and colours > 100
+
+                wait_for(shown, 60, "the desktop in the browser")
+            finally:
+                browser.close()
+    finally:
+        user.run(["pkill", "-f", "websockify"], check=False)
+        server.wait(30)
+
+
+def test_a_browser_on_the_laptop_shows_the_desktop(lab: Lab, tiger: Started, tmp_path: Path) -> None:
+    check_in_browser(lab, tiger.user, tiger.password, tmp_path)
 
 
 def test_a_terminal_opens_and_takes_what_is_typed(lab: Lab, tiger: Started) -> None:
@@ -488,6 +560,12 @@ def test_a_desktop_without_any_port(lab: Lab, tmp_path: Path) -> None:
         assert vncdo(lab.laptop, tunnel.local, PASSWORD, "pause", "1", "capture", str(picture)).returncode == 0
         check_refusals(lab.laptop, tunnel.local, lab.folder)
     assert Image.open(picture).size == (1600, 900)
+    check_in_browser(lab, user, PASSWORD, tmp_path, at_socket=True)
+    # What connect.py's agent makes of the receipt.
+    ask = "from colab_local.laptop import agent; print(agent.desktops({'home': None, 'ports': []}))"
+    assert (
+        user.run(["env", f"PYTHONPATH={machine.repo}", PYTHON, "-Bc", ask]) == f"{{'places': {{'{path}': True}}}}\n"
+    )
     again = user.desktop("virtual")
     assert again.code == 0 and "Nothing to do" in again.out and line in again.out, again
 

@@ -101,7 +101,10 @@ def test_which_machines_are_refused(host: Host, env: str, refused_for: str | Non
         (
             "Darwin",
             "x86_64",
-            ["error: macOS on Intel is not supported: TensorFlow ended its builds for it with 2.16"],
+            [
+                "error: macOS on Intel is not supported: TensorFlow ended its builds for it with 2.16",
+                "hint: on Apple silicon start a Python for arm64",
+            ],
         ),
     ],
 )

@@ -462,7 +462,12 @@ def listener(answer: str) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("answer", "fault"),
-    [("hangs up", "tunnel-dead-end"), ("waits", "no-answer"), ("SSH-2.0-OpenSSH_9.2\r\n", "not-jupyter")],
+    [
+        ("hangs up", "tunnel-dead-end"),
+        ("waits", "no-answer"),
+        ("SSH-2.0-OpenSSH_9.2\r\n", "not-jupyter"),
+        ("RFB 003.008\n", "desktop-port"),
+    ],
 )
 def test_what_is_not_a_web_server(tmp_path: Path, answer: str, fault: str) -> None:
     with listener(answer) as address:

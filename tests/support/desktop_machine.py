@@ -11,6 +11,8 @@ import pty
 import select
 import shlex
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
+from vncdotool.rfb import _vnc_des, des_encrypt  # type: ignore[import-untyped]
 
 from tests.support.hosts import Lab, Machine, wait_for
 
@@ -317,6 +320,47 @@ def vncdo_in(leader: int, where: int | Path, password: str, *words: str) -> subp
     return subprocess.run(
         [*argv, "-p", password, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90
     )
+
+
+@contextlib.contextmanager
+def viewer(port: int, password: str) -> Iterator[socket.socket]:
+    """Log in to a VNC server at localhost:port as a viewer does that asks for no pictures (RFC 6143, 7.1 to 7.3)."""
+    with socket.create_connection(("127.0.0.1", port), 30) as stream:
+        stream.settimeout(30)
+        stream.sendall(read(stream, 12))
+        read(stream, read(stream, 1)[0])
+        stream.sendall(b"\x02")
+        stream.sendall(des_encrypt(_vnc_des(password), read(stream, 16)))
+        assert read(stream, 4) == bytes(4), "it does not let us in"
+        stream.sendall(b"\x01")
+        *_, length = struct.unpack(">HH16sI", read(stream, 24))
+        read(stream, length)
+        yield stream
+
+
+def read(stream: socket.socket, count: int) -> bytes:
+    """Read exactly so many bytes."""
+    data = b""
+    while len(data) < count:
+        chunk = stream.recv(count - len(data))
+        assert chunk, f"closed after {data!r}"
+        data += chunk
+    return data
+
+
+def copy(stream: socket.socket, text: str) -> None:
+    """Tell a VNC server what was copied here: ClientCutText."""
+    stream.sendall(struct.pack(">BxxxI", 6, len(text)) + text.encode("latin-1"))
+
+
+def copied(stream: socket.socket) -> Iterator[str]:
+    """Yield what a VNC server says was copied there: ServerCutText. It is asked for nothing else."""
+    while True:
+        kind = read(stream, 1)
+        if kind == b"\x03":
+            yield read(stream, struct.unpack(">xxxI", read(stream, 7))[0]).decode("latin-1")
+        else:
+            assert kind == b"\x02", f"an unexpected message ({kind!r})"  # a bell
 
 
 # Chooses type 1 (None) although it was not offered, by hand: no VNC program does that. $1 port.

@@ -35,13 +35,25 @@ Scope = dict[str, list[ast.expr]]
 class Site(NamedTuple):
     """One place that gives a hint.
 
-    place: file and function; line: for people; what, hint: the texts that are said there, HOLE for what is put in.
+    place: file and function; number: of the sites in this function, from 1; lines: the first and the last; what,
+    hint: the texts that are said there, HOLE for what is put in.
     """
 
     place: str
-    line: int
+    number: int
+    lines: tuple[int, int]
     what: list[str]
     hint: list[str]
+
+    @property
+    def line(self) -> int:
+        """Where it begins, for people."""
+        return self.lines[0]
+
+    @property
+    def name(self) -> str:
+        """What it is called in tests/support/provoked.json: it stays when other code moves."""
+        return f"{self.place} {self.number}"
 
 
 def text_of(node: ast.expr) -> str:
@@ -89,6 +101,7 @@ def in_file(path: Path) -> Iterator[Site]:
     """Yield the sites of one file; what has no hint is none."""
     tree = ast.parse(path.read_text())
     name = str(path.relative_to(REPO))
+    counted: dict[str, int] = {}
 
     def walk(node: ast.AST, function: str, scope: Scope) -> Iterator[Site]:
         for child in ast.iter_child_nodes(node):
@@ -104,9 +117,11 @@ def in_file(path: Path) -> Iterator[Site]:
                 given += [word.value for word in child.keywords if called in TAKES and word.arg == "hint"]
                 if given and not (isinstance(given[0], ast.Constant) and not given[0].value):
                     what = child.args[says : says + 1] if says is not None else []
+                    counted[inner] = counted.get(inner, 0) + 1
                     yield Site(
                         f"{name} {inner}",
-                        child.lineno,
+                        counted[inner],
+                        (child.lineno, child.end_lineno or child.lineno),
                         [text for one in what for text in texts_of(one, known)],
                         texts_of(given[0], known),
                     )

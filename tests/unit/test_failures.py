@@ -89,6 +89,17 @@ RECORDED = [
     ("memory allocation of 8192 bytes failed\n", EXIT_MACHINE, ["memory ran out"]),
     ("Traceback (most recent call last):\n  File \"x\"\nMemoryError\n", EXIT_MACHINE, ["memory ran out"]),
     ("ValueError: wrong value\n", EXIT_FAILED, ["ValueError: wrong value"]),
+    (  # conda 26.7.1, cut: its report lists the variables and settings that it knows
+        "\n# >>>>>>>>>>>>>>>>>>>>>> ERROR REPORT <<<<<<<<<<<<<<<<<<<<<<\n\n    Traceback (most recent call last):\n"
+        "        raise ParserError(\n    ruamel.yaml.parser.ParserError: while parsing a flow sequence\n"
+        '      in "/opt/conda/.condarc", line 1, column 11\n    expected \',\' or \']\', but got \':\'\n'
+        '      in "/opt/conda/.condarc", line 2, column 5\n\n`$ /opt/conda/bin/conda create -y -p /x`\n\n'
+        "  environment variables:\n            SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt\n\n"
+        "  conda av metadata url : None\n             offline mode : False\n\n\n"
+        "An unexpected error has occurred. Conda has prepared the above report.\n",
+        EXIT_FAILED,
+        ['failed: ruamel.yaml.parser.ParserError: while parsing a flow sequence in "/opt/conda/.condarc", line 1'],
+    ),
 ]  # fmt: skip
 
 

@@ -30,7 +30,9 @@ def decide_for(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> gpu
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(gpu_questions, "find_libcuda", lambda: "libcuda-that-is-not-there.so.1")
     said: list[str] = []
-    driver, smi = gpu_questions.ask(NEEDS, said.append, 4.0 if case.behave == "hang" else 30.0)
+    assert gpu_questions.FIRST_WORD_S <= 5, "nobody waits longer without a word"
+    monkeypatch.setattr(gpu_questions, "FIRST_WORD_S", 0.5 if case.behave == "hang" else 25.0)
+    driver, smi = gpu_questions.ask(NEEDS, said.append, 2.0 if case.behave == "hang" else 30.0)
     assert bool(said) == (case.behave == "hang")
     return gpu.decide(
         NEEDS, driver, smi, Situation(hostname="box", visible=case.environment.get("CUDA_VISIBLE_DEVICES"))
@@ -96,6 +98,13 @@ KIN = {
     ),
     "one-lost": (
         "NVIDIA A10, 535.54.03, 23028, 8.6\n[GPU is lost], [GPU is lost], [GPU is lost], [GPU is lost]\n",
+        15,
+        "accept",
+        "1 more card is lost",
+    ),
+    "one-to-reset": (
+        "NVIDIA H100 80GB HBM3, 570.86.15, 81559, 9.0\n"
+        "[GPU requires reset], [GPU requires reset], [GPU requires reset], [GPU requires reset]\n",
         15,
         "accept",
         "1 more card is lost",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 import shutil
@@ -64,6 +65,7 @@ def test_no_stray_file_gets_in(checkout: Path) -> None:
 
 @pytest.mark.parametrize("sent_by", ["Ansible", "connect.py"])
 def test_what_is_sent_holds_no_stray_file(checkout: Path, tmp_path: Path, sent_by: str) -> None:
+    @functools.cache
     def sent(repository: Path) -> bytes:
         if sent_by == "connect.py":
             return base64.b64decode(pack_program(repository)[0])

@@ -75,10 +75,12 @@ def test_the_fingerprint_of_the_last_check_is_used_for_its_own_lock_alone(tmp_pa
 SAID = "port 80 is taken by another program that has it: the next steps use 8888, which is free"
 
 
-@pytest.mark.parametrize("word", ["error:", "hint:", "note:", "warning:", "Nothing", "/a/jupyter", "[3/7]"])
+@pytest.mark.parametrize(
+    "word", ["error:", "hint:", "hint: Start", "note:", "warning:", "Nothing", "/a/jupyter", "[3/7]"]
+)
 def test_sentences_are_folded_between_words_and_hints_are_not(word: str) -> None:
     text = f"{word} {SAID} {SAID}"
     lines = folded(text, 79).split("\n")
     assert " ".join(line.strip() for line in lines) == text
-    assert (len(lines) > 1) == (word in ("error:", "note:", "warning:", "Nothing"))
+    assert (len(lines) > 1) == (word in ("error:", "hint: Start", "note:", "warning:", "Nothing"))
     assert len(lines) == 1 or max(map(len, lines)) <= 79

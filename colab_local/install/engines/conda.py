@@ -48,7 +48,8 @@ def settings(kind: str, place: Path, platform: str) -> dict[str, str]:
     """Return the environment in which conda or mamba obeys nobody's configuration.
 
     kind: as kind_of() says; place: a private one. CONDA_ROOT is where conda looks for the .condarc of its own
-    installation (conda/__init__.py keeps it if it is set); what /etc/conda/.condarc says is overruled where a
+    installation (conda/__init__.py keeps it if it is set); so is CONDA_PREFIX, before it has read its command line
+    (conda/base/context.py, default_prefix); what /etc/conda/.condarc says is overruled where a
     variable can do that. mamba takes --no-rc for all of it, and refuses CONDARC beside it.
     """
     names = {
@@ -63,6 +64,7 @@ def settings(kind: str, place: Path, platform: str) -> dict[str, str]:
         names.update(
             CONDARC=str(place / "condarc.yml"),
             CONDA_ROOT=str(place / "root"),
+            CONDA_PREFIX=str(place / "root"),
             CONDA_OFFLINE="true",
             CONDA_REGISTER_ENVS="false",
             CONDA_NUMBER_CHANNEL_NOTICES="0",

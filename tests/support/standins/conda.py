@@ -96,9 +96,10 @@ def boolean(name: str, value: object) -> bool:
     )
 
 
-def configuration_files() -> Iterator[Path]:
-    """Yield the files that conda reads, the weakest first."""
+def configuration_files(prefix: str) -> Iterator[Path]:
+    """Yield the files that conda reads for an environment, the weakest first."""
     os.environ.setdefault("CONDA_ROOT", str(ROOT))
+    os.environ["CONDA_PREFIX"] = prefix
     for text in SEARCH_PATH:
         path = os.path.expandvars(text)
         if "$" not in path and Path(path).expanduser().is_file():
@@ -109,11 +110,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return a configuration file's content; conda ends with a report of many lines where it is no YAML."""
     try:
         read = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as problem:
+    except yaml.YAMLError:
         raise CondaError(
             "# >>>>>>>>>>>>>>>>>>>>>> ERROR REPORT <<<<<<<<<<<<<<<<<<<<<<\n\n    Traceback (most recent call last):\n"
-            f"    conda.common.configuration.ConfigurationLoadError: Unable to load configuration file.\n"
-            f"      path: {path}\n      reason: invalid yaml at {str(problem).splitlines()[-1].strip()}\n\n"
+            "    ruamel.yaml.parser.ParserError: while parsing a flow sequence\n"
+            f"      in \"{path}\", line 1, column 11\n    expected ',' or ']', but got ':'\n"
+            f'      in "{path}", line 2, column 5\n\n`$ {" ".join(sys.argv)}`\n\n  environment variables:\n'
+            f"            SSL_CERT_FILE={os.environ.get('SSL_CERT_FILE', '<not set>')}\n\n"
             "An unexpected error has occurred. Conda has prepared the above report."
         ) from None
     return read if isinstance(read, dict) else {}
@@ -126,7 +129,11 @@ def settings(argv: argparse.Namespace) -> dict[str, Any]:
     """
     found = dict(DEFAULTS)
     own: list[str] = []
-    for path in [] if argv.no_rc else configuration_files():
+    # Before it has read its command line, conda takes the active environment for the one that is meant, else its own
+    # (conda/cli/main.py: context.__init__(argparse_args=pre_args); seen with 26.7.1).
+    for path in [] if argv.no_rc else configuration_files(os.environ.get("CONDA_PREFIX") or str(ROOT)):
+        read_yaml(path)
+    for path in [] if argv.no_rc else configuration_files(argv.prefix):
         for name, value in read_yaml(path).items():
             if name == "channels":
                 own = [*(value or []), *own]
