@@ -269,7 +269,7 @@ def test_a_folder_that_was_named_is_kept_and_stays(tmp_path: Path, locks: list[P
     home = Home(tmp_path / "made" / "home", tmp_path / "user")
     books = home.user / "books"
     books.mkdir(parents=True)
-    plain = ["--engine", "host", "--lockfiles", locks[0]]
+    plain = ["--engine", "host", "--lockfiles", str(locks[0])]
     assert f"--notebook-dir={books}" in home.run(*plain, "--notebook-dir", books).stdout
     again = home.run(*plain).stdout
     assert "Nothing to do" in again and f"--notebook-dir={books}" in again
