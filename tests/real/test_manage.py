@@ -262,3 +262,21 @@ def test_conda_engines_leave_nothing(tmp_path: Path, tmp_path_factory: pytest.Te
     done = home.run("--uninstall", "--yes")
     assert not home.path.exists(), done.stdout
     assert snapshot(home.user) == before
+
+
+def test_a_folder_that_was_named_is_kept_and_stays(tmp_path: Path, locks: list[Path]) -> None:
+    """Chosen at the installation, then another one, which the installation itself had made and which is empty."""
+    home = Home(tmp_path / "made" / "home", tmp_path / "user")
+    books = home.user / "books"
+    books.mkdir(parents=True)
+    plain = ["--engine", "host", "--lockfiles", str(locks[0])]
+    assert f"--notebook-dir={books}" in home.run(*plain, "--notebook-dir", books).stdout
+    again = home.run(*plain).stdout
+    assert "Nothing to do" in again and f"--notebook-dir={books}" in again
+    other = home.run(*plain, "--notebook-dir", home.path.parent).stdout
+    assert f"Remember for later runs: --notebook-dir {home.path.parent} " in " ".join(other.split())
+    refused = home.run(*plain, "--notebook-dir", home.path / "logs", check=False)
+    assert refused.returncode == EXIT_USAGE and "is in a folder that --uninstall removes" in refused.stderr
+    assert f"--notebook-dir={home.path.parent}" in home.run(*plain).stdout, "a refusal changes nothing"
+    home.run("--uninstall", "--yes")
+    assert home.path.parent.is_dir() and books.is_dir() and not home.path.exists()

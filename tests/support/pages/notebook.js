@@ -111,7 +111,8 @@ class Cell {
     const fit = () => (this.frame.style.height = `${this.body.scrollHeight + 20}px`);
     new this.scope.ResizeObserver(fit).observe(this.body);
     this.scope.google = { colab: this.names() };
-    const content = { code: this.code, silent: false, store_history: true, user_expressions: {}, allow_stdin: false, stop_on_error: true };
+    // (stop_on_error would let the kernel drop the next cell, too, if it comes within a moment of an error.)
+    const content = { code: this.code, silent: false, store_history: true, user_expressions: {}, allow_stdin: false, stop_on_error: false };
     const id = this.kernel.send("shell", "execute_request", content);
     this.kernel.listeners.set(id, (message) => this.receive(message));
   }
