@@ -375,6 +375,14 @@ def open_transport(runtime: Runtime, name: str) -> Transport:
     return Direct(runtime) if name == "direct" else OverWebSocket(runtime)
 
 
+class KernelEnded(Exception):
+    """The kernel's process ended, and Jupyter starts another one. begun: it had begun to run the cell."""
+
+    def __init__(self, begun: bool) -> None:
+        super().__init__("the kernel's process ended")
+        self.begun = begun
+
+
 class Notebook:
     """A session with a kernel, as Colab's page has one after "Connect"; a context manager that ends it."""
 
@@ -406,7 +414,10 @@ class Notebook:
         return said
 
     def run(self, code: str, timeout: float = 120.0) -> str:
-        """Run `code` as one cell and return what it printed, error text included, within `timeout` seconds."""
+        """Run `code` as one cell and return what it printed, error text included, within `timeout` seconds.
+
+        Raises KernelEnded, socket.timeout, Closed.
+        """
         message_id = uuid.uuid4().hex
         header = {
             "msg_id": message_id,
@@ -431,7 +442,7 @@ class Notebook:
     def _printed(self, message_id: str, deadline: float) -> str:
         printed: list[str] = []
         waiting = {"idle", "reply"}
-        size = 0
+        size, begun = 0, False
         while waiting:
             received = self._channels.receive(max(0.1, deadline - time.monotonic()))
             size += len(received)
@@ -442,9 +453,13 @@ class Notebook:
             if isinstance(received, bytes):
                 continue  # widgets' binary messages; text never comes that way
             message = understood(received, _MESSAGE)
+            kind, content = message["msg_type"], message["content"]
+            # Jupyter's own words, in answer to nothing (notebook/services/kernels/handlers.py, on_kernel_restarted)
+            if kind == "status" and content.get("execution_state") in ("restarting", "dead"):
+                raise KernelEnded(begun)
             if message["parent_header"].get("msg_id") != message_id:
                 continue
-            kind, content = message["msg_type"], message["content"]
+            begun = True
             if kind == "stream":
                 printed.append(str(content.get("text")))
             elif kind == "execute_result":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from colab_local.laptop.colab_page import ORIGIN
@@ -181,7 +182,8 @@ class Fault(Exception):
         super().__init__(what)
         self.code = code
         self.what = what
-        self.hint = hint or CURES[code].cure.replace("`", "")
+        # a command first, then what it does: all of the line can be pasted
+        self.hint = hint or re.sub(r"^`([^`]+)` ", r"\1   # ", CURES[code].cure).replace("`", "")
 
 
 def markdown_table() -> str:

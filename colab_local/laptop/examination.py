@@ -29,6 +29,7 @@ from colab_local.laptop.colab_page import (
     Answer,
     Closed,
     Failed,
+    KernelEnded,
     Notebook,
     OverWebSocket,
     Refused,
@@ -490,6 +491,11 @@ class Examination:
                 imported = notebook.run(TENSORFLOW, 6 * self.runtime.timeout).strip()
         except Failed as failed:
             raise Fault("kernel-fails", f"the server can't {failed}{self.cause_in_log()}") from failed
+        except KernelEnded as error:
+            if not error.begun:
+                raise Fault("kernel-fails", f"the kernel ends as soon as it starts{self.cause_in_log()}") from error
+            what = "the kernel's process ended: it was killed (did memory run out?), or it crashed"
+            raise Fault("kernel-fails", what, "free -m   # there; Jupyter's last lines may say more") from error
         except socket.timeout as error:
             what = f"the kernel doesn't answer within {2 * self.runtime.timeout:g} s"
             raise Fault("kernel-fails", what) from error
@@ -538,6 +544,9 @@ class Examination:
                     return ""
                 self.show(PageStep("", "use the GPU in a kernel, which takes a moment", "begun"))
                 printed = notebook.run(GPU, GPU_TIMEOUT_S)
+        except KernelEnded:
+            self.warnings.append(Fault("gpu-not-used", "the kernel's process ended when it used the GPU"))
+            return ""
         except (Failed, Closed, Refused, OSError, ValueError) as error:
             self.warnings.append(Fault("gpu-not-used", f"the kernel does not say whether the GPU is used ({error})"))
             return ""

@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,7 +343,26 @@ def test_server_older_than_this_copy(prefix: Path, tmp_path: Path) -> None:
 def test_kernel_that_does_not_start(prefix: Path, tmp_path: Path) -> None:
     (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit('broken on purpose')")
     with serve(prefix, tmp_path, env={"PYTHONPATH": str(tmp_path)}):
-        assert examine(tmp_path, "--timeout", "4").fault == "kernel-fails"
+        found = examine(tmp_path, "--timeout", "4")
+    assert found.fault == "kernel-fails"
+    hints = [str(fault["hint"]) for fault in found.json["faults"]]
+    assert all(hint.endswith("bootstrap.py --verify   # checks the environment") for hint in hints), found.json[
+        "faults"
+    ]
+
+
+def test_a_kernel_that_is_killed_is_called_so(prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not after a minute's wait for an answer that can't come."""
+    monkeypatch.setattr(examination, "TENSORFLOW", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with serve(prefix, tmp_path) as running:
+        examined = examination.Examination(colab_page.parse_url(running.url), lambda step: None)
+        began = time.monotonic()
+        examined.run()
+    assert time.monotonic() - began < 60
+    for fault in examined.faults:
+        assert fault.code == "kernel-fails" and "process ended: it was killed" in fault.what
+        assert fault.hint.startswith("free -m   # ")
+    assert len(examined.faults) >= 1
 
 
 def test_a_stranger_at_the_other_address_of_localhost_gets_no_token(prefix: Path, tmp_path: Path) -> None:
