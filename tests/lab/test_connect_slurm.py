@@ -328,7 +328,7 @@ def test_no_slurm_there(cluster: Cluster, installed: Installed) -> None:
     install(installed, plain)
     (plain.home / ".bashrc").write_text(f"PATH={plain.home}/bin\n")
     (plain.home / "bin").mkdir()
-    for name in ("sh", "python3"):
+    for name in ("sh", "env", "python3"):  # without env, a PATH is taken for a broken one
         (plain.home / "bin" / name).symlink_to(Path("/usr/bin") / name)
     done = run(cluster.lab, "--slurm", "plain")
     assert done.returncode == 1
