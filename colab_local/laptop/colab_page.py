@@ -376,11 +376,11 @@ def open_transport(runtime: Runtime, name: str) -> Transport:
 
 
 class KernelEnded(Exception):
-    """The kernel's process ended, and Jupyter starts another one. begun: it had begun to run the cell."""
+    """The kernel's process ended, and Jupyter starts another one. answered: it had answered before."""
 
-    def __init__(self, begun: bool) -> None:
+    def __init__(self, answered: bool) -> None:
         super().__init__("the kernel's process ended")
-        self.begun = begun
+        self.answered = answered
 
 
 class Notebook:
@@ -390,6 +390,7 @@ class Notebook:
         """Start a kernel; raises Failed where the server refuses, Refused or Closed for its WebSocket."""
         self._transport = transport
         self._client = uuid.uuid4().hex
+        self._answered = False
         specs = self._call("list the kernels", "GET", "/api/kernelspecs", shape=_SPECS)
         name = f"colab-{uuid.uuid4().hex}.ipynb"
         model = {"name": name, "path": name, "type": "notebook", "kernel": {"name": specs["default"]}}
@@ -442,7 +443,7 @@ class Notebook:
     def _printed(self, message_id: str, deadline: float) -> str:
         printed: list[str] = []
         waiting = {"idle", "reply"}
-        size, begun = 0, False
+        size = 0
         while waiting:
             received = self._channels.receive(max(0.1, deadline - time.monotonic()))
             size += len(received)
@@ -456,10 +457,10 @@ class Notebook:
             kind, content = message["msg_type"], message["content"]
             # Jupyter's own words, in answer to nothing (notebook/services/kernels/handlers.py, on_kernel_restarted)
             if kind == "status" and content.get("execution_state") in ("restarting", "dead"):
-                raise KernelEnded(begun)
+                raise KernelEnded(self._answered)
             if message["parent_header"].get("msg_id") != message_id:
                 continue
-            begun = True
+            self._answered = True
             if kind == "stream":
                 printed.append(str(content.get("text")))
             elif kind == "execute_result":

@@ -492,7 +492,7 @@ class Examination:
         except Failed as failed:
             raise Fault("kernel-fails", f"the server can't {failed}{self.cause_in_log()}") from failed
         except KernelEnded as error:
-            if not error.begun:
+            if not error.answered:
                 raise Fault("kernel-fails", f"the kernel ends as soon as it starts{self.cause_in_log()}") from error
             what = "the kernel's process ended: it was killed (did memory run out?), or it crashed"
             raise Fault("kernel-fails", what, "free -m   # there; Jupyter's last lines may say more") from error
