@@ -118,4 +118,12 @@ def choices_kept(installed: Installed) -> Iterator[None]:
     receipt.write_bytes(before)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what changes the shared installation's receipt: tests/lab reads it at the same time."""
+    for item in items:
+        if "choices_kept" in getattr(item, "fixturenames", ()):
+            item.add_marker("alters_home")
+
+
 from tests.support import provoked  # noqa: E402 - it needs REPO

@@ -221,7 +221,12 @@ def test_the_printed_address_opens_in_the_browser(desktop: Desktop, tmp_path: Pa
 
 def test_a_crash_leaves_nothing_and_long_jobs_go_on(desktop: Desktop) -> None:
     desktop.inside("sh", "-c", "setsid nohup sleep 4321 >/dev/null 2>&1 </dev/null &")
-    [job] = desktop.pids("sleep 4321") or [pid for pid, args in desktop.processes().items() if args == "sleep 4321"]
+
+    def jobs() -> list[int]:
+        return [pid for pid, args in desktop.processes().items() if args == "sleep 4321"]
+
+    wait_for(lambda: bool(jobs()), 20, "the job, which setsid starts in a moment")
+    [job] = jobs()
     for victim in ("Xtigervnc", "vnc-session"):
         before = set(desktop.processes()) - {job}
         desktop.machine.run(["pkill", "-KILL", "-u", USER, "-x", victim])
