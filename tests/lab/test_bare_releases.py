@@ -29,6 +29,7 @@ from tests.support.hosts import in_network_of, needs_root, wait_for
 pytestmark = [needs_root, pytest.mark.timeout(900)]
 PASSWORD = "s3cret88"
 UNIT = "vnc-desktop@1.service"
+PASSWORD_FILE = "/run/vnc-password"  # of the machine that the test has booted
 VNC = f"/home/{USER}/.vnc"
 # Xfce's dock at the bottom of a screen of 1600x900: where its icons are, and the class of the window that each opens.
 DOCK = {(728, 876): "Xfce4-terminal", (776, 876): "Thunar", (823, 876): "firefox", (872, 876): "Xfce4-appfinder"}
@@ -79,7 +80,7 @@ class Desktop:
 
     def __init__(self, machine: Bare, release: str) -> None:
         self.machine, self.release, self.said = machine, release, ""
-        machine.run(["sh", "-c", f"umask 077; echo {PASSWORD} >/root/password"])
+        machine.run(["sh", "-c", f"umask 077; echo {PASSWORD} >{PASSWORD_FILE}"])
 
     def product(self, *options: str, code: int = 0) -> str:
         """Run bootstrap.py --desktop as sudo of the ordinary user does; return what it said."""
@@ -157,7 +158,7 @@ def booted(root: Path, folder: Path, release: str) -> Iterator[Desktop]:
 def desktop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desktop]:
     release: str = request.param
     with booted(installed(release, "xfce"), tmp_path_factory.mktemp(release) / "m", release) as made:
-        made.said = made.product("virtual", "--vnc-password-file", "/root/password")
+        made.said = made.product("virtual", "--vnc-password-file", PASSWORD_FILE)
         yield made
 
 
@@ -262,7 +263,7 @@ def test_nothing_survives_the_uninstall(desktop: Desktop) -> None:
 
 def at_a_socket(desktop: Desktop) -> None:
     """This release's TigerVNC without a port, after a crash, too."""
-    options = ["--vnc-listen", "socket", "--vnc-password-file", "/root/password"]
+    options = ["--vnc-listen", "socket", "--vnc-password-file", PASSWORD_FILE]
     said = desktop.product("virtual", *options)
     path = f"{VNC}/rfb-1.sock"
     assert f"{path} listens, open to {USER} alone" in said and f"-L localhost:55901:{path} " in said
@@ -289,7 +290,7 @@ def logged_in_at_the_screen(desktop: Desktop) -> None:
     desktop.machine.run(["systemd-run", "--quiet", *session, "sleep", "300"])
     types = "loginctl list-sessions --no-legend | while read n _; do loginctl show-session $n -p Type --value; done"
     wait_for(lambda: "x11" in desktop.machine.run(["sh", "-c", types]).stdout, 20, "the session")
-    said = desktop.product("virtual", "--vnc-password-file", "/root/password", "--vnc", "tiger")
+    said = desktop.product("virtual", "--vnc-password-file", PASSWORD_FILE, "--vnc", "tiger")
     assert re.search(r"note: this desktop has a session bus of its own.*snap programs and podman do not start", said)
     [panel, *_] = desktop.pids("xfce4-panel")
     environ = desktop.machine.run(["cat", f"/proc/{panel}/environ"]).stdout
@@ -338,12 +339,12 @@ def test_gnomes_own_server_is_shared_by_the_real_grdctl(tmp_path: Path) -> None:
         keyring = "printf login | gnome-keyring-daemon --unlock --components=secrets --daemonize"
         stop = "systemctl --user mask --now gnome-keyring-daemon.socket gnome-keyring-daemon.service; pkill -x"
         assert "48" in machine.run(["dpkg-query", "-W", "-f", "${Version}", "gnome-remote-desktop"]).stdout
-        none = screen.product("mirror", "--vnc-password-file", "/root/password", code=1)
+        none = screen.product("mirror", "--vnc-password-file", PASSWORD_FILE, code=1)
         assert "has no log-in keyring" in none and "This will be done" not in none
         user(f"{stop} gnome-keyring-d; {keyring}")
         time.sleep(1)
         before = user("gsettings list-recursively org.gnome.desktop.remote-desktop.rdp")
-        said = screen.product("mirror", "--vnc-password-file", "/root/password")
+        said = screen.product("mirror", "--vnc-password-file", PASSWORD_FILE)
         assert "port 3389 listens, and the firewall lets nothing but loopback reach it" in said
         status = user("grdctl status --show-credentials")
         for line in ("Status: enabled", f"Username: {USER}", f"Password: {PASSWORD}", "Negotiate port: no"):
@@ -359,7 +360,7 @@ def test_gnomes_own_server_is_shared_by_the_real_grdctl(tmp_path: Path) -> None:
         failing = '#!/bin/sh\\n[ "$2" != enable ] || { echo boom >&2; exit 3; }\\nexec grdctl.real "$@"\\n'
         replace = f"mv /usr/bin/grdctl /usr/bin/grdctl.real; printf '{failing}' >/usr/bin/grdctl"
         machine.run(["sh", "-c", f"{replace}; chmod 755 /usr/bin/grdctl"])
-        assert "boom" in screen.product("mirror", "--vnc-password-file", "/root/password", code=1)
+        assert "boom" in screen.product("mirror", "--vnc-password-file", PASSWORD_FILE, code=1)
         machine.run(["mv", "/usr/bin/grdctl.real", "/usr/bin/grdctl"])
         assert state() == ""
         assert user("gsettings list-recursively org.gnome.desktop.remote-desktop.rdp") == before
@@ -367,6 +368,6 @@ def test_gnomes_own_server_is_shared_by_the_real_grdctl(tmp_path: Path) -> None:
 
         user("pkill -x gnome-keyring-d", check=False)
         user("gnome-keyring-daemon --start --components=secrets --daemonize")
-        locked = screen.product("mirror", "--vnc-password-file", "/root/password", code=1)
+        locked = screen.product("mirror", "--vnc-password-file", PASSWORD_FILE, code=1)
         assert "is locked" in locked
         assert state() == ""

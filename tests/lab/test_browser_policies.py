@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO, Installed, clean_environment, free_port
-from tests.support.browsers import ORIGIN, Browser, BrowserError, Chromium, Firefox, colab_page, missing, poll
+from tests.support.browsers import ORIGIN, Browser, BrowserError, Chromium, Firefox, colab_page, need_browser, poll
 from tests.support.hosts import needs_root
 from tests.support.jupyter_servers import start as start_jupyter
 
@@ -82,8 +82,7 @@ def connected(browser: Browser, url: str, transport: str) -> bool:
 def test_the_documented_policy_answers_the_question(
     name: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if missing(name.partition("-")[0]):
-        pytest.skip(f"no {name}")
+    need_browser(name.partition("-")[0])
     policy = documented()[name]
     json.loads(policy)
     with colab_page() as page_port:

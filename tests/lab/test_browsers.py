@@ -25,12 +25,11 @@ from tests.conftest import REPO, Installed, clean_environment, free_port
 from tests.support.browsers import (
     BROWSERS,
     ORIGIN,
-    PROGRAMS,
     Browser,
     Chromium,
     Firefox,
     colab_page,
-    missing,
+    need_browser,
     poll,
     tap,
 )
@@ -174,8 +173,7 @@ def page_port() -> Iterator[int]:
 
 
 def running(name: str, page_port: int, folder: Path) -> Iterator[Browser]:
-    if missing(name):
-        pytest.skip(f"{PROGRAMS[name]} is not installed")
+    need_browser(name)
     browser = BROWSERS[name](folder, page_port)
     try:
         yield browser

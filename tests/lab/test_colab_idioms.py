@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Installed
-from tests.support.browsers import ORIGIN, Chromium, colab_page, missing, poll
+from tests.support.browsers import ORIGIN, Chromium, colab_page, need_browser, poll
 from tests.support.jupyter_servers import Running, serve, serve_lab
 
 SERVERS: dict[str, Any] = {"notebook": serve, "lab": serve_lab}
@@ -28,8 +28,7 @@ PLACES = [("notebook", "direct"), ("notebook", "http_over_ws"), ("lab", "direct"
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if missing("chromium"):
-        pytest.skip("chromium is not installed")
+    need_browser("chromium")
     with colab_page() as port:
         browser = Chromium(tmp_path_factory.mktemp("chromium"), port)
         try:

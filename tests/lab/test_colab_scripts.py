@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO
-from tests.support.browsers import Chromium, missing, poll
+from tests.support.browsers import Chromium, need_browser, poll
 
 PACKAGE = REPO / "environments" / "jupyter" / "site-packages" / "google" / "colab"
 CONTENT = bytes(range(256)) * 1000  # more than two pieces
@@ -48,8 +48,7 @@ HTMLAnchorElement.prototype.click = function () {
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chromium]:
-    if missing("chromium"):
-        pytest.skip("chromium is not installed")
+    need_browser("chromium")
     (tmp_path / "chromium").mkdir()
     opened = Chromium(tmp_path / "chromium", 1)
     yield opened

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPO, Installed
-from tests.support.browsers import BrowserError, Chromium, missing, poll
+from tests.support.browsers import BrowserError, Chromium, need_browser, poll
 from tests.support.jupyter_servers import Running, serve, serve_lab
 
 IDIOMS = REPO / "tests" / "support" / "idioms.ipynb"
@@ -48,8 +48,7 @@ LAB = {
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Chromium]:
-    if missing("chromium"):
-        pytest.skip("chromium is not installed")
+    need_browser("chromium")
     folder = tmp_path / "chromium"
     folder.mkdir()
     opened = Chromium(folder, 1)
