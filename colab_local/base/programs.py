@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Sequence
 
-from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_NETWORK, Failure
+from colab_local.base.errors import AGAIN, EXIT_FAILED, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_NETWORK, Failure
 from colab_local.base.files import lacks_inodes
 from colab_local.base.progress import Size, written_by
 from colab_local.base.terminal import Screen
@@ -86,7 +86,8 @@ def without_report(said: str) -> str:
 
 def classify(said: str) -> str:
     """Return which kind of fault a program's words tell of: a key of CODES, or "" for one of its own."""
-    return next((kind for kind, words in KINDS if re.search(words, said, re.IGNORECASE)), "")
+    text = re.sub(r"(?<![\w:/])/[^\s'\"`:,()]+", "", said)  # a folder called proxy is no network's fault
+    return next((kind for kind, words in KINDS if re.search(words, text, re.IGNORECASE)), "")
 
 
 def causes(out: str, err: str) -> list[str]:
@@ -236,7 +237,7 @@ def run(
             child.kill()
             child.communicate()
             what = f"{Path(argv[0]).name} did not end within {timeout or 0:.0f} s"
-            raise Failure(what, "type the same line again, once this machine has less to do") from None
+            raise Failure(what, f"{AGAIN}, once this machine has less to do") from None
         except BaseException:  # Ctrl-C: the child goes first, so that nothing writes while we clean up
             with contextlib.suppress(ProcessLookupError):
                 child.terminate()

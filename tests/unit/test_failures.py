@@ -89,6 +89,10 @@ RECORDED = [
     ("memory allocation of 8192 bytes failed\n", EXIT_MACHINE, ["memory ran out"]),
     ("Traceback (most recent call last):\n  File \"x\"\nMemoryError\n", EXIT_MACHINE, ["memory ran out"]),
     ("ValueError: wrong value\n", EXIT_FAILED, ["ValueError: wrong value"]),
+    # words of a path say nothing
+    ("error: Failed to install: a\n  cause: /home/proxy/tunnel/site-packages: wrong\n", EXIT_FAILED, ["wrong"]),
+    ("error: bad value in '/etc/ssl/certs/ca-certificates.crt'\n", EXIT_FAILED, ["bad value"]),
+    ("error: can't read /srv/checksum/corrupt/a (exit 3)\n", EXIT_FAILED, ["can't read"]),
     (  # conda 26.7.1, cut: its report lists the variables and settings that it knows
         "\n# >>>>>>>>>>>>>>>>>>>>>> ERROR REPORT <<<<<<<<<<<<<<<<<<<<<<\n\n    Traceback (most recent call last):\n"
         "        raise ParserError(\n    ruamel.yaml.parser.ParserError: while parsing a flow sequence\n"
