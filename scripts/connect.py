@@ -32,7 +32,7 @@ from typing import Any, Sequence
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from colab_local.base.command_line import Parser, port_number, run_program, typed_program
-from colab_local.base.errors import EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.errors import AGAIN, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.temporary import temporary_folder
 from colab_local.base.terminal import Screen
 from colab_local.laptop.session import Session, Wish
@@ -157,7 +157,7 @@ def connect(args: argparse.Namespace, screen: Screen) -> int:
                 emit({"event": "closed"})
             return EXIT_OK
     except (Failure, KeyboardInterrupt) as caught:
-        interrupted = Failure("interrupted", "type the same line again", EXIT_INTERRUPTED)
+        interrupted = Failure("interrupted", AGAIN, EXIT_INTERRUPTED)
         problem = caught if isinstance(caught, Failure) else interrupted
         hint = screen.put_right(problem.hint)
         emit({"event": "failed", "error": problem.what, "hint": hint, "code": problem.code})

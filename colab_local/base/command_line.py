@@ -18,8 +18,8 @@ from typing import Any, Callable, NoReturn, Sequence
 
 from colab_local import VERSION
 from colab_local.base.completion import SHELLS, completion
-from colab_local.base.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
-from colab_local.base.files import UMASK, disk_failure, is_full
+from colab_local.base.errors import AGAIN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
+from colab_local.base.files import UMASK, disk_failure, existing_parent, is_full
 from colab_local.base.hints import true_here, typed_now
 from colab_local.base.terminal import Screen
 
@@ -179,9 +179,6 @@ def catch_signals(screen: Screen) -> None:
             signal.signal(number, interrupt)
 
 
-AGAIN = "type the same line again"
-
-
 def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, interrupted: str = AGAIN) -> int:
     """Run a program: parse its command line, do its work, end every error in two lines; return the exit code.
 
@@ -208,14 +205,11 @@ def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, i
     except OSError as problem:
         if is_full(problem):
             return screen.fail(disk_failure(Path(str(problem.filename or screen.place or "."))))
-        if not problem.filename:
+        if not isinstance(problem.filename, (str, bytes)):  # none, or a descriptor
             return screen.fail(unforeseen(problem, screen))
-        there = next(
-            path for path in (Path(problem.filename), *Path(problem.filename).parents) if os.path.lexists(path)
-        )
-        return screen.fail(
-            Failure(f"{problem.strerror or problem} ({problem.filename})", f"ls -ld {shlex.quote(str(there))}")
-        )
+        name = os.fsdecode(problem.filename)
+        hint = f"ls -ld {shlex.quote(str(existing_parent(Path(name))))}"
+        return screen.fail(Failure(f"{problem.strerror or problem} ({name})", hint))
     except MemoryError:
         return screen.fail(Failure("this machine's memory has run out", "free -m", EXIT_MACHINE))
     except Exception as problem:  # the last resort: a fault of ours is two lines, too, and its log has the rest

@@ -14,6 +14,8 @@ EXIT_BUSY = 6
 EXIT_DIFFERS = 7
 EXIT_INTERRUPTED = 130
 
+AGAIN = "type the same line again"  # the hint where nothing else helps
+
 
 class Failure(Exception):
     """What went wrong and what to type next; main() shows it as two lines.

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, Callable
 
-from colab_local.base.errors import EXIT_FAILED, Failure
+from colab_local.base.errors import AGAIN, EXIT_FAILED, Failure
 from colab_local.base.files import UMASK, private_file
 from colab_local.base.text import mask, printable
 
@@ -135,7 +135,7 @@ class Screen:
 
     def fail(self, problem: Failure) -> int:
         """Show a failure in two lines (and as JSON if asked) and return its exit code."""
-        last = f"tail -n 40 {shlex.quote(self.log_path)}" if self.log_path else "type the same line again"
+        last = f"tail -n 40 {shlex.quote(self.log_path)}" if self.log_path else AGAIN
         hint = self.put_right(problem.hint) or last
         document = {"ok": False, "error": problem.what, "hint": hint, "code": problem.code}
         self.show_document({**document, **problem.details})

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Dict, Sequence
 
 from colab_local.base import documents
-from colab_local.base.errors import EXIT_INTEGRITY, Failure
+from colab_local.base.errors import AGAIN, EXIT_INTEGRITY, Failure
 from colab_local.base.files import private_file, remove_tree, write_atomically
 from colab_local.base.programs import child_environment
 
@@ -53,7 +53,7 @@ def unpack_program(home: Path, archive: str, digest: str) -> None:
     """
     content = base64.b64decode(archive)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise Failure("the program arrived damaged", "type the same line again", EXIT_INTEGRITY)
+        raise Failure("the program arrived damaged", AGAIN, EXIT_INTEGRITY)
     home.mkdir(parents=True, exist_ok=True)
     folder = program_folder(home)
     fresh, old = folder.with_name("program.part"), folder.with_name("program.old")

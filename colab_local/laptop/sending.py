@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from colab_local.base.errors import EXIT_INTEGRITY, Failure
+from colab_local.base.errors import AGAIN, EXIT_INTEGRITY, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install import program
 from colab_local.install.lockfiles import REPOSITORY
@@ -62,7 +62,7 @@ class FarInstallation:
     def _ask(self, connection: Connection, op: str, **request: Any) -> Json:
         answer = connection.ask(op, on_said=self._show, **request)
         if not answer["ok"]:
-            raise Failure(f"on {self.host}: {answer['error']}", "type the same line again")
+            raise Failure(f"on {self.host}: {answer['error']}", AGAIN)
         return answer
 
     def _show(self, message: Json) -> None:

@@ -16,7 +16,7 @@ import urllib.parse
 import webbrowser
 from typing import Any, Callable, Iterator, NamedTuple
 
-from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_OK, Failure
+from colab_local.base.errors import AGAIN, EXIT_FAILED, EXIT_NETWORK, EXIT_OK, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import REPOSITORY
 from colab_local.install.servers import Json, api
@@ -77,7 +77,7 @@ def await_answer(local: int, server: Json, connection: Connection) -> None:
             )
         event = connection.event(0.2)
         if event == "gone":
-            raise Failure("Jupyter on {} ended while connecting".format(server["host"]), "type the same line again")
+            raise Failure("Jupyter on {} ended while connecting".format(server["host"]), AGAIN)
     raise Failure(
         "Jupyter on {} does not answer through the tunnel ({})".format(server["host"], problem),
         connect_line(connection.ssh, "--stop ") + "   # and try again",

@@ -68,7 +68,11 @@ AFTER_LOGIN = (
         "lets you log in and runs no programs for you",
         "ask whoever runs it for a shell",
     ),
-    (r": restricted", "gives you a restricted shell, which runs no program of ours", "ask for a full shell there"),
+    (
+        r"(?m): restricted(: |$)",
+        "gives you a restricted shell, which runs no program of ours",
+        "ask for a full shell there",
+    ),
     (
         r"password (change required|has expired|must be changed)",
         "wants a new password first",

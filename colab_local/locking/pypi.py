@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from colab_local.base import certificates
-from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, Failure
+from colab_local.base.errors import AGAIN, EXIT_FAILED, EXIT_NETWORK, Failure
 from colab_local.base.programs import child_environment
 from colab_local.base.text import mask
 from colab_local.install.bundling import find_uv
@@ -101,11 +101,7 @@ def run_uv(arguments: Sequence[str]) -> str:
     ]
     said = mask(" ".join(line for line in lines if line)) or f"exit status {done.returncode}"
     network = re.search(r"sending request|dns error|HTTP status|retries|Connection|network", said)
-    cure = (
-        "type the same line again, once the package index answers"
-        if network
-        else "change what environments/ asks for"
-    )
+    cure = f"{AGAIN}, once the package index answers" if network else "change what environments/ asks for"
     raise Failure(f"uv: {said}", cure, EXIT_NETWORK if network else EXIT_FAILED)
 
 

@@ -18,7 +18,7 @@ from packaging.utils import parse_wheel_filename
 from tqdm import tqdm
 
 from colab_local.base import certificates
-from colab_local.base.errors import EXIT_NETWORK, Failure
+from colab_local.base.errors import AGAIN, EXIT_NETWORK, Failure
 from colab_local.base.text import mask
 from colab_local.install.requirements import MACHINES
 from colab_local.locking.specs import PYTHONS, Target, platform_marker
@@ -259,7 +259,7 @@ def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:
         except requests.RequestException as problem:
             raise Failure(
                 f"a wheel can't be read ({mask(str(problem))})",
-                "type the same line again, once the package index answers",
+                f"{AGAIN}, once the package index answers",
                 EXIT_NETWORK,
             ) from None
     return {wheel.sha256: about for wheel, about in zip(chosen, found, strict=True)}
