@@ -207,7 +207,7 @@ def take_lock(home: Path, screen: Screen) -> int:
 def _no_lock(path: Path) -> Failure:
     return Failure(
         f"{path} is not the file that we lock (a link, a pipe or a folder)",
-        f"ls -l {shlex.quote(str(path))}",
+        f"mv {shlex.quote(str(path))} {shlex.quote(str(path))}.yours",
         EXIT_MACHINE,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Sequence
 from colab_local.base import certificates, temporary
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, Failure
 from colab_local.base.files import remove_tree, sha256_of, write_atomically
-from colab_local.base.programs import run, succeeds
+from colab_local.base.programs import HINTS, run, succeeds
 from colab_local.base.progress import Size
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import Lock, locked_entry
@@ -95,7 +95,7 @@ def install_packages(uv: Path, prefix: Path, lock: Lock, kept: Path, wheels: Pat
             run_uv([*argv, "--reinstall", "--no-cache"], screen, size=size)
         except Failure as again:
             code = EXIT_INTEGRITY if again.code == EXIT_FAILED else again.code
-            raise Failure(again.what, again.hint, code) from again
+            raise Failure(again.what, again.hint or HINTS["integrity"], code) from again
         clean_cache(uv, names, screen)
     finally:  # --launch becomes Jupyter, and nothing that waits for this program's end is done
         temporary.clean_up()

@@ -344,12 +344,12 @@ def find_receipt(home: Path, env: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def open_bundle(options: Options, receipt: dict[str, Any], screen: Screen) -> Iterator[Offline]:
     """Give the bundle that --offline names; raise Failure unless it has what the environment was made from."""
-    env, platform, layer = (str(receipt[name]) for name in ("env", "platform", "layer"))
+    env, platform, layer, engine = (str(receipt[name]) for name in ("env", "platform", "layer", "engine"))
     where = Path(options.offline), options.home, env, platform
     with offline.open_bundle(*where, screen, options.bundle_lock, options.bundle_signers) as bundle:
-        bundle.choose(str(receipt["engine"]))
         digest = make_lock(read_index(bundle.lockfiles), bundle.lockfiles, env, platform, layer).digest
         for what, found, need in (
+            ("engine", engine if bundle.has(engine) else bundle.engine, engine),
             ("Python", f"host-{bundle.python}" if bundle.engine == "host" else layer, layer),
             ("lock", digest, str(receipt["lock"]["digest"])),
         ):
@@ -377,7 +377,7 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
         held.enter_context(homes.hold_lock(home, screen, inherited=True))
         receipt, bundle = find_receipt(home, options.env), None
         if options.offline:
-            offline.check_fits(Path(options.offline), options.env, str(receipt["platform"]))
+            offline.check_fits(Path(options.offline), options.env, str(receipt["platform"]), " --repair")
         if options.offline and not dry_run:
             bundle = held.enter_context(open_bundle(options, receipt, screen))
             options = options._replace(lockfiles=bundle.lockfiles)

@@ -23,9 +23,9 @@ from typing import Any
 from colab_local.base.errors import Failure
 from colab_local.base.hints import COMMAND
 from colab_local.install import surroundings
-from colab_local.laptop import cures
+from colab_local.laptop import agent, cures
 from tests.conftest import REPO
-from tests.support.hint_sites import HOLE, Site, sites
+from tests.support.hint_sites import HOLE, TAKES, Site, sites
 
 TABLE = Path(__file__).with_suffix(".json")
 FEWEST = 10  # letters of a text's own that are enough to tell a site by
@@ -91,7 +91,8 @@ class Recorder:
             for site in by_file().get(frame.f_code.co_filename, ()):
                 if site.lines[0] <= frame.f_lineno <= site.lines[1]:
                     self.seen.add(site.name)
-                    return
+                    if frame.f_code.co_name not in TAKES:  # else it was given this hint by its caller
+                        return
             if frame.f_back is None:
                 return
             frame = frame.f_back
@@ -147,7 +148,7 @@ def install() -> None:
 
         return made
 
-    for kind in (Failure, cures.Fault):
+    for kind in (Failure, cures.Fault, agent.Refusal):
         kind.__init__ = listening(kind.__init__, 4)  # type: ignore[method-assign]
     surroundings.Finding.__new__ = listening(surroundings.Finding.__new__, 3)  # type: ignore[method-assign]
     communicate = subprocess.Popen.communicate
