@@ -13,6 +13,7 @@ import fcntl
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from tests.conftest import REPO
 from tests.support.hint_sites import HOLE, TAKES, Site, sites
 
 TABLE = Path(__file__).with_suffix(".json")
+BASH = shutil.which("bash") or "bash"  # a test may have changed PATH
 FEWEST = 10  # letters of a text's own that are enough to tell a site by
 OURS = re.compile(r"[/ ](bootstrap\.py|scripts/(?:\w+/)*\w+\.py)(?: |$)")
 
@@ -121,7 +123,7 @@ def untypable(hint: str) -> str:
     first = hint.partition(" ")[0]
     if not (first in PROGRAMS.split() or Path(first).name.startswith("python")):
         return ""  # a sentence
-    checked = subprocess.run(["bash", "-n"], input=hint, capture_output=True, text=True, check=False)
+    checked = subprocess.run([BASH, "-n"], input=hint, capture_output=True, text=True, check=False)
     if checked.stderr:
         return checked.stderr.strip()
     found = OURS.search(hint.replace("'", "").partition("   #")[0]) if "python" in first else None
