@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import csv
 import re
 import shutil
 from pathlib import Path
@@ -133,13 +132,9 @@ def forget_damaged(prefix: Path, name: str) -> None:
     pattern = re.sub(r"[-_.]+", "[-_.]", name)
     site = site_packages(prefix) or "lib"
     for info in (prefix / site).glob("*.dist-info"):
-        if re.fullmatch(pattern + r"-[^-]+\.dist-info", info.name, re.IGNORECASE):
-            try:
-                is_whole = not read_record(site, info)[1]
-            except (ValueError, csv.Error):
-                is_whole = False
-            if not is_whole:
-                remove_tree(info)
+        ours = re.fullmatch(pattern + r"-[^-]+\.dist-info", info.name, re.IGNORECASE)
+        if ours and read_record(site, info)[1]:
+            remove_tree(info)
 
 
 def clean_cache(uv: Path, names: Sequence[str], screen: Screen) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +50,14 @@ def typed(program: Any, *words: Any) -> str:
         line.split(": ", 1) for line in said.getvalue().splitlines() if line.startswith(("error: ", "hint: "))
     )
     return f"{lines['error']} | {lines['hint']}"
+
+
+def program(file: Path, script: str) -> Path:
+    """Write a program that does this."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return file
 
 
 def hint_of(said: str) -> str:

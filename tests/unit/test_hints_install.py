@@ -25,18 +25,10 @@ from colab_local.install.packages import install_packages
 from scripts import bundle
 from tests.conftest import REPO, SCREEN
 from tests.support.receipts import NAME
-from tests.support.situations import hint_of, paste, told, typed
+from tests.support.situations import hint_of, paste, program, told, typed
 
 INDEX = read_index(REPO / "lockfiles")
 URL = "https://conda.anaconda.org/conda-forge/noarch/a-1-0.conda"
-
-
-def program(file: Path, script: str) -> Path:
-    """Write a program that does this."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"#!/bin/sh\n{script}\n")
-    file.chmod(0o755)
-    return file
 
 
 def job(home: Path, platform: str = "linux-64", env: str = "cpu", index: Any = INDEX) -> Job:
@@ -369,6 +361,7 @@ SAID: list[tuple[Doing, str, str]] = [
 def test_what_is_said(
     situation: Doing, error: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "user").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     known = {"at": tmp_path, "home": tmp_path / "user", "uid": os.getuid(), "gid": os.getgid()}
     said = situation(tmp_path, monkeypatch)
