@@ -71,11 +71,11 @@ def pairs(said: str) -> Iterator[tuple[str, str]]:
     """Yield (error, hint) as programs of ours print them, as lines or as JSON."""
     error = ""
     for line in re.sub(r"\x1b\[[\d;]*m", "", said).splitlines():
-        if line.startswith("error: "):
-            error = line[7:]
+        if line.startswith(("error: ", "warning: ")):
+            error = line.partition(": ")[2]
         elif line.startswith("hint: ") and error:
             yield error, line[6:]
-    for found in re.finditer(r'"error": ("(?:[^"\\]|\\.)*"),\s*"hint": ("(?:[^"\\]|\\.)*")', said):
+    for found in re.finditer(r'"(?:error|what)": ("(?:[^"\\]|\\.)*"),\s*"hint": ("(?:[^"\\]|\\.)*")', said):
         yield json.loads(found.group(1)), json.loads(found.group(2))
 
 
@@ -103,7 +103,7 @@ class Recorder:
         """Take note of what a program said."""
         for text in said:
             text = text.decode(errors="replace") if isinstance(text, bytes) else text
-            if not isinstance(text, str) or "hint" not in text or "error" not in text:
+            if not isinstance(text, str) or "hint" not in text:
                 continue
             for error, hint in pairs(text):
                 self.hints.add(hint)
