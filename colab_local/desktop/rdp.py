@@ -356,12 +356,13 @@ class Unshare(Step):
 
     def apply(self) -> None:
         if os.getuid() != 0:
-            raise Failure("removing the firewall rule needs root", "run it with sudo")
+            raise Failure("removing the firewall rule needs root", "sudo python3 bootstrap.py")
         disable(self.receipt)
         name, ports, uid = self.protocol.name, self.protocol.ports, self.receipt.person.uid
         look.still_open(ports[0])  # it may take a moment to close
         if any(found.uid == uid and not found.on_loopback for found in network.listeners(ports)):
-            raise Failure(f"{name} still listens, so its firewall rule stays", f"systemctl --user stop {SERVICE}")
+            by_hand = f"systemctl --user stop {SERVICE}   # as {self.receipt.person.name}, not as root"
+            raise Failure(f"{name} still listens, so its firewall rule stays", by_hand)
         self._settings_back()
         self._firewall_off()
 
