@@ -52,7 +52,7 @@ sys.path.insert(0, {str(REPO)!r})
 from pathlib import Path
 from colab_local.base.terminal import Screen
 from colab_local.manage import service
-home = Path("/root/both")
+home = Path("/srv/both")
 if sys.argv[1] == "on":
     (home / "receipts").mkdir(parents=True, exist_ok=True)
     token = home / "run" / "jupyter-token"
@@ -195,11 +195,9 @@ def test_lingering_stays_for_the_one_that_is_left_and_then_is_as_it_was(machine:
         return machine.run(["env", "HOME=/root", PYTHON, "-B", "-c", SERVICE, state]).stdout
 
     def virtual(state: str) -> str:
-        words = (
-            ["--session", "openbox", "--vnc-password-file", "/root/password"] if state == "on" else ["--uninstall"]
-        )
-        argv = [PYTHON, "-B", str(REPO / "bootstrap.py"), "--prefix", "/root/both", "--desktop", "virtual", *words]
-        return machine.run(["env", "HOME=/root", *argv]).stdout
+        argv = [PYTHON, "-B", str(REPO / "bootstrap.py"), "--prefix", "/srv/both", "--desktop", "virtual"]
+        more = "--session openbox --vnc-password-file ~/password" if state == "on" else "--uninstall"
+        return machine.run(["env", "HOME=/root", "sh", "-c", f'exec "$@" {more}', "sh", *argv]).stdout
 
     def runs(unit: str) -> bool:
         ask = ["env", "XDG_RUNTIME_DIR=/run/user/0", "systemctl", "--user", "is-active", unit]
