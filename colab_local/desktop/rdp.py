@@ -275,11 +275,12 @@ class RdpOff(Step):
 
     def apply(self) -> None:
         if os.getuid() != 0:
-            raise Failure("removing the firewall rule needs root", "run it with sudo")
+            raise Failure("removing the firewall rule needs root", "sudo python3 bootstrap.py")
         disable(self.receipt)
         look.still_open(PORT)  # it may take a moment to close
         if network.listeners(PORTS):
-            raise Failure("RDP still listens, so its firewall rule stays", f"systemctl --user stop {SERVICE}")
+            by_hand = f"systemctl --user stop {SERVICE}   # as {self.receipt.person.name}, not as root"
+            raise Failure("RDP still listens, so its firewall rule stays", by_hand)
         self._settings_back()
         self._firewall_off()
 

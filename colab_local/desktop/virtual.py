@@ -231,7 +231,8 @@ def encode(person: Person, password: str) -> bytes:
     program = next((p for p in ("tigervncpasswd", "tightvncpasswd", "vncpasswd") if packages.program(p)), "vncpasswd")
     encoded = person.run([program, "-f"], feed=password.encode("ascii") + b"\n", timeout=15)
     if len(encoded) != 8:
-        raise Failure(f"{program} made no password (found {len(encoded)} bytes, need 8)", f"{program} -f")
+        what = f"{program} made no password (found {len(encoded)} bytes, need 8)"
+        raise Failure(what, f"echo password | {program} -f | wc -c   # has to say 8")
     return encoded
 
 

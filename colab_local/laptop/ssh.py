@@ -21,6 +21,7 @@ from typing import Any, Callable, Deque, Iterable, NamedTuple, Sequence
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.network import answers, free_port
+from colab_local.base.programs import without_ssh
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, read_index
 from colab_local.install.servers import Json
@@ -416,7 +417,7 @@ class Connection:
             )
         except OSError as problem:
             if self.ssh.program == "ssh":
-                raise Failure("no program ssh on this machine", "sudo apt install openssh-client") from None
+                raise without_ssh("ssh") from None
             what = f"{self.ssh.program} can't be run ({problem.strerror}), and --ssh names it"
             own = tuple(word for word in self.ssh.own if word not in ("--ssh", self.ssh.program))
             raise Failure(what, connect_line(self.ssh._replace(own=own), "")) from None

@@ -187,7 +187,8 @@ def refresh_index(environments: Path, lockfiles: Path) -> dict[str, str]:
     """Return all files with index.json made anew from them and from environments/, nothing solved."""
     files = read_files(lockfiles)
     if "index.json" not in files:
-        raise Failure(f"{lockfiles} has no index.json yet", "python3 scripts/lock.py")
+        again = f"python3 scripts/lock.py --environments {environments} --lockfiles {lockfiles}"
+        raise Failure(f"{lockfiles} has no index.json yet", again)
     old = read_index(lockfiles)
     return {**files, "index.json": index_text(environments, files, old["environments"], old["uv"]["version"])}
 

@@ -664,7 +664,7 @@ def test_install_without_a_network_with_this_machines_python(tmp_path: Path, sma
     assert found[0].fingerprint == found[1].fingerprint
     repair_from(home, tmp_path, unpacked, program=unpacked)
     other = home.run("--repair", "--offline", small, check=False)
-    assert other.returncode == EXIT_USAGE and "the bundle is for another engine" in other.stderr
+    assert other.returncode == EXIT_USAGE and "the bundle is of another engine" in other.stderr
 
 
 def repair_from(home: Home, tmp_path: Path, bundle: Path, program: Path = REPO) -> None:

@@ -139,7 +139,7 @@ def job_of(world: World, home: Path, lock: Lock) -> Job:
 def content(prefix: Path) -> dict[str, Any]:
     """Return what an environment holds and what its records say of it, wherever it lies."""
     made = {name: what for name, what in snapshot(prefix).items() if not name.startswith("conda-meta")}
-    return {"files": made, "records": [(p.title, p.sha256, p.entries) for p in read_conda(prefix)]}
+    return {"files": made, "records": [(p.title, p.sha256, p.entries) for p in read_conda(prefix)[0]]}
 
 
 @pytest.fixture(scope="module")

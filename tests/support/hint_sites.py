@@ -27,7 +27,6 @@ TAKES = {
     "Finding": (1, 2),
     "Refusal": (0, 1),
     "demand": (None, 2),
-    "hinted": (None, 1),
 }
 HOLE = "VALUE"  # for what is put into a text when the program runs
 Scope = dict[str, list[ast.expr]]

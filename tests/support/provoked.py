@@ -13,6 +13,7 @@ import fcntl
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,11 +24,12 @@ from typing import Any
 from colab_local.base.errors import Failure
 from colab_local.base.hints import COMMAND
 from colab_local.install import surroundings
-from colab_local.laptop import cures
+from colab_local.laptop import agent, cures
 from tests.conftest import REPO
-from tests.support.hint_sites import HOLE, Site, sites
+from tests.support.hint_sites import HOLE, TAKES, Site, sites
 
 TABLE = Path(__file__).with_suffix(".json")
+BASH = shutil.which("bash") or "bash"  # a test may have changed PATH
 FEWEST = 10  # letters of a text's own that are enough to tell a site by
 OURS = re.compile(r"[/ ](bootstrap\.py|scripts/(?:\w+/)*\w+\.py)(?: |$)")
 
@@ -91,7 +93,8 @@ class Recorder:
             for site in by_file().get(frame.f_code.co_filename, ()):
                 if site.lines[0] <= frame.f_lineno <= site.lines[1]:
                     self.seen.add(site.name)
-                    return
+                    if frame.f_code.co_name not in TAKES:  # else it was given this hint by its caller
+                        return
             if frame.f_back is None:
                 return
             frame = frame.f_back
@@ -120,7 +123,7 @@ def untypable(hint: str) -> str:
     first = hint.partition(" ")[0]
     if not (first in PROGRAMS.split() or Path(first).name.startswith("python")):
         return ""  # a sentence
-    checked = subprocess.run(["bash", "-n"], input=hint, capture_output=True, text=True, check=False)
+    checked = subprocess.run([BASH, "-n"], input=hint, capture_output=True, text=True, check=False)
     if checked.stderr:
         return checked.stderr.strip()
     found = OURS.search(hint.replace("'", "").partition("   #")[0]) if "python" in first else None
@@ -147,7 +150,7 @@ def install() -> None:
 
         return made
 
-    for kind in (Failure, cures.Fault):
+    for kind in (Failure, cures.Fault, agent.Refusal):
         kind.__init__ = listening(kind.__init__, 4)  # type: ignore[method-assign]
     surroundings.Finding.__new__ = listening(surroundings.Finding.__new__, 3)  # type: ignore[method-assign]
     communicate = subprocess.Popen.communicate
