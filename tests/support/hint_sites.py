@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from colab_local.install.program import statements
 from tests.conftest import REPO
 
 FILES = sorted(
@@ -108,7 +109,7 @@ def in_file(path: Path) -> Iterator[Site]:
             if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
                 inner = f"{function}.{child.name}".strip(".")
                 if isinstance(child, ast.FunctionDef):
-                    known = scope | assigned(ast.walk(child))
+                    known = scope | assigned(statements(child.body))
             if isinstance(child, ast.Call):
                 called = getattr(child.func, "id", getattr(child.func, "attr", ""))
                 says, hints = TAKES.get(called, (None, None))

@@ -24,18 +24,13 @@ from tests.support.hint_sites import FILES, HOLE, sites, text_of
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield every text of a file that has a command of ours, and where; a part of a longer one is not one itself."""
-    parts = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.JoinedStr, ast.BinOp))
-        for child in ast.walk(node)
-        if child is not node
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)) and id(node) not in parts:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)):
             text = text_of(node)
             if "python3 " in text and ".py" in text:
                 yield node.lineno, text
+        else:
+            yield from texts(node)
 
 
 @cache
