@@ -326,9 +326,8 @@ def test_the_copies_of_the_lock_are_checked(host: Home) -> None:
     copy = host.path / "receipts" / host.prefix.name / "lock" / "pypi.txt"
     with mended(copy):
         copy.write_text(copy.read_text().replace("tornado==", "tornado==9"))
-        found = kinds(verify.check(receipt(host), SCREEN))
-        assert ("changed", "lock", str(copy)) in found
-        assert ("version", "tornado", "") in found
+        # and nothing is compared with what it says: --repair copies it again, and compares then
+        assert kinds(verify.check(receipt(host), SCREEN)) == {("changed", "lock", str(copy))}
 
 
 def test_what_a_user_reads_and_how_to_mend_it(host: Home, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 from colab_local.base.errors import Failure
 from tests.conftest import REPO
 from tests.support.provoked import RECORDER
+from tests.support.receipts import NAME, write_receipt
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -58,6 +60,26 @@ def program(file: Path, script: str) -> Path:
     file.write_text(f"#!/bin/sh\n{script}\n")
     file.chmod(0o755)
     return file
+
+
+def home_with(home: Path, **more: Any) -> Path:
+    """Return a home with an environment in use, of which there is a receipt and a Python that ends at once."""
+    program(home / "envs" / NAME / "bin" / "python", "exit 3")
+    write_receipt(home, **more)
+    (home / "current").mkdir()
+    (home / "current" / "cpu").symlink_to(home / "envs" / NAME)
+    return home
+
+
+def certified(folder: Path) -> tuple[ssl.SSLContext, Path]:
+    """Return what makes a server speak TLS, with a certificate for localhost that nobody trusts; and that."""
+    key, pem = folder / "key.pem", folder / "proxy.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=x -addext"
+    names = ["subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(pem)]
+    subprocess.run(["openssl", *words.split(), *names], capture_output=True, check=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, key)
+    return context, pem
 
 
 def hint_of(said: str) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import ssl
-import subprocess
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +20,7 @@ from colab_local.base.command_line import Parser, run_program
 from colab_local.base.downloads import Download, download
 from colab_local.base.programs import run
 from tests.conftest import SCREEN
-from tests.support.situations import paste, told, typed
+from tests.support.situations import certified, paste, told, typed
 
 
 def doing(work: Callable[[], object]) -> Any:
@@ -61,12 +59,7 @@ def test_a_server_with_a_certificate_of_its_own_is_trusted_after_what_the_hint_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a company's proxy has one."""
-    key, pem = tmp_path / "key.pem", tmp_path / "proxy.pem"
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=x -addext"
-    names = ["subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(pem)]
-    subprocess.run(["openssl", *words.split(), *names], capture_output=True, check=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem, key)
+    context, pem = certified(tmp_path)
     with HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -22,20 +22,11 @@ from colab_local.manage import content, repair, service
 from scripts import benchmark, compare, connect
 from scripts.fleet import cloud_init
 from tests.conftest import REPO, SCREEN
-from tests.support.receipts import NAME, write_receipt
-from tests.support.situations import hint_of, paste, program, told, typed
+from tests.support.receipts import NAME
+from tests.support.situations import hint_of, home_with, paste, program, told, typed
 
 Doing = Callable[[Path, pytest.MonkeyPatch], str]
 MAKE = "python3 bootstrap.py --env cpu"
-
-
-def home_with(home: Path, **more: Any) -> Path:
-    """Return a home with an environment in use, of which there is a receipt and a Python that ends at once."""
-    program(home / "envs" / NAME / "bin" / "python", "exit 3")
-    write_receipt(home, **more)
-    (home / "current").mkdir()
-    (home / "current" / "cpu").symlink_to(home / "envs" / NAME)
-    return home
 
 
 def gone(home: Path) -> Path:
