@@ -157,6 +157,12 @@ def wish(options: Options, person: Person, receipt: Receipt) -> Wish:
     """Return what to set up: options first, then what an earlier run chose, then the best there is."""
     before = _so_far(person)
     vnc = options.vnc or next((k for k, v in SERVERS.items() if before.get("VNC_SERVER") == v), None)
+    if vnc == "gnome":
+        raise Failure(
+            "GNOME's own VNC server shows the screen that is there (found --desktop virtual, need mirror)",
+            "sudo python3 bootstrap.py --desktop mirror --vnc gnome",
+            EXIT_USAGE,
+        )
     if vnc is None:
         # TightVNC's X server lacks RENDER, RANDR and XInput2, and GTK 4 programs abort on it.
         vnc = "tiger" if packages.available("Xtigervnc") or not packages.available("Xtightvnc") else "tight"

@@ -584,6 +584,10 @@ class Connection:
         """Return whether the host's sshd refused to open a forward (channels.c)."""
         return any("administratively prohibited" in line for line in self.said)
 
+    def has_shut_socket(self) -> bool:
+        """Return whether the host's sshd did not open a Unix socket: the same words where it may not (9.2, seen)."""
+        return any("open failed: connect failed: open failed" in line for line in tuple(self.said))
+
     def try_other_name(self) -> bool:
         """Drop the forwards and name the host's own end otherwise from now on; False if that was done before.
 

@@ -602,7 +602,10 @@ def uninstall(home: Path, dry_run: bool, screen: Screen) -> int:
             with contextlib.suppress(OSError):  # somebody else's files are in it by now
                 parent.rmdir()
     if manager and (receipt["lingering"] or manager.lingering):
-        linger.switch(user_name(), False, manager.succeeds)
+        if linger.hand_to_desktop(home / "receipts" / "desktop.json", user_name()):
+            screen.say(f"lingering of {user_name()} stays on for the virtual desktop")
+        else:
+            linger.switch(user_name(), False, manager.succeeds)
     with contextlib.suppress(FileNotFoundError):
         token_file.unlink()
     receipt_path(home).unlink()

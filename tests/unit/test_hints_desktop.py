@@ -95,7 +95,7 @@ def rule(at: Path, patch: pytest.MonkeyPatch, **programs: str) -> None:
     patch.setattr(rdp, "RULES", at / "etc" / "rules")
     patch.setattr(rdp, "UNIT", at / "etc" / "colab-local-rdp.service")
     (at / "etc").mkdir()
-    rdp.Firewall(SimpleNamespace(note=lambda **_: None)).apply()  # type: ignore[arg-type]
+    rdp.Firewall(SimpleNamespace(note=lambda **_: None), keyring.RDP).apply()  # type: ignore[arg-type]
 
 
 def off(patch: pytest.MonkeyPatch, uid: int) -> None:
@@ -103,8 +103,9 @@ def off(patch: pytest.MonkeyPatch, uid: int) -> None:
     patch.setattr(os, "getuid", lambda: uid)
     patch.setattr(rdp, "disable", lambda _: None)
     patch.setattr(look, "still_open", lambda _: True)
-    patch.setattr(network, "listeners", lambda ports: [1])
-    rdp.RdpOff(SimpleNamespace(person=SimpleNamespace(name="ada"))).apply()  # type: ignore[arg-type]
+    patch.setattr(network, "listeners", lambda ports: [network.Listener("0.0.0.0", ports[0], 1, 61234)])  # noqa: S104
+    ada = SimpleNamespace(name="ada", uid=61234)
+    rdp.Unshare(SimpleNamespace(person=ada, entry={"rdp": True})).apply()  # type: ignore[arg-type]
 
 
 def stubborn(patch: pytest.MonkeyPatch) -> None:
@@ -141,8 +142,12 @@ def moved(at: Path, patch: pytest.MonkeyPatch, make: Callable[[Path], object]) -
     return said
 
 
-NFT = f"""case "$1" in
-list) echo 'iifname != "lo" tcp dport {rdp.PORTS[0]}-{rdp.PORTS[-1]} drop';;
+def kept(who: person.Person) -> None:
+    keyring.store(who, keyring.RDP, True, "secret12")
+
+
+NFT = """case "$1" in
+list) echo 'iifname != "lo" tcp dport 3389-3399 drop';;
 esac"""
 MOVE = "mv '{at}/my vnc' '{at}/my vnc'.orig"
 APT = "DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends x11-xserver-utils"
@@ -260,7 +265,7 @@ SAID: list[tuple[Doing, str, str]] = [
         "kill -KILL 4711   # then the same command again",
     ),
     (
-        lambda at, patch: told(lambda: keyring.store(machine(at, patch, grdctl="exit 1"), True, "secret12")),
+        lambda at, patch: told(lambda: kept(machine(at, patch, grdctl="exit 1"))),
         "the password could not be kept (grdctl rdp set-credentials",
         "grdctl status",
     ),
