@@ -26,7 +26,7 @@ from colab_local.base.hints import COMMAND
 from colab_local.install import surroundings
 from colab_local.laptop import agent, cures
 from tests.conftest import REPO
-from tests.support.hint_sites import HOLE, PROGRAMS, Site, parser_of, sites
+from tests.support.hint_sites import HOLE, PROGRAMS, TAKES, Site, parser_of, sites
 
 TABLE = Path(__file__).with_suffix(".json")
 BASH = shutil.which("bash") or "bash"  # a test may have changed PATH
