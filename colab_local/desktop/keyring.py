@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Container, Sequence
+from typing import Mapping, Sequence
 
 from colab_local.base.errors import Failure
 
@@ -50,13 +50,13 @@ RDP = Protocol(
     "rdp",
     range(3389, 3400),
     ("org.gnome.RemoteDesktop.RdpCredentials",),
-    ("tls-key", "tls-cert", "view-only", "negotiate-port", "enable"),
+    ("tls-key", "tls-cert", "view-only", "port", "negotiate-port", "enable"),
 )
 VNC = Protocol(
     "vnc",
     range(5900, 5910),
     ("org.gnome.RemoteDesktop.VncPassword", "org.gnome.RemoteDesktop.VncCredentials"),
-    ("encryption", "auth-method", "view-only", "negotiate-port", "enable"),
+    ("encryption", "auth-method", "view-only", "port", "negotiate-port", "enable"),
 )
 ASK = ("busctl", "--user", "--timeout=10")
 SECRETS, ROOT = "org.freedesktop.secrets", "/org/freedesktop/secrets"
@@ -165,13 +165,13 @@ def settings(person: Person, protocol: Protocol) -> dict[str, str]:
 
 
 def commands(
-    protocol: Protocol, key_and_cert: Sequence[Path], helps: str, has: Container[str]
+    protocol: Protocol, key_and_cert: Sequence[Path], helps: str, has: Mapping[str, str]
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Return the commands that come before the password is set, and those after it: the last opens the port.
 
     key_and_cert: for RDP; helps: what `grdctl --help` says, older releases cannot switch port negotiation off (since
-    46); has: the settings of this release. Some distributions added an encryption to VNC (TLS without certificates)
-    that neither Finder nor TigerVNC knows: the tunnel is the encryption.
+    46); has: the settings as they are, those of this release. Some distributions added an encryption to VNC (TLS
+    without certificates) that neither Finder nor TigerVNC knows: the tunnel is the encryption.
     """
     grdctl = ["grdctl", protocol.word]
     if protocol is RDP:
@@ -180,6 +180,8 @@ def commands(
         before = [[*grdctl, "set-auth-method", "password"]]  # else somebody at the screen is asked
         if "encryption" in has:
             before.append(["gsettings", "set", protocol.schema, "encryption", "['none']"])
+    if has.get("port", str(protocol.ports[0])).split()[-1] != str(protocol.ports[0]):  # one that nothing guards
+        before.append(["gsettings", "set", protocol.schema, "port", str(protocol.ports[0])])
     before.append([*grdctl, "disable-view-only"])
     fixed = [[*grdctl, "disable-port-negotiation"]] if "disable-port-negotiation" in helps else []
     return before, [*fixed, [*grdctl, "enable"]]

@@ -693,12 +693,20 @@ def gnome42(receipt: plan.Receipt, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
-@pytest.mark.parametrize("encryption", [{}, {"encryption": "['tls-anon']"}])
+@pytest.mark.parametrize(
+    ("more", "made"),
+    [
+        ({}, {}),
+        # What some distributions added (gnome-remote-desktop's branch wip/tls); 42.9 itself has none.
+        ({"encryption": "['tls-anon']"}, {"encryption": "['none']"}),
+        ({"port": "uint16 5905"}, {"port": "5900"}),  # 48.1 can have another
+        ({"port": "uint16 5900"}, {"port": "uint16 5900"}),
+    ],
+)
 def test_vnc_is_set_up_and_taken_back(
-    gnome42: Path, receipt: plan.Receipt, encryption: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    gnome42: Path, receipt: plan.Receipt, more: dict[str, str], made: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`encryption` is what some distributions added (gnome-remote-desktop's branch wip/tls); 42.9 itself has none."""
-    before = {"auth-method": "'prompt'", "enable": "false", "view-only": "true", **encryption}
+    before = {"auth-method": "'prompt'", "enable": "false", "view-only": "true", **more}
     (gnome42 / "settings").write_text(json.dumps(before))
     rdp.Share(receipt, keyring.VNC, "s3cret88", False).apply()
     assert (gnome42 / "log").read_text().splitlines() == [
@@ -709,7 +717,7 @@ def test_vnc_is_set_up_and_taken_back(
     ]
     assert json.loads((gnome42 / "settings").read_text()) == {
         **{"auth-method": "'password'", "enable": "true", "view-only": "false"},
-        **dict.fromkeys(encryption, "['none']"),
+        **made,
     }
     assert (gnome42 / "entry").read_text().endswith("|xdg:schema|org.gnome.RemoteDesktop.VncPassword|s3cret88")
     assert "s3cret88" not in receipt.path.read_text()

@@ -39,7 +39,6 @@ from tests.support.mirror import (
     Status,
     Tamper,
     World,
-    build_world,
     find_interpreter,
     own_environment,
 )
@@ -47,17 +46,6 @@ from tests.support.mirror import (
 pytestmark = pytest.mark.skipif(
     find_interpreter() is None, reason="no Python 3.11-3.13 but Debian's own to make a conda package of"
 )
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.getbasetemp() / "world")
-
-
-@pytest.fixture
-def mirror(world: World) -> Iterator[Mirror]:
-    with Mirror(world) as server:
-        yield server
 
 
 def opened_bundle(*arguments: Any) -> offline.Offline:

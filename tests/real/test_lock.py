@@ -70,14 +70,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
-@pytest.fixture
-def lab(made: Lab, tmp_path: Path) -> Lab:
-    """A copy of the locked lab, to be changed at will."""
-    for name in ("environments", "channel", "lockfiles"):
-        shutil.copytree(made.root / name, tmp_path / name)
-    return Lab(tmp_path)
-
-
 # --- what is locked
 
 

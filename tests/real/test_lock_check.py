@@ -12,7 +12,6 @@ import json
 import operator
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,14 +39,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     assert done.returncode == 0, done.stderr
     assert problems(lab, "--channel", str(lab.channel)) == []
     return lab
-
-
-@pytest.fixture
-def lab(made: Lab, tmp_path: Path) -> Lab:
-    """A copy of the locked lab, to be changed at will."""
-    for name in ("environments", "channel", "lockfiles"):
-        shutil.copytree(made.root / name, tmp_path / name)
-    return Lab(tmp_path)
 
 
 def problems(lab: Lab, *arguments: str) -> list[str]:

@@ -26,7 +26,7 @@ from colab_local.install.home import current_receipt
 from colab_local.manage import verify
 from tests.conftest import REPO, SCREEN, Installed, supported_python
 from tests.support.homes import LIGHT, Home, hinted, run_script, write_lockfiles
-from tests.support.mirror import Mirror, World, build_world, find_interpreter
+from tests.support.mirror import Mirror, World, find_interpreter
 
 needs_interpreter = pytest.mark.skipif(
     find_interpreter() is None, reason="no Python 3.11-3.13 but Debian's own to make a conda package of"
@@ -40,11 +40,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Home:
     home = Home(folder / "home", folder / "user")
     home.run("--engine", "host", "--lockfiles", write_lockfiles(folder / "lockfiles"))
     return home
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.getbasetemp() / "world")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from colab_local.base.hints import COMMAND
 from colab_local.install import surroundings
 from colab_local.laptop import agent, cures
 from tests.conftest import REPO
-from tests.support.hint_sites import HOLE, TAKES, Site, sites
+from tests.support.hint_sites import HOLE, PROGRAMS, TAKES, Site, parser_of, sites
 
 TABLE = Path(__file__).with_suffix(".json")
 BASH = shutil.which("bash") or "bash"  # a test may have changed PATH
@@ -118,8 +118,6 @@ RECORDER = Recorder()
 
 def untypable(hint: str) -> str:
     """Return what is wrong with a hint as it was printed: its shell, or our own parser, does not take it; or ""."""
-    from tests.unit.test_hints_known import PROGRAMS, parser_of
-
     first = hint.partition(" ")[0]
     if not (first in PROGRAMS.split() or Path(first).name.startswith("python")):
         return ""  # a sentence
