@@ -231,7 +231,10 @@ def make_parser() -> Parser:
         "--gpu is given, too",
     )
     remote.add_argument(
-        "--vnc", choices=SERVERS, default="", help="VNC server of the virtual desktop: TigerVNC or TightVNC"
+        "--vnc",
+        choices=SERVERS,
+        default="",
+        help="server of a virtual desktop: TigerVNC or TightVNC; gnome: VNC of a mirrored Wayland screen (not RDP)",
     )
     remote.add_argument(
         "--vnc-listen", choices=LISTENS, default="", help="at a port of loopback (default), or a Unix socket: no port"

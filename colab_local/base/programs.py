@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -269,6 +270,15 @@ def succeeds(argv: Sequence[Any], screen: Screen) -> bool:
     except Failure:
         return False
     return True
+
+
+def without_ssh(program: str) -> Failure:
+    """Return what is said where a program of OpenSSH's client is not there: distributions name its package twice."""
+    known = [("apt-get", "openssh-client"), ("dnf", "openssh-clients"), ("zypper", "openssh-clients")]
+    here = [f"sudo {manager} install {package}" for manager, package in known if shutil.which(manager)]
+    return Failure(
+        f"no program {program} on this machine", here[0] if here else "install OpenSSH's client", EXIT_MACHINE
+    )
 
 
 def path_with(folder: Path) -> str:

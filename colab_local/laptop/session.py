@@ -152,6 +152,7 @@ class Session:
         self.login: Connection | None = None  # the line to the login node, on Slurm
         self.local = 0
         self.desktop: dict[str, int] = {}  # the port here of each port or socket there
+        self.told_of_socket = False
         self.line: Connection | None = None
         self.shown = ""  # the URL that the user has been given
         host = wished.destination.rpartition("@")[2]
@@ -266,6 +267,7 @@ class Session:
             self.show(wanted)
         while True:
             self.warn_of_end()
+            self.tell_about_socket(connection)
             if connection.event(1.0) == "gone":
                 self.line = None
                 self.tell_how_job_ended()
@@ -306,6 +308,17 @@ class Session:
                 )
             else:
                 self.screen.report(f"note: nothing listens at {where} yet (forwarded to {local})")
+
+    def tell_about_socket(self, connection: Connection) -> None:
+        """Say once that a desktop's Unix socket could not be opened: the viewer shows an empty window at most."""
+        if self.told_of_socket or not connection.has_shut_socket():
+            return
+        self.told_of_socket = True
+        self.screen.report(
+            "note: the sshd of {} did not open the desktop's socket: the desktop has ended, or sshd_config says "
+            "AllowStreamLocalForwarding no. There: python3 bootstrap.py --desktop virtual   # starts it; with "
+            "--vnc-listen port it needs no socket".format(self.server["host"])
+        )
 
     def show(self, wanted: int) -> None:
         """Print the URL and what to do with it."""

@@ -21,6 +21,7 @@ from typing import Any, Callable, Deque, Iterable, NamedTuple, Sequence
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.network import answers, free_port
+from colab_local.base.programs import without_ssh
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, read_index
 from colab_local.install.servers import Json
@@ -479,7 +480,7 @@ class Connection:
             )
         except OSError as problem:
             if self.ssh.program == "ssh":
-                raise Failure("no program ssh on this machine", "sudo apt install openssh-client") from None
+                raise without_ssh("ssh") from None
             what = f"{self.ssh.program} can't be run ({problem.strerror}), and --ssh names it"
             own = tuple(word for word in self.ssh.own if word not in ("--ssh", self.ssh.program))
             raise Failure(what, connect_line(self.ssh._replace(own=own), "")) from None
@@ -656,6 +657,10 @@ class Connection:
     def is_forbidden(self) -> bool:
         """Return whether the host's sshd refused to open a forward (channels.c)."""
         return any("administratively prohibited" in line for line in self.said)
+
+    def has_shut_socket(self) -> bool:
+        """Return whether the host's sshd did not open a Unix socket: the same words where it may not (9.2, seen)."""
+        return any("open failed: connect failed: open failed" in line for line in tuple(self.said))
 
     def try_other_name(self) -> bool:
         """Drop the forwards and name the host's own end otherwise from now on; False if that was done before.

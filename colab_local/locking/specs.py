@@ -38,7 +38,7 @@ VIRTUAL_SHAPE = {"subdirs": {"*": {"packages": {"*": r"\d.*"}}}}
 ENVIRONMENT_SHAPE = {"channels": [r".+"], "dependencies": list}
 PIP_SHAPE = {"pip": [r".+"]}
 CARDS_SHAPE = {"*": {"*": r"\d+\.\d+"}}
-RECIPES_SHAPE = {"*": {"packages": {"*": {"code": r"[\d@. ]+", "source": r".+"}}, "notes": {"*": r".+"}}}
+RECIPES_SHAPE = {"*": {"packages": {"*": {"code": r"[\d@. ]+", "source": r".+"}}, "notes?": {"*": r".+"}}}
 EXCEPTIONS_SHAPE = {"*": {"reason": r".+", "platforms?": [r".+"]}}
 Target = tuple[str, str]  # conda platform, Python series
 # The same releases under another name, without a GPU's code: hosted Colab's version is that of the name behind.

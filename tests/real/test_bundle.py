@@ -39,7 +39,6 @@ from tests.support.mirror import (
     Status,
     Tamper,
     World,
-    build_world,
     find_interpreter,
     own_environment,
 )
@@ -47,17 +46,6 @@ from tests.support.mirror import (
 pytestmark = pytest.mark.skipif(
     find_interpreter() is None, reason="no Python 3.11-3.13 but Debian's own to make a conda package of"
 )
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.getbasetemp() / "world")
-
-
-@pytest.fixture
-def mirror(world: World) -> Iterator[Mirror]:
-    with Mirror(world) as server:
-        yield server
 
 
 def opened_bundle(*arguments: Any) -> offline.Offline:
@@ -664,7 +652,7 @@ def test_install_without_a_network_with_this_machines_python(tmp_path: Path, sma
     assert found[0].fingerprint == found[1].fingerprint
     repair_from(home, tmp_path, unpacked, program=unpacked)
     other = home.run("--repair", "--offline", small, check=False)
-    assert other.returncode == EXIT_USAGE and "the bundle is for another engine" in other.stderr
+    assert other.returncode == EXIT_USAGE and "the bundle is of another engine" in other.stderr
 
 
 def repair_from(home: Home, tmp_path: Path, bundle: Path, program: Path = REPO) -> None:

@@ -81,6 +81,12 @@ def test_nobody_imports_a_program_and_no_import_of_ours_hides_in_a_function(path
                 assert not hidden, f"{path.name}:{node.lineno} imports inside {function.name}()"  # type: ignore[attr-defined]
 
 
+def test_no_test_module_imports_another() -> None:
+    for path in sorted((REPO / "tests").rglob("*.py")):
+        others = [module for module, _ in imports(path) if re.match(r"tests\.(unit|real|lab)\b", module)]
+        assert others == [], f"{path.relative_to(REPO)}: what several use is in tests/support"
+
+
 def test_sizes() -> None:
     """A sysadmin reads bootstrap.py in ten minutes; no file is longer than one likes to read."""
     assert len((REPO / "bootstrap.py").read_text().splitlines()) <= 700
