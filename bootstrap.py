@@ -107,7 +107,7 @@ try:
     )
     from colab_local.install.next_steps import next_steps
     from colab_local.install.options import ENGINES, Options
-    from colab_local.install.servers import running_servers, token_file
+    from colab_local.install.servers import demand_alone, running_servers, token_file
     from colab_local.install.surroundings import warn
     from colab_local.manage import content, environments, notebook, repair, service, verify
     from colab_local.manage.card import show_card
@@ -558,6 +558,8 @@ def launch(options: Options, result: Dict[str, Any], screen: Screen) -> None:
     """Show the card and become Jupyter; where it runs already, the card is all that is needed."""
     argv, gpus = result["jupyter_argv"], result.get("gpus", [])
     ours = [server for server in running_servers(options.home) if server["port"] == options.port]
+    if ours:
+        demand_alone(options.port)
     token = token_file(options.home)
     screen.say()
     show_card(options.home, options.env, options.port, ours[0]["token"] if ours else token.read_text(), gpus, screen)

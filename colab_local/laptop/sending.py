@@ -56,7 +56,8 @@ class FarInstallation:
         self.done = True
         self.emit({"event": "installed", "host": self.host, "code": ended["code"]})
         if ended["code"]:
-            hint = f"on {self.host}: {ended['hint']}" if ended.get("hint") else ""
+            hint = str(ended.get("hint") or "").replace(" --json ", " ", 1)  # that was for us
+            hint = f"on {self.host}: {hint}" if hint else ""
             raise Failure(f"on {self.host}: {ended['error']}", hint, int(ended["code"]))
 
     def _ask(self, connection: Connection, op: str, **request: Any) -> Json:

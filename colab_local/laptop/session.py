@@ -286,8 +286,8 @@ class Session:
             try:
                 await_answer(local, server, connection)
                 return local
-            except Forbidden:
-                if not connection.try_other_name():
+            except Forbidden:  # as localhost, its sshd may take the other address: a stranger there gets no token
+                if not server.get("alone") or not connection.try_other_name():
                     raise
 
     def forward_desktop(self, connection: Connection) -> None:

@@ -42,6 +42,7 @@ from colab_local.install.servers import (
     LABEL,
     UNIT,
     api,
+    demand_alone,
     find_server,
     launchd_domain,
     running_servers,
@@ -369,8 +370,13 @@ def check(options: Options, screen: Screen) -> None:
         home = options.home.resolve()
         if current_receipt(home, options.env) is None:
             raise
+        running = find_server(home, options.env)
+        if running:
+            what = "{}; Jupyter runs already (process {pid}, port {port})".format(problem.what, **running)
+            raise Failure(what, problem.hint + "   # shows its address", problem.code) from None
         (home / "logs").mkdir(exist_ok=True)
-        by_hand = start_by_hand(command_line(options), home, token_file(home))
+        port = options.port if port_is_free(options.port) else free_port(options.port + 1)
+        by_hand = start_by_hand(command_line(options._replace(port=port)), home, token_file(home))
         raise Failure(f"{problem.what}: Jupyter can be started by hand", by_hand, problem.code) from None
 
 
@@ -510,6 +516,7 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     with hold_lock(home, screen):
         made = install(manager, home, options.env, argv, token, options.port)
     server = await_answer(manager, home, options.env, options.port)
+    demand_alone(options.port)
     screen.say(
         "{}: Jupyter runs as a {} service ({}).".format(
             "Done" if made else "Nothing to do", manager.kind, manager.path

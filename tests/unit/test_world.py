@@ -16,6 +16,7 @@ from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.install import surroundings
 from colab_local.install.engines.host import find_python, other_python
 from colab_local.install.machine import folder_refusal, memory_limit, memory_refusal
+from colab_local.install.servers import demand_alone
 from tests.conftest import REPO, SCREEN
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount of its own")
@@ -168,6 +169,8 @@ def test_two_programs_at_localhosts_two_addresses_are_told_from_one() -> None:
             assert found is not None
             assert [str(one) for one in found] == [f"127.0.0.1:{port}", f"[::1]:{port}"]
             assert not network.port_is_free(port)
+            with pytest.raises(Failure, match="two programs listen on port"):
+                demand_alone(port)
             other.kill()
 
 
