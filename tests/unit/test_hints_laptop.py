@@ -112,7 +112,7 @@ def without_ssh(at: Path, patch: pytest.MonkeyPatch) -> str:
     return typed(connect, "me@gpubox")
 
 
-def refused(act: Callable[[], object]) -> str:
+def refused(act: Callable[[], object], *own: str) -> str:
     """Return what is said here of what the agent refuses there."""
 
     def here() -> None:
@@ -120,7 +120,7 @@ def refused(act: Callable[[], object]) -> str:
             act()
         except agent.Refusal as found:
             message = {"error": found.what.rstrip(), "kind": found.kind}
-            raise ssh_module.refusal(message, ssh_module.Ssh("me@box"), None, "STOP") from None
+            raise ssh_module.refusal(message, ssh_module.Ssh("me@box", own=own), None, "STOP") from None
 
     return told(here)
 
@@ -302,6 +302,11 @@ SAID: list[tuple[Doing, str, str]] = [
         lambda at, _: refused(lambda: at_once(at)),
         "ImportError: no numpy",
         "ssh me@box 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'",
+    ),
+    (
+        lambda at, patch: refused(lambda: never(at, patch), "--home", "/data/my cl", "--ssh", "/a/ssh"),
+        "Jupyter did not answer within 0 s",
+        """ssh me@box 'tail -n 40 '"'"'/data/my cl'"'"'/logs/jupyter-*.log'""",
     ),
     (
         lambda at, patch: refused(lambda: never(at, patch)),
