@@ -87,11 +87,11 @@ def choose(lockfiles: Path, env: str, platform: str, engine: str, python: str = 
     series = pythons_of(index, env)
     known = {
         "environment": (env, index["environments"]),
+        "platform": (platform, index["environments"].get(env, {}).get("platforms", {})),
         "engine": (
             engine,
             ["conda", "host", *(name for name, one in index["installers"].items() if platform in one["files"])],
         ),
-        "platform": (platform, index["environments"].get(env, {}).get("platforms", {})),
         "Python": (python or series[-1], series),
     }
     for what, (wanted, there) in known.items():

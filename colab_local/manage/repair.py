@@ -342,7 +342,9 @@ def open_bundle(options: Options, receipt: dict[str, Any], screen: Screen) -> It
     env, platform, layer, engine = (str(receipt[name]) for name in ("env", "platform", "layer", "engine"))
     where = Path(options.offline), options.home, env, platform
     with offline.open_bundle(*where, screen, options.bundle_lock, options.bundle_signers) as bundle:
-        digest = make_lock(read_index(bundle.lockfiles), bundle.lockfiles, env, platform, layer).digest
+        digest = ""  # one of another engine lacks files of the lock
+        if bundle.has(engine):
+            digest = make_lock(read_index(bundle.lockfiles), bundle.lockfiles, env, platform, layer).digest
         for what, found, need in (
             ("engine", engine if bundle.has(engine) else bundle.engine, engine),
             ("Python", f"host-{bundle.python}" if bundle.engine == "host" else layer, layer),
