@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,15 @@ def altered(folder: Path) -> None:
     (folder / "a").write_text("another")
     manifest = {"sha256": {"files/a": "0" * 64}}
     bundling.write(folder / "b.tar", manifest, {}, {"files/a": folder / "a"}, SCREEN)
+
+
+def old_python(at: Path, patch: pytest.MonkeyPatch, *programs: str) -> str:
+    """bundle.py is typed with a Python that has no tomllib."""
+    for name in programs:
+        program(at / name, "")
+    patch.setenv("PATH", str(at))
+    patch.setitem(sys.modules, "tomllib", None)
+    return typed(bundle, "--output", at / "my bundle.tar", "--engine", "host")
 
 
 def wheels(folder: Path, uv: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +244,16 @@ SAID: list[tuple[Doing, str, str]] = [
         lambda at, patch: no_ssh(at, patch, "apt-get"),
         "no program ssh-keygen on this machine",
         "sudo apt-get install openssh-client",
+    ),
+    (
+        lambda at, patch: old_python(at, patch),
+        "a bundle is made with Python 3.11 or newer (found ",
+        "python3 bootstrap.py --cpu   # its environment has one: current/cpu/bin/python",
+    ),
+    (
+        lambda at, patch: old_python(at, patch, "python3.11", "python3.12"),
+        "a bundle is made with Python 3.11 or newer (found ",
+        "{at}/python3.12 scripts/bundle.py --output '{at}/my bundle.tar' --engine host",
     ),
     (
         lambda at, patch: no_ssh(at, patch, "dnf"),

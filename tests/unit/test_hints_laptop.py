@@ -219,6 +219,16 @@ SAID: list[tuple[Doing, str, str]] = [
         "{at}/no can't be run (No such file or directory), and --ssh names it",
         "python3 scripts/connect.py me@gpubox",
     ),
+    (
+        lambda at, _: connecting(
+            at,
+            "echo '@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @' >&2\n"
+            "echo 'Offending ED25519 key in /home/a b/.ssh/known_hosts:5' >&2; exit 255",
+        ),
+        "gpubox shows another host key than before",
+        "sed -i.old 5d '/home/a b/.ssh/known_hosts'"
+        "   # forgets the old key, if it was installed again: ask whoever runs it",
+    ),
     (without_ssh, "no program ssh on this machine", "sudo apt-get install openssh-client"),
     (
         lambda at, _: connecting(
