@@ -20,9 +20,9 @@ import pytest
 import trustme
 
 from tests.conftest import REPO
-from tests.real.test_sources import make_wheel
 from tests.support.bareroots import with_packages
 from tests.support.hosts import needs_root
+from tests.support.web import make_wheel
 
 pytestmark = [needs_root, pytest.mark.timeout(900)]
 
