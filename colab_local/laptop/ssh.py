@@ -435,11 +435,13 @@ def is_offered(env: str | None) -> bool:
 def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
     """Return the failure that the agent's answer stands for. stop: the command that stops Jupyter there."""
     wanted = env if is_offered(env) else None
+    home = dict(zip(ssh.own[::2], ssh.own[1::2])).get("--home")
+    logs = f"{shlex.quote(home) if home else '~/.local/share/colab-local'}/logs/jupyter-*.log"
     hints = {
         "absent": install_command(ssh, wanted),
         "absent-gpu": install_command(ssh, wanted or "gpu"),
         "env": install_command(ssh, wanted) if wanted else connect_line(ssh, "") + "   # the one installed last",
-        "start": typed(ssh, " 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'"),
+        "start": typed(ssh, " " + shlex.quote(f"tail -n 40 {logs}")),
         "silent": stop + "   # ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
         "account": typed(ssh, " 'sacctmgr -nP show associations user=$USER format=account,partition,qos'"),

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from colab_local.install.packages import install_packages
 from scripts import bundle
 from tests.conftest import REPO, SCREEN
 from tests.support.receipts import NAME
-from tests.support.situations import hint_of, paste, program, told, typed
+from tests.support.situations import Row, each, hold, paste, program, told, typed
 
 INDEX = read_index(REPO / "lockfiles")
 URL = "https://conda.anaconda.org/conda-forge/noarch/a-1-0.conda"
@@ -118,6 +117,14 @@ def pipe(home: Path) -> Path:
     return home
 
 
+def unlocked(home: Path) -> str:
+    """What the hint says makes room for the lock."""
+    said = told(lambda: take_lock(home, SCREEN))
+    paste(said)
+    os.close(take_lock(home, SCREEN))
+    return said
+
+
 def no_ssh(folder: Path, patch: pytest.MonkeyPatch, *managers: str) -> str:
     """Ask for ssh-keygen on a machine without it, in each of two ways."""
     for name in managers:
@@ -181,7 +188,6 @@ def flagged() -> str:
     return f"{found.what} | {found.hint}"
 
 
-Doing = Callable[[Path, pytest.MonkeyPatch], str]
 CHOOSE = REPO / "lockfiles", "cpu", "linux-64", "host"
 NO_INSTALLERS: Any = {name: {"files": {}} for name in ("pixi", "miniforge", "anaconda")}
 COPY = "copy {at}/l again from where it was made"
@@ -189,7 +195,7 @@ OURS = "python3 bootstrap.py"
 FORGE: dict[str, Any] = {"env": "gpu-forge"}
 BROKEN = "echo wrong >&2; exit 1"
 # What is done in a folder, `at`; a part of the error, and the whole hint.
-SAID: list[tuple[Doing, str, str]] = [
+SAID: list[Row] = [
     (
         lambda at, _: typed(bootstrap, "--lockfiles", at / "l", "--prefix", at / "h"),
         "can't read {at}/l/index.json (No such file or directory)",
@@ -211,12 +217,12 @@ SAID: list[tuple[Doing, str, str]] = [
         OURS + " --prefix {home}/colab-local",
     ),
     (
-        lambda at, _: told(lambda: take_lock(link(at / "h", at / "x"), SCREEN)),
+        lambda at, _: unlocked(link(at / "h", at / "x")),
         "{at}/h/.lock is not the file that we lock",
         "mv {at}/h/.lock {at}/h/.lock.yours",
     ),
     (
-        lambda at, _: told(lambda: take_lock(pipe(at / "h"), SCREEN)),
+        lambda at, _: unlocked(pipe(at / "h")),
         "{at}/h/.lock is not the file that we lock",
         "mv {at}/h/.lock {at}/h/.lock.yours",
     ),
@@ -377,16 +383,6 @@ SAID: list[tuple[Doing, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("situation", "error", "hint"), SAID, ids=[error for _, error, _ in SAID])
-def test_what_is_said(
-    situation: Doing, error: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "user").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    known = {"at": tmp_path, "home": tmp_path / "user", "uid": os.getuid(), "gid": os.getgid()}
-    said = situation(tmp_path, monkeypatch)
-    assert error.format(**known) in said
-    assert hint_of(said) == hint.format(**known)
-    if hint_of(said).startswith("mv ") and "envs" not in hint:
-        paste(said)
-        os.close(take_lock(tmp_path / "h", SCREEN))
+@each(SAID)
+def test_what_is_said(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(row, tmp_path, monkeypatch)
