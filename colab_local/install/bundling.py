@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 from colab_local.base.downloads import PARALLEL_DOWNLOADS, Download, Rules, download_all, rewrite
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import check_disk, sha256_of
+from colab_local.base.hints import typed_now
 from colab_local.base.programs import without_ssh
 from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
@@ -218,9 +219,18 @@ def toml_parser() -> Callable[[str], dict[str, Any]]:
     except ImportError:
         raise Failure(
             f"a bundle is made with Python 3.11 or newer (found {sys.version.split()[0]})",
-            f"{default_home()}/current/cpu/bin/python scripts/bundle.py",
+            newer_python(),
         ) from None
     return tomllib.loads
+
+
+def newer_python() -> str:
+    """Return the line that was typed with a Python that has tomllib: of an installation, or on PATH."""
+    own = [str(python) for python in sorted(default_home().glob("current/*/bin/python"))]
+    found = [*own, *filter(None, (shutil.which(f"python3.{minor}") for minor in (13, 12, 11)))]
+    if not found:
+        return "python3 bootstrap.py --cpu   # its environment has one: current/cpu/bin/python"
+    return shlex.join([found[0], typed_now().program, *sys.argv[1:]])
 
 
 def find_uv(cure: str = "") -> str:

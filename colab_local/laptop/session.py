@@ -174,7 +174,9 @@ class Session:
     def node(self, login: Connection, name: str) -> Ssh:
         """Return how to reach a compute node: through the line to its login node, no second login there."""
         if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # the login node's word, and ProxyCommand's shell reads it
-            raise Failure(f"the Slurm job runs on something that is no host's name ({name!r})", "squeue --me")
+            raise Failure(
+                f"the Slurm job runs on something that is no host's name ({name!r})", typed(self.ssh, " squeue --me")
+            )
         proxy = control_argv(self.ssh, login.socket_path, "-W", "[%h]:%p")
         command = " ".join(shlex.quote(word) for word in proxy)
         user = self.ssh.destination.rpartition("@")[0] or self.wished.login

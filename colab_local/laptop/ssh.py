@@ -92,7 +92,7 @@ BEFORE_LOGIN = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "{host} shows another host key than before: it was installed again, or someone stands in between",
-        "ssh-keygen -R {host}   # if it was installed again: ask whoever runs it",
+        "sed -i.old {offending}   # forgets the old key, if it was installed again: ask whoever runs it",
         EXIT_FAILED,
     ),
     (
@@ -116,7 +116,7 @@ BEFORE_LOGIN = (
     (
         r"Connection refused",
         "{host} is there, but no ssh server listens ({line})",
-        "sudo systemctl enable --now ssh   # on the host; or is the port (-p) wrong?",
+        "start an ssh server there (Debian's package is openssh-server); or is the port (-p) wrong?",
         EXIT_NETWORK,
     ),
     (
@@ -391,6 +391,7 @@ def explain(
     for pattern, what, hint, code in BEFORE_LOGIN:
         line = next((line for line in reversed(said) if re.search(pattern, line)), "")[:200]
         if line:
+            hint = hint.replace("{offending}", offending(said))
             named = re.search(r"hostname (\S+?):|connect to host (\S+)|^(?:\S+@)?(\S+): Permission", line)
             name = next(filter(None, named.groups())) if named and jumped else host
             guess = "the account may be locked or expired, a file /etc/nologin there, or the log-in took too long"
@@ -399,6 +400,15 @@ def explain(
             return Failure(what.format(**given), hint.format(**given), code)
     last = said[-1][:200] if said else "ssh ended without a word"
     return Failure(f"the ssh connection to {host} ended ({last})", typed(ssh, " -v true"), EXIT_NETWORK)
+
+
+def offending(said: Sequence[str]) -> str:
+    """Return the line and the file of the host key that ssh refuses (sshconnect.c), as sed takes them.
+
+    By its name it would not be found: that has the port in it, or is the address behind an alias.
+    """
+    found = re.search(r"(?m)^Offending .*key in (.+):(\d+)$", "\n".join(said))
+    return f"{found.group(2)}d {shlex.quote(found.group(1))}" if found else "LINEd ~/.ssh/known_hosts"
 
 
 def with_port(ssh: Ssh) -> str:
@@ -425,11 +435,13 @@ def is_offered(env: str | None) -> bool:
 def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
     """Return the failure that the agent's answer stands for. stop: the command that stops Jupyter there."""
     wanted = env if is_offered(env) else None
+    home = dict(zip(ssh.own[::2], ssh.own[1::2])).get("--home")
+    logs = f"{shlex.quote(home) if home else '~/.local/share/colab-local'}/logs/jupyter-*.log"
     hints = {
         "absent": install_command(ssh, wanted),
         "absent-gpu": install_command(ssh, wanted or "gpu"),
         "env": install_command(ssh, wanted) if wanted else connect_line(ssh, "") + "   # the one installed last",
-        "start": typed(ssh, " 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'"),
+        "start": typed(ssh, " " + shlex.quote(f"tail -n 40 {logs}")),
         "silent": stop + "   # ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
         "account": typed(ssh, " 'sacctmgr -nP show associations user=$USER format=account,partition,qos'"),

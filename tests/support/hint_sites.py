@@ -32,7 +32,7 @@ TAKES = {
 }
 # What a hint that is to be typed begins with; anything else is a sentence.
 PROGRAMS = "python3 sudo ls mv mkdir tail head less free df ss ps kill git export unset rm chmod echo nano"
-PROGRAMS += " apt-get softwareupdate squeue"
+PROGRAMS += " apt-get sed journalctl loginctl softwareupdate squeue"
 PROGRAMS += " printf man ssh ssh-keygen getent grdctl dconf docker wsl systemctl launchctl plutil VALUE"
 HOLE = "VALUE"  # for what is put into a text when the program runs
 Scope = dict[str, list[ast.expr]]

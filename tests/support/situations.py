@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pwd
 import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -92,3 +94,30 @@ def paste(said: str) -> str:
     done = subprocess.run(["bash", "-c", hint_of(said)], cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (hint_of(said), done.stderr)
     return done.stdout
+
+
+Doing = Callable[[Path, pytest.MonkeyPatch], str]
+Row = tuple[Doing, str, str]  # what is done in a folder, {at}; a part of the error; the whole hint
+LOOKING = ("ls", "free", "df", "getent", "ss", "mkdir", "ps", "id")  # they change nothing, or make a folder
+
+
+def each(rows: list[Row]) -> pytest.MarkDecorator:
+    """Return the mark of a test that is run for every row of a table, and called by its error."""
+    return pytest.mark.parametrize("row", rows, ids=[error or str(n) for n, (_, error, _) in enumerate(rows)])
+
+
+def hold(row: Row, at: Path, patch: pytest.MonkeyPatch) -> None:
+    """Bring a situation about and compare what is said; a hint that only looks is typed, and its program takes it."""
+    situation, error, hint = row
+    (at / "user").mkdir()
+    with patch.context() as patched:
+        patched.setenv("HOME", str(at / "user"))
+        said = situation(at, patched)
+    known = {"at": at, "home": at / "user", "uid": os.getuid(), "gid": os.getgid(), "python": sys.executable}
+    for name, value in {**known, "me": pwd.getpwuid(os.getuid()).pw_name}.items():
+        error, hint = error.replace(f"{{{name}}}", str(value)), hint.replace(f"{{{name}}}", str(value))
+    assert error in said
+    assert hint_of(said) == hint
+    if hint.partition(" ")[0] in LOOKING and shutil.which(hint.partition(" ")[0]):
+        done = subprocess.run(["bash", "-c", hint], cwd=at, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 1, 2) and not re.search(r"usage|invalid|unrecognized", done.stderr, re.I), hint

@@ -27,9 +27,7 @@ from colab_local.desktop import (
     virtual,
 )
 from tests.conftest import SCREEN
-from tests.support.situations import hint_of, paste, program, told, typed
-
-Doing = Callable[[Path, pytest.MonkeyPatch], str]
+from tests.support.situations import Row, each, hold, paste, program, told, typed
 
 
 def me(home: Path) -> person.Person:
@@ -152,7 +150,7 @@ esac"""
 MOVE = "mv '{at}/my vnc' '{at}/my vnc'.orig"
 APT = "DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends x11-xserver-utils"
 # What is done in a folder, `at`; a part of the error, and the whole hint.
-SAID: list[tuple[Doing, str, str]] = [
+SAID: list[Row] = [
     (lambda at, patch: moved(at, patch, Path.touch), "{at}/my vnc is no folder (found something else)", MOVE),
     (
         lambda at, patch: moved(at, patch, lambda path: path.symlink_to("/etc")),
@@ -292,11 +290,6 @@ SAID: list[tuple[Doing, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("situation", "error", "hint"), SAID, ids=[error for _, error, _ in SAID])
-def test_what_is_said(
-    situation: Doing, error: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = {"at": tmp_path, "me": person.find().name}
-    said = situation(tmp_path, monkeypatch)
-    assert error.format(**known) in said
-    assert hint_of(said) == hint.format(**known)
+@each(SAID)
+def test_what_is_said(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(row, tmp_path, monkeypatch)

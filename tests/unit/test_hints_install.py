@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from colab_local.install.packages import install_packages
 from scripts import bundle
 from tests.conftest import REPO, SCREEN
 from tests.support.receipts import NAME
-from tests.support.situations import hint_of, paste, program, told, typed
+from tests.support.situations import Row, each, hold, paste, program, told, typed
 
 INDEX = read_index(REPO / "lockfiles")
 URL = "https://conda.anaconda.org/conda-forge/noarch/a-1-0.conda"
@@ -79,6 +79,15 @@ def altered(folder: Path) -> None:
     bundling.write(folder / "b.tar", manifest, {}, {"files/a": folder / "a"}, SCREEN)
 
 
+def old_python(at: Path, patch: pytest.MonkeyPatch, *programs: str) -> str:
+    """bundle.py is typed with a Python that has no tomllib."""
+    for name in programs:
+        program(at / name, "")
+    patch.setenv("PATH", str(at))
+    patch.setitem(sys.modules, "tomllib", None)
+    return typed(bundle, "--output", at / "my bundle.tar", "--engine", "host")
+
+
 def wheels(folder: Path, uv: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask an index for wheels, with a uv that answers so."""
     answer = program(folder / "uv", uv)
@@ -106,6 +115,14 @@ def pipe(home: Path) -> Path:
     home.mkdir()
     os.mkfifo(home / ".lock")
     return home
+
+
+def unlocked(home: Path) -> str:
+    """What the hint says makes room for the lock."""
+    said = told(lambda: take_lock(home, SCREEN))
+    paste(said)
+    os.close(take_lock(home, SCREEN))
+    return said
 
 
 def no_ssh(folder: Path, patch: pytest.MonkeyPatch, *managers: str) -> str:
@@ -171,7 +188,6 @@ def flagged() -> str:
     return f"{found.what} | {found.hint}"
 
 
-Doing = Callable[[Path, pytest.MonkeyPatch], str]
 CHOOSE = REPO / "lockfiles", "cpu", "linux-64", "host"
 NO_INSTALLERS: Any = {name: {"files": {}} for name in ("pixi", "miniforge", "anaconda")}
 COPY = "copy {at}/l again from where it was made"
@@ -179,7 +195,7 @@ OURS = "python3 bootstrap.py"
 FORGE: dict[str, Any] = {"env": "gpu-forge"}
 BROKEN = "echo wrong >&2; exit 1"
 # What is done in a folder, `at`; a part of the error, and the whole hint.
-SAID: list[tuple[Doing, str, str]] = [
+SAID: list[Row] = [
     (
         lambda at, _: typed(bootstrap, "--lockfiles", at / "l", "--prefix", at / "h"),
         "can't read {at}/l/index.json (No such file or directory)",
@@ -201,12 +217,12 @@ SAID: list[tuple[Doing, str, str]] = [
         OURS + " --prefix {home}/colab-local",
     ),
     (
-        lambda at, _: told(lambda: take_lock(link(at / "h", at / "x"), SCREEN)),
+        lambda at, _: unlocked(link(at / "h", at / "x")),
         "{at}/h/.lock is not the file that we lock",
         "mv {at}/h/.lock {at}/h/.lock.yours",
     ),
     (
-        lambda at, _: told(lambda: take_lock(pipe(at / "h"), SCREEN)),
+        lambda at, _: unlocked(pipe(at / "h")),
         "{at}/h/.lock is not the file that we lock",
         "mv {at}/h/.lock {at}/h/.lock.yours",
     ),
@@ -234,6 +250,16 @@ SAID: list[tuple[Doing, str, str]] = [
         lambda at, patch: no_ssh(at, patch, "apt-get"),
         "no program ssh-keygen on this machine",
         "sudo apt-get install openssh-client",
+    ),
+    (
+        lambda at, patch: old_python(at, patch),
+        "a bundle is made with Python 3.11 or newer (found ",
+        "python3 bootstrap.py --cpu   # its environment has one: current/cpu/bin/python",
+    ),
+    (
+        lambda at, patch: old_python(at, patch, "python3.11", "python3.12"),
+        "a bundle is made with Python 3.11 or newer (found ",
+        "{at}/python3.12 scripts/bundle.py --output '{at}/my bundle.tar' --engine host",
     ),
     (
         lambda at, patch: no_ssh(at, patch, "dnf"),
@@ -357,16 +383,6 @@ SAID: list[tuple[Doing, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("situation", "error", "hint"), SAID, ids=[error for _, error, _ in SAID])
-def test_what_is_said(
-    situation: Doing, error: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "user").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    known = {"at": tmp_path, "home": tmp_path / "user", "uid": os.getuid(), "gid": os.getgid()}
-    said = situation(tmp_path, monkeypatch)
-    assert error.format(**known) in said
-    assert hint_of(said) == hint.format(**known)
-    if hint_of(said).startswith("mv ") and "envs" not in hint:
-        paste(said)
-        os.close(take_lock(tmp_path / "h", SCREEN))
+@each(SAID)
+def test_what_is_said(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(row, tmp_path, monkeypatch)

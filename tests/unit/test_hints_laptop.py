@@ -21,9 +21,8 @@ from colab_local.laptop import ssh as ssh_module
 from colab_local.laptop.agent import MARK
 from scripts import connect, doctor
 from tests.conftest import free_port
-from tests.support.situations import certified, hint_of, home_with, program, told, typed
+from tests.support.situations import Row, certified, each, hold, home_with, program, told, typed
 
-Doing = Callable[[Path, pytest.MonkeyPatch], str]
 IN = 'echo "Authenticated to gpubox ([192.0.2.1]:22)." >&2'  # sshconnect2.c
 SERVER = {"pid": 7, "port": 8888, "token": "t", "base_url": "/", "name": "cpu-0123456789ab", "env": "cpu"}
 SERVER.update(host="box", kernels=0, notebook_dir="/", current=True, started=True)
@@ -112,7 +111,7 @@ def without_ssh(at: Path, patch: pytest.MonkeyPatch) -> str:
     return typed(connect, "me@gpubox")
 
 
-def refused(act: Callable[[], object]) -> str:
+def refused(act: Callable[[], object], *own: str) -> str:
     """Return what is said here of what the agent refuses there."""
 
     def here() -> None:
@@ -120,7 +119,7 @@ def refused(act: Callable[[], object]) -> str:
             act()
         except agent.Refusal as found:
             message = {"error": found.what.rstrip(), "kind": found.kind}
-            raise ssh_module.refusal(message, ssh_module.Ssh("me@box"), None, "STOP") from None
+            raise ssh_module.refusal(message, ssh_module.Ssh("me@box", own=own), None, "STOP") from None
 
     return told(here)
 
@@ -208,7 +207,7 @@ QUEUE = "echo '7|7|RUNNING|node1|None|N/A|N/A|colab-local'"
 CONNECT = "python3 scripts/connect.py {option}--ssh {at}/ssh me@gpubox"
 PLAIN = "{at}/ssh me@gpubox"
 # What is done in a folder, `at`; a part of the error, and the whole hint.
-SAID: list[tuple[Doing, str, str]] = [
+SAID: list[Row] = [
     (
         lambda at, _: real(at),
         "no colab-local environment on gpubox (looked in {at}/user",
@@ -218,6 +217,16 @@ SAID: list[tuple[Doing, str, str]] = [
         lambda at, _: typed(connect, "--ssh", at / "no", "me@gpubox"),
         "{at}/no can't be run (No such file or directory), and --ssh names it",
         "python3 scripts/connect.py me@gpubox",
+    ),
+    (
+        lambda at, _: connecting(
+            at,
+            "echo '@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @' >&2\n"
+            "echo 'Offending ED25519 key in /home/a b/.ssh/known_hosts:5' >&2; exit 255",
+        ),
+        "gpubox shows another host key than before",
+        "sed -i.old 5d '/home/a b/.ssh/known_hosts'"
+        "   # forgets the old key, if it was installed again: ask whoever runs it",
     ),
     (without_ssh, "no program ssh on this machine", "sudo apt-get install openssh-client"),
     (
@@ -294,6 +303,11 @@ SAID: list[tuple[Doing, str, str]] = [
         "ssh me@box 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'",
     ),
     (
+        lambda at, patch: refused(lambda: never(at, patch), "--home", "/data/my cl", "--ssh", "/a/ssh"),
+        "Jupyter did not answer within 0 s",
+        """ssh me@box 'tail -n 40 '"'"'/data/my cl'"'"'/logs/jupyter-*.log'""",
+    ),
+    (
         lambda at, patch: refused(lambda: never(at, patch)),
         "Jupyter did not answer within 0 s (log: none)",
         "ssh me@box 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'",
@@ -360,14 +374,6 @@ SAID: list[tuple[Doing, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("situation", "error", "hint"), SAID, ids=[error or str(n) for n, (_, error, _) in enumerate(SAID)]
-)
-def test_what_is_said(
-    situation: Doing, error: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    (tmp_path / "user").mkdir()
-    said = situation(tmp_path, monkeypatch)
-    assert error.replace("{at}", str(tmp_path)) in said
-    assert hint_of(said) == hint.replace("{at}", str(tmp_path))
+@each(SAID)
+def test_what_is_said(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(row, tmp_path, monkeypatch)

@@ -15,9 +15,8 @@ from colab_local.locking.specs import Spec
 from colab_local.locking.wheels import About, Wheel, read_wheels
 from scripts import lock
 from tests.conftest import REPO, SCREEN
-from tests.support.situations import hint_of, told, typed
+from tests.support.situations import Doing, Row, each, hold, told, typed
 
-Doing = Callable[[Path, pytest.MonkeyPatch], str]
 NOBODY = "http://127.0.0.1:9/"  # nobody listens there: discard, RFC 863
 PLATFORMS: Any = {"linux-64": {}, "osx-arm64": {}}
 VIRTUAL = {name: {"__glibc": "2.28", "__osx": "12.0"} for name in PLATFORMS}
@@ -72,7 +71,7 @@ def told_by(act: Callable[[pytest.MonkeyPatch], object]) -> Doing:
 
 
 # What is done in a folder, `at`; a part of the error, and the whole hint.
-SAID: list[tuple[Doing, str, str]] = [
+SAID: list[Row] = [
     (
         lambda at, _: told(lambda: build.fetch_text(f"{at}/no.txt")),
         "{at}/no.txt can't be read",
@@ -122,10 +121,6 @@ SAID: list[tuple[Doing, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("situation", "error", "hint"), SAID, ids=[error for _, error, _ in SAID])
-def test_what_is_said(
-    situation: Doing, error: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = situation(tmp_path, monkeypatch)
-    assert error.replace("{at}", str(tmp_path)) in said
-    assert hint_of(said) == hint.replace("{at}", str(tmp_path))
+@each(SAID)
+def test_what_is_said(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(row, tmp_path, monkeypatch)

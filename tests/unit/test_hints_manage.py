@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from scripts import benchmark, compare, connect
 from scripts.fleet import cloud_init
 from tests.conftest import REPO, SCREEN
 from tests.support.receipts import NAME
-from tests.support.situations import hint_of, home_with, paste, program, told, typed
+from tests.support.situations import Row, each, hold, home_with, paste, program, told, typed
 
-Doing = Callable[[Path, pytest.MonkeyPatch], str]
 MAKE = "python3 bootstrap.py --env cpu"
 
 
@@ -124,7 +123,7 @@ def without_yaml(patch: pytest.MonkeyPatch, *managers: str) -> str:
 
 
 # What is done in a folder, `at`; a part of the error, and the whole hint.
-SAID: list[tuple[Doing, str, str]] = [
+SAID: list[Row] = [
     (
         lambda at, _: typed(bootstrap, "--verify", "--prefix", at),
         "no cpu environment is installed in {at}",
@@ -233,16 +232,9 @@ SAID: list[tuple[Doing, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("situation", "error", "hint"), SAID, ids=[error for _, error, _ in SAID])
-def test_what_is_said(
-    situation: Doing, error: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "user").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    known = {"at": tmp_path, "home": tmp_path / "user", "uid": os.getuid(), "python": sys.executable}
-    said = situation(tmp_path, monkeypatch)
-    assert error.format(**known) in said
-    assert hint_of(said) == hint.format(**known)
+@each(SAID)
+def test_what_is_said(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(row, tmp_path, monkeypatch)
 
 
 def test_windows_is_told_of_wsl() -> None:
