@@ -107,7 +107,7 @@ try:
     )
     from colab_local.install.next_steps import next_steps
     from colab_local.install.options import ENGINES, Options
-    from colab_local.install.servers import running_servers, token_file
+    from colab_local.install.servers import demand_alone, running_servers, token_file
     from colab_local.install.surroundings import warn
     from colab_local.manage import content, environments, notebook, repair, service, verify
     from colab_local.manage.card import show_card
@@ -231,7 +231,10 @@ def make_parser() -> Parser:
         "--gpu is given, too",
     )
     remote.add_argument(
-        "--vnc", choices=SERVERS, default="", help="VNC server of the virtual desktop: TigerVNC or TightVNC"
+        "--vnc",
+        choices=SERVERS,
+        default="",
+        help="server of a virtual desktop: TigerVNC or TightVNC; gnome: VNC of a mirrored Wayland screen (not RDP)",
     )
     remote.add_argument(
         "--vnc-listen", choices=LISTENS, default="", help="at a port of loopback (default), or a Unix socket: no port"
@@ -555,6 +558,8 @@ def launch(options: Options, result: Dict[str, Any], screen: Screen) -> None:
     """Show the card and become Jupyter; where it runs already, the card is all that is needed."""
     argv, gpus = result["jupyter_argv"], result.get("gpus", [])
     ours = [server for server in running_servers(options.home) if server["port"] == options.port]
+    if ours:
+        demand_alone(options.port)
     token = token_file(options.home)
     screen.say()
     show_card(options.home, options.env, options.port, ours[0]["token"] if ours else token.read_text(), gpus, screen)

@@ -34,9 +34,9 @@ from colab_local.base.errors import EXIT_OK, Failure
 from colab_local.base.network import free_port, listens
 from colab_local.base.programs import child_environment
 from colab_local.base.terminal import Screen
-from colab_local.install.home import default_home, is_current, read_receipts
+from colab_local.install.home import default_home, is_current, not_installed, read_receipts
 from colab_local.install.jupyter import jupyter_argv
-from colab_local.install.lockfiles import REPOSITORY, read_index
+from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, read_index
 from colab_local.install.tryout import CHOICES
 from colab_local.laptop import transport_benchmark
 from colab_local.laptop.colab_page import parse_url
@@ -146,8 +146,7 @@ def environment_in_use(home: Path, wanted: str | None) -> str:
     if wanted in names:
         return str(wanted)
     if wanted or not names:
-        what = f"there is no environment{' ' + wanted if wanted else ''} in {home}"
-        raise Failure(what, f"python3 bootstrap.py --env {wanted or 'cpu'}")
+        raise not_installed(home, wanted or DEFAULT_ENVIRONMENT)
     return next((str(r["env"]) for r in used if r.get("accelerator") == "gpu"), str(names[0]))
 
 

@@ -19,20 +19,25 @@ Ctrl-C closes the line and says what still runs.
 
 from __future__ import annotations
 
+import os
+import sys
+
+if os.name == "nt":  # before what follows asks for modules that Windows has not
+    sys.stderr.write("error: this runs on Linux, macOS and WSL\nhint: wsl --install   # in PowerShell\n")
+    sys.exit(3)
+
 import argparse
 import json
-import os
 import re
 import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import Any, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from colab_local.base.command_line import Parser, port_number, run_program, typed_program
-from colab_local.base.errors import AGAIN, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_OK, EXIT_USAGE, Failure
+from colab_local.base.errors import AGAIN, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, Failure
 from colab_local.base.temporary import temporary_folder
 from colab_local.base.terminal import Screen
 from colab_local.laptop.session import Session, Wish
@@ -109,8 +114,6 @@ def install_options(args: argparse.Namespace) -> tuple[str, ...]:
 
 def read_wish(args: argparse.Namespace) -> Wish:
     """Return what the command line asks for."""
-    if os.name == "nt":
-        raise Failure("this runs on Linux, macOS and WSL", "wsl --install   # in PowerShell", EXIT_MACHINE)
     if not re.fullmatch(r"(?!-)(.+@)?[^\s@]+", args.destination):
         raise Failure(f"a host can't be named {args.destination!r}", f"{typed_program()} --help", EXIT_USAGE)
     if args.bootstrap and not args.install:
@@ -157,8 +160,7 @@ def connect(args: argparse.Namespace, screen: Screen) -> int:
                 emit({"event": "closed"})
             return EXIT_OK
     except (Failure, KeyboardInterrupt) as caught:
-        interrupted = Failure("interrupted", AGAIN, EXIT_INTERRUPTED)
-        problem = caught if isinstance(caught, Failure) else interrupted
+        problem = caught if isinstance(caught, Failure) else Failure("interrupted", AGAIN, EXIT_INTERRUPTED)
         hint = screen.put_right(problem.hint)
         emit({"event": "failed", "error": problem.what, "hint": hint, "code": problem.code})
         screen.json = False  # that was this program's one line of JSON

@@ -52,7 +52,13 @@ from colab_local.base.errors import EXIT_DIFFERS, EXIT_OK, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import REPOSITORY, locked_names
 
-INSTALL = f"{shlex.quote(sys.executable)} -m pip install uv py-rattler packaging pyyaml requests tqdm"
+NEEDS = "uv py-rattler packaging pyyaml requests tqdm"
+OWN = (
+    f"{shlex.quote(sys.executable)} -m venv .venv && .venv/bin/pip install {NEEDS}   # then .venv/bin/python has them"
+)
+INSTALL = f"{shlex.quote(sys.executable)} -m pip install {NEEDS}"
+if sys.prefix == sys.base_prefix:  # a distribution's own Python refuses (PEP 668)
+    INSTALL = OWN
 MISSING = ""  # a library that is not here: --help and usage errors do without
 try:
     from colab_local.locking import age

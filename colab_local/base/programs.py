@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -111,6 +112,9 @@ def causes(out: str, err: str) -> list[str]:
             chain[-1] += " " + (more.group(1) or more.group(2)).strip()
     # pip says why it tried again, and not why it gave up
     broken = re.findall(r"(?m)^WARNING: Retrying .* connection broken by '\w+\((.*?)\)': ", out + "\n" + err + " ")
+    # nor why it left an index out, where it is to try once alone (its index/collector.py)
+    left_out = r"(?m)^Could not fetch URL .*\(Caused by (?:\w+\()+(.*?)'?\)+ - skipping$"
+    broken = broken or re.findall(left_out, out + "\n" + err)
     telling = re.compile(r"(error|fatal|\S*(Error|Exception))\b|.*: command not found$", re.IGNORECASE)
     errors = [line.strip() for line in lines if telling.match(line.strip())]
     bare = [line for line in errors if not re.fullmatch(r"error:?( exception:?)?", line, re.IGNORECASE)]
@@ -269,6 +273,15 @@ def succeeds(argv: Sequence[Any], screen: Screen) -> bool:
     except Failure:
         return False
     return True
+
+
+def without_ssh(program: str) -> Failure:
+    """Return what is said where a program of OpenSSH's client is not there: distributions name its package twice."""
+    known = [("apt-get", "openssh-client"), ("dnf", "openssh-clients"), ("zypper", "openssh-clients")]
+    here = [f"sudo {manager} install {package}" for manager, package in known if shutil.which(manager)]
+    return Failure(
+        f"no program {program} on this machine", here[0] if here else "install OpenSSH's client", EXIT_MACHINE
+    )
 
 
 def path_with(folder: Path) -> str:

@@ -23,7 +23,7 @@ from colab_local.base.terminal import Screen
 from colab_local.install.home import default_home, hold_lock
 from colab_local.install.jupyter import ssh_line
 
-from . import look, mirror, owned, packages, person, plan, rdp, rfb, secret, service, virtual
+from . import keyring, look, mirror, owned, packages, person, plan, rdp, rfb, secret, service, virtual
 from .options import Options
 from .person import Person
 from .plan import Receipt, Step
@@ -85,7 +85,9 @@ def set_up(options: Options, screen: Screen) -> dict[str, Any]:
     local = 50000 + int(kind.facts["port"])
     line = laptop_line(who.name, kind.where, local)
     if not options.dry_run:
-        for text in next_steps(line, local, is_rdp=kind.facts.get("how") == "rdp"):
+        is_rdp = kind.facts.get("how") == "rdp"
+        has_vnc = is_rdp and keyring.speaks(keyring.VNC, rdp.help_text(who))
+        for text in next_steps(line, local, is_rdp, "mirror --vnc gnome" if has_vnc else "virtual"):
             screen.say(text)
     return {
         "ok": True,
@@ -215,16 +217,22 @@ def _mirror(options: Options, receipt: Receipt, given: str | None) -> Kind:
     if seen.kind == "wayland":
         has_systemd = Path("/run/systemd/system").is_dir()
         has_nft = packages.here("nft")
-        refusal = rdp.refuse(seen, os.getuid() == 0, has_systemd, has_nft, rdp.version(), rdp.has_xorg())
+        protocol = rdp.choose(receipt, options.vnc)
+        helps = rdp.help_text(who)
+        lacks_vnc = protocol is keyring.VNC and bool(helps) and not keyring.speaks(protocol, helps)
+        is_root = os.getuid() == 0
+        refusal = rdp.refuse(seen, is_root, has_systemd, has_nft, rdp.version(), rdp.has_xorg(), lacks_vnc)
         if refusal:
             raise refusal
-        is_first = not receipt.exists
+        is_first, ran = not receipt.exists, rdp.is_up(receipt)
         return Kind(
-            rdp.plan(receipt, given, options.reset_password),
-            lambda done: rdp.check(seconds=look.STAYS_ALIVE if done else 0),
+            rdp.plan(receipt, protocol, given, options.reset_password),
+            lambda done: rdp.check(
+                who, protocol, seconds=look.STAYS_ALIVE if done else 0, started=bool(done) and not ran
+            ),
             lambda: rdp.take_back(receipt) if is_first else rdp.disable(receipt),
-            {"port": rdp.PORT, "how": "rdp"},
-            rdp.is_up(receipt),
+            {"port": protocol.ports[0], "how": "rdp" if protocol is keyring.RDP else rdp.OVER_VNC},
+            ran,
         )
     wished = mirror.wish(seen, who, receipt)
     return Kind(
@@ -244,8 +252,8 @@ def laptop_line(user: str, where: rfb.Where, local: int) -> str:
     return ssh_line(where, user, address_for_others(), ssh_port_for_others(), f"localhost:{local}")
 
 
-def next_steps(line: str, local: int, is_rdp: bool) -> list[str]:
-    """Return what to type on the laptop."""
+def next_steps(line: str, local: int, is_rdp: bool, for_finder: str = "virtual") -> list[str]:
+    """Return what to type on the laptop. for_finder: what --desktop would make something that Finder opens."""
     head = [
         "",
         "Next steps",
@@ -257,7 +265,7 @@ def next_steps(line: str, local: int, is_rdp: bool) -> list[str]:
         return [
             *head,
             f"     Windows   mstsc /v:localhost:{local}",
-            f"     macOS     Microsoft's Windows App, PC name localhost:{local} (Finder: --desktop virtual)",
+            f"     macOS     Microsoft's Windows App, PC name localhost:{local} (Finder: --desktop {for_finder})",
             f"     Linux     xfreerdp /v:localhost:{local}",
         ]
     return [
@@ -276,7 +284,7 @@ def _remove(home: Path, who: Person, kind: str, dry_run: bool, screen: Screen) -
         return EXIT_OK
     if kind == "virtual":
         steps = virtual.undo(receipt)
-    elif receipt.entry.get("how") == "rdp" or receipt.entry.get("firewall"):
+    elif receipt.entry.get("how") in ("rdp", rdp.OVER_VNC) or receipt.entry.get("firewall"):
         steps = rdp.undo(receipt)
     else:
         bus = None

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import os
 import secrets
+import shlex
 import stat
 import time
 from dataclasses import dataclass
@@ -32,18 +33,22 @@ class Found:
     inode: int
 
 
-def _link_failure(path: Path) -> Failure:
-    return Failure(
-        f"{path} is a symbolic link, and links are not followed (found -> {os.readlink(path)}, need a real one)",
-        f"mv {path} {path}.link",
+def _in_the_way(path: Path, need: str) -> Failure:
+    """Return what is said of something that lies where a real file or folder has to be; need: which of them."""
+    found = (
+        f"a symbolic link to {os.readlink(path)}, and links are not followed"
+        if path.is_symlink()
+        else "something else"
     )
+    here = shlex.quote(str(path))
+    return Failure(f"{path} is no {need} (found {found})", f"mv {here} {here}.orig")
 
 
 def _owned(person: Person, path: Path, status: os.stat_result) -> None:
     if status.st_uid != person.uid:
         raise Failure(
             f"{path} belongs to another user (found uid {status.st_uid}, need {person.uid})",
-            f"sudo chown {person.name} '{path}'",
+            f"sudo chown {person.name} {shlex.quote(str(path))}",
         )
 
 
@@ -59,7 +64,7 @@ def folder(person: Person, path: Path, make: bool = False) -> Iterator[int]:
     """
     here = person.home
     if person.home not in (path, *path.parents) or os.pardir in path.parts:
-        raise Failure(f"{path} is not below {person.home}", f"ls -ld '{path}'")
+        raise ValueError(f"{path} is not below {person.home}")
     fd = os.open(here, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in path.relative_to(person.home).parts:
@@ -70,9 +75,7 @@ def folder(person: Person, path: Path, make: bool = False) -> Iterator[int]:
             try:
                 below = os.open(part, FOLDER_FLAGS, dir_fd=fd)
             except NotADirectoryError:  # what Linux says of a link, too, with O_DIRECTORY | O_NOFOLLOW
-                if here.is_symlink():
-                    raise _link_failure(here) from None
-                raise Failure(f"{here} is not a folder", f"mv {here} {here}.orig") from None
+                raise _in_the_way(here, "folder") from None
             os.close(fd)
             fd = below
             _owned(person, here, os.fstat(fd))
@@ -90,10 +93,8 @@ def look(person: Person, path: Path) -> Found | None:
     try:
         with folder(person, path.parent) as fd:
             status = os.stat(path.name, dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISLNK(status.st_mode):
-                raise _link_failure(path)
             if not stat.S_ISREG(status.st_mode):
-                raise Failure(f"{path} is not a file", f"mv {path} {path}.orig")
+                raise _in_the_way(path, "file")
             _owned(person, path, status)
             handle = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             with os.fdopen(handle, "rb") as stream:
@@ -124,13 +125,14 @@ def keep(person: Person, path: Path) -> Path:
     """Give the file at `path` a second name, NAME.orig-<time>, and return that."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
     with folder(person, path.parent) as fd:
-        for attempt in range(100):
+        attempt = 0
+        while True:
             backup = path.with_name(f"{path.name}.orig-{stamp}" + (f"-{attempt}" if attempt else ""))
             with contextlib.suppress(FileExistsError):
                 # A hard link: the very same file with its mode and dates, never half-copied.
                 os.link(path.name, backup.name, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
                 return backup
-    raise Failure(f"no free name for a copy of {path}", f"ls -la {path.parent}")
+            attempt += 1
 
 
 def restore(person: Person, backup: Path, path: Path) -> None:

@@ -3,22 +3,61 @@
 Seen with the real grdctl 48.1 (Debian 13): it opens a new buffered reader for each prompt, so the first one swallows
 both lines of a pipe and the second prompt crashes it (exit 139; NixOS/nixpkgs issue 266774). With the user name as an
 argument it asks once, and one line is enough. Before 47 it takes the password as an argument only, which everybody
-can read in ps; there secret-tool writes the very same entry, from standard input.
+can read in ps; there secret-tool writes the very same entry, from standard input. For VNC that entry is the bare
+password (seen with 42.9); 43 and newer take it over into an entry of another name when grdctl runs next.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Sequence
 
 from colab_local.base.errors import Failure
 
 from .person import Person
 
 STDIN_SINCE = 47  # grdctl reads the password from standard input
-ENTRY = "org.gnome.RemoteDesktop.RdpCredentials"  # grd-schemas.c
-SCHEMA = "org.gnome.desktop.remote-desktop.rdp"
-# What is set here, with the values that keep the screen safe until the end: "enable" comes last.
-KEYS = ("tls-key", "tls-cert", "view-only", "negotiate-port", "enable")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What gnome-remote-desktop speaks.
+
+    word: as grdctl and the receipt call it; ports: where it may listen, the usual one first; entries: its names in
+    the keyring (grd-schemas.c), the oldest first; keys: the settings that are made here, "enable" last.
+    """
+
+    word: str
+    ports: range
+    entries: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return self.word.upper()
+
+    @property
+    def schema(self) -> str:
+        """Where GNOME has its settings."""
+        return f"org.gnome.desktop.remote-desktop.{self.word}"
+
+
+# With port negotiation on (since 46) each takes the next free port of ten, so the firewall covers these, too.
+RDP = Protocol(
+    "rdp",
+    range(3389, 3400),
+    ("org.gnome.RemoteDesktop.RdpCredentials",),
+    ("tls-key", "tls-cert", "view-only", "port", "negotiate-port", "enable"),
+)
+VNC = Protocol(
+    "vnc",
+    range(5900, 5910),
+    ("org.gnome.RemoteDesktop.VncPassword", "org.gnome.RemoteDesktop.VncCredentials"),
+    ("encryption", "auth-method", "view-only", "port", "negotiate-port", "enable"),
+)
 ASK = ("busctl", "--user", "--timeout=10")
 SECRETS, ROOT = "org.freedesktop.secrets", "/org/freedesktop/secrets"
 LOG_IN = "log out, then log in at the screen with your password: that makes the keyring, automatic log-in does not"
@@ -61,11 +100,16 @@ def demand_open(person: Person, said: str = "") -> None:
 
 def asks(helps: str) -> bool:
     """Say whether this grdctl asks for the password (since 47), by what its --help says of its arguments."""
-    return "set-credentials <username> <password>" not in helps
+    return not re.search("set-(credentials <username>|password) <password>", helps)
 
 
-def store(person: Person, by_grdctl: bool, password: str) -> None:
-    """Keep the user name and the password, which goes to standard input.
+def speaks(protocol: Protocol, helps: str) -> bool:
+    """Say whether gnome-remote-desktop was built with a protocol, by what `grdctl --help` says."""
+    return re.search(rf"(?m)^ +{protocol.word} ", helps) is not None
+
+
+def store(person: Person, protocol: Protocol, by_grdctl: bool, password: str) -> None:
+    """Keep the password (for RDP the user name, too), which goes to standard input.
 
     by_grdctl: grdctl asks for it; otherwise secret-tool writes it.
 
@@ -73,10 +117,13 @@ def store(person: Person, by_grdctl: bool, password: str) -> None:
         Failure: it could not be kept; the text says why.
     """
     if by_grdctl:
-        argv, feed = ["grdctl", "rdp", "set-credentials", person.name], password + "\n"
+        words = ["set-credentials", person.name] if protocol is RDP else ["set-password"]
+        argv, feed = ["grdctl", protocol.word, *words], password + "\n"
     else:
-        argv = ["secret-tool", "store", "--label=GNOME Remote Desktop RDP credentials", "xdg:schema", ENTRY]
-        feed = f"{{'username': <{quote(person.name)}>, 'password': <{quote(password)}>}}"
+        label = "RDP credentials" if protocol is RDP else "VNC password"
+        argv = ["secret-tool", "store", f"--label=GNOME Remote Desktop {label}", "xdg:schema", protocol.entries[0]]
+        both = f"{{'username': <{quote(person.name)}>, 'password': <{quote(password)}>}}"
+        feed = both if protocol is RDP else password
     try:
         person.run(argv, feed=feed.encode())
     except Failure as fault:
@@ -89,55 +136,66 @@ def quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def has_credentials(person: Person) -> bool:
-    """Say whether the keyring holds a user name and a password for RDP."""
-    search = ["SearchItems", "a{ss}", "1", "xdg:schema", ENTRY]
+def has_credentials(person: Person, protocol: Protocol) -> bool:
+    """Say whether the keyring holds a password for this protocol."""
+    search = [*ASK, "call", SECRETS, ROOT, "org.freedesktop.Secret.Service", "SearchItems", "a{ss}", "1"]
     try:
-        found = person.run([*ASK, "call", SECRETS, ROOT, "org.freedesktop.Secret.Service", *search]).decode()
+        return any('"/' in person.run([*search, "xdg:schema", entry]).decode() for entry in protocol.entries)
     except Failure:
         return False
-    return '"/' in found
 
 
-def forget(person: Person) -> bool:
-    """Remove the user name and the password; say whether that worked."""
-    return person.succeeds(["grdctl", "rdp", "clear-credentials"], timeout=20)
+def forgetting(protocol: Protocol) -> list[str]:
+    """Return the command that removes the password from the keyring."""
+    return ["grdctl", protocol.word, "clear-credentials" if protocol is RDP else "clear-password"]
 
 
-def settings(person: Person) -> dict[str, str]:
-    """Return GNOME's settings for RDP as GVariant texts, those of KEYS that this release has."""
+def settings(person: Person, protocol: Protocol) -> dict[str, str]:
+    """Return GNOME's settings for a protocol as GVariant texts, those of its keys that this release has."""
     found: dict[str, str] = {}
     try:
-        listed = person.run(["gsettings", "list-recursively", SCHEMA]).decode()
+        listed = person.run(["gsettings", "list-recursively", protocol.schema]).decode()
     except Failure:
         return found
     for line in listed.splitlines():
         parts = line.split(None, 2)
-        if len(parts) == 3 and parts[1] in KEYS:
+        if len(parts) == 3 and parts[1] in protocol.keys:
             found[parts[1]] = parts[2]
     return found
 
 
-def commands(tls_key: str, tls_cert: str, helps: str) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the grdctl commands that come before the password is set, and those after it: the last opens the port.
+def commands(
+    protocol: Protocol, key_and_cert: Sequence[Path], helps: str, has: Mapping[str, str]
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the commands that come before the password is set, and those after it: the last opens the port.
 
-    helps: what `grdctl --help` says; older releases cannot switch port negotiation off (since 46).
+    key_and_cert: for RDP; helps: what `grdctl --help` says, older releases cannot switch port negotiation off (since
+    46); has: the settings as they are, those of this release. Some distributions added an encryption to VNC (TLS
+    without certificates) that neither Finder nor TigerVNC knows: the tunnel is the encryption.
     """
-    rdp = ["grdctl", "rdp"]
-    before = [[*rdp, "set-tls-key", tls_key], [*rdp, "set-tls-cert", tls_cert], [*rdp, "disable-view-only"]]
-    fixed = [[*rdp, "disable-port-negotiation"]] if "disable-port-negotiation" in helps else []
-    return before, [*fixed, [*rdp, "enable"]]
+    grdctl = ["grdctl", protocol.word]
+    if protocol is RDP:
+        before = [[*grdctl, "set-tls-key", str(key_and_cert[0])], [*grdctl, "set-tls-cert", str(key_and_cert[1])]]
+    else:
+        before = [[*grdctl, "set-auth-method", "password"]]  # else somebody at the screen is asked
+        if "encryption" in has:
+            before.append(["gsettings", "set", protocol.schema, "encryption", "['none']"])
+    if has.get("port", str(protocol.ports[0])).split()[-1] != str(protocol.ports[0]):  # one that nothing guards
+        before.append(["gsettings", "set", protocol.schema, "port", str(protocol.ports[0])])
+    before.append([*grdctl, "disable-view-only"])
+    fixed = [[*grdctl, "disable-port-negotiation"]] if "disable-port-negotiation" in helps else []
+    return before, [*fixed, [*grdctl, "enable"]]
 
 
-def put_back(person: Person, before: dict[str, str], written: dict[str, str]) -> None:
+def put_back(person: Person, protocol: Protocol, before: dict[str, str], written: dict[str, str]) -> None:
     """Put GNOME's settings back, except those that the user has changed since.
 
     before, written: GVariant texts as `settings` returned them before the first run and after it.
     """
-    now = settings(person)
-    for key in reversed(KEYS):  # off before anything else
+    now = settings(person, protocol)
+    for key in reversed(protocol.keys):  # off before anything else
         if key in before and now.get(key) == written.get(key) != before[key]:
-            person.run(["gsettings", "set", SCHEMA, key, before[key]])
+            person.run(["gsettings", "set", protocol.schema, key, before[key]])
 
 
 def starts_at_login(person: Person, service: str) -> bool:

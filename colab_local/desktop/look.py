@@ -96,6 +96,9 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
     """Ask a server; one that has shut everybody out for a while is asked again once."""
     try:
         return ask()
+    except EOFError:  # gnome-remote-desktop serves one at a time, and needs a moment to see that the last one went
+        time.sleep(1)
+        return ask()
     except rfb.Refused as refusal:
         if "too many" not in str(refusal).lower():
             raise

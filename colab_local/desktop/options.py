@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 KINDS = ("mirror", "virtual")
-SERVERS = ("tiger", "tight")
+SERVERS = ("tiger", "tight", "gnome")
 LISTENS = ("port", "socket")
 SESSIONS = ("auto", "xfce", "lxde", "gnome-flashback", "openbox")
 

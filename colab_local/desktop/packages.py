@@ -255,8 +255,8 @@ class Install(Step):
             except FileNotFoundError:
                 raise Failure("sudo is not installed", self.command(True) + "   # as root") from None
             if code:
-                what = "update" if argv[-1] == "update" else "install"
-                raise Failure(f"apt-get {what} failed with code {code}: see above", self.command(os.getuid() == 0))
+                what = " ".join(word for word in argv if word != "-n")  # this one may ask for a password
+                raise Failure(f"apt-get failed with code {code}: see above", what)
         if self.difference() is not None:
             lacking = ", ".join(n for n in self.needs if not here(n))
-            raise Failure(f"apt-get succeeded, but something is still missing (need {lacking})", "apt-get check")
+            raise Failure("apt-get succeeded, but something is still missing", f"install what brings {lacking}")

@@ -204,7 +204,7 @@ def find(name: str | None = None) -> Person:
         raise Failure(
             f"the desktop of another user needs root (found {pwd.getpwuid(os.getuid()).pw_name}, need "
             f"{entry.pw_name} or root)",
-            "run it with sudo",
+            "sudo python3 bootstrap.py",
             EXIT_USAGE,
         )
     home = Path(entry.pw_dir)
@@ -215,7 +215,7 @@ def find(name: str | None = None) -> Person:
     if not home.is_dir():
         raise Failure(
             f"the home folder of {entry.pw_name} is missing (found no {home})",
-            f"sudo install -d -o {entry.pw_name} -m 700 {home}",
+            f"sudo install -d -o {entry.pw_name} -m 700 {shlex.quote(str(home))}",
             EXIT_MACHINE,
         )
     usual = home.resolve() == Path(entry.pw_dir).resolve()

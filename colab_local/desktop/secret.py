@@ -6,6 +6,7 @@ It never appears in an argument list, an environment, a log or a file others can
 from __future__ import annotations
 
 import secrets
+import shlex
 import string
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def read(source: str | None) -> str | None:
     except OSError as fault:
         raise Failure(
             f"the password file cannot be read ({fault.strerror}: {source})",
-            f"ls -l '{source}'",
+            f"ls -l {shlex.quote(source)}",
             EXIT_USAGE,
         ) from None
     return check(line.rstrip("\r\n"))

@@ -157,6 +157,12 @@ def wish(options: Options, person: Person, receipt: Receipt) -> Wish:
     """Return what to set up: options first, then what an earlier run chose, then the best there is."""
     before = _so_far(person)
     vnc = options.vnc or next((k for k, v in SERVERS.items() if before.get("VNC_SERVER") == v), None)
+    if vnc == "gnome":
+        raise Failure(
+            "GNOME's own VNC server shows the screen that is there (found --desktop virtual, need mirror)",
+            "sudo python3 bootstrap.py --desktop mirror --vnc gnome",
+            EXIT_USAGE,
+        )
     if vnc is None:
         # TightVNC's X server lacks RENDER, RANDR and XInput2, and GTK 4 programs abort on it.
         vnc = "tiger" if packages.available("Xtigervnc") or not packages.available("Xtightvnc") else "tight"
@@ -231,7 +237,8 @@ def encode(person: Person, password: str) -> bytes:
     program = next((p for p in ("tigervncpasswd", "tightvncpasswd", "vncpasswd") if packages.program(p)), "vncpasswd")
     encoded = person.run([program, "-f"], feed=password.encode("ascii") + b"\n", timeout=15)
     if len(encoded) != 8:
-        raise Failure(f"{program} made no password (found {len(encoded)} bytes, need 8)", f"{program} -f")
+        what = f"{program} made no password (found {len(encoded)} bytes, need 8)"
+        raise Failure(what, f"echo password | {program} -f | wc -c   # has to say 8")
     return encoded
 
 

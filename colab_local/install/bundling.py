@@ -21,6 +21,8 @@ from urllib.parse import quote, unquote, urlsplit
 from colab_local.base.downloads import PARALLEL_DOWNLOADS, Download, Rules, download_all, rewrite
 from colab_local.base.errors import EXIT_INTEGRITY, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import check_disk, sha256_of
+from colab_local.base.hints import typed_now
+from colab_local.base.programs import without_ssh
 from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
 from colab_local.install import offline, requirements
@@ -85,6 +87,10 @@ def choose(lockfiles: Path, env: str, platform: str, engine: str, python: str = 
     series = pythons_of(index, env)
     known = {
         "environment": (env, index["environments"]),
+        "engine": (
+            engine,
+            ["conda", "host", *(name for name, one in index["installers"].items() if platform in one["files"])],
+        ),
         "platform": (platform, index["environments"].get(env, {}).get("platforms", {})),
         "Python": (python or series[-1], series),
     }
@@ -199,7 +205,7 @@ def find_wheels(choice: Choice, folder: Path, screen: Screen) -> list[Source]:
             raise Failure(
                 f"the package index has no locked wheel of {entry.name} {entry.version} for {choice.platform}, "
                 f"Python {choice.python}",
-                "python3 scripts/lock.py --check",
+                "run it where uv and pip use the public package index, or have yours bring that file",
                 EXIT_NETWORK,
             )
         sources += [wheel_source(wheel, folder) for wheel in fitting]
@@ -213,9 +219,18 @@ def toml_parser() -> Callable[[str], dict[str, Any]]:
     except ImportError:
         raise Failure(
             f"a bundle is made with Python 3.11 or newer (found {sys.version.split()[0]})",
-            f"{default_home()}/current/cpu/bin/python scripts/bundle.py",
+            newer_python(),
         ) from None
     return tomllib.loads
+
+
+def newer_python() -> str:
+    """Return the line that was typed with a Python that has tomllib: of an installation, or on PATH."""
+    own = [str(python) for python in sorted(default_home().glob("current/*/bin/python"))]
+    found = [*own, *filter(None, (shutil.which(f"python3.{minor}") for minor in (13, 12, 11)))]
+    if not found:
+        return "python3 bootstrap.py --cpu   # its environment has one: current/cpu/bin/python"
+    return shlex.join([found[0], typed_now().program, *sys.argv[1:]])
 
 
 def find_uv(cure: str = "") -> str:
@@ -322,9 +337,9 @@ def sign(text: bytes, key: str) -> bytes:
     try:
         done = subprocess.run(argv, input=text, stdout=subprocess.PIPE, check=False)
     except FileNotFoundError:
-        raise Failure("no program ssh-keygen is here", "sudo apt install openssh-client") from None
+        raise without_ssh("ssh-keygen") from None
     if done.returncode:
-        raise Failure(f"ssh-keygen can't sign with {key}", f"ssh-keygen -Y sign -f {key} -n {offline.NAMESPACE} FILE")
+        raise Failure(f"ssh-keygen can't sign with {key}", f"echo x | {shlex.join(argv)}")
     return done.stdout
 
 

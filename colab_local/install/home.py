@@ -207,7 +207,7 @@ def take_lock(home: Path, screen: Screen) -> int:
 def _no_lock(path: Path) -> Failure:
     return Failure(
         f"{path} is not the file that we lock (a link, a pipe or a folder)",
-        f"ls -l {shlex.quote(str(path))}",
+        f"mv {shlex.quote(str(path))} {shlex.quote(str(path))}.yours",
         EXIT_MACHINE,
     )
 
@@ -323,3 +323,16 @@ def is_removed_with(home: Path, folder: Path) -> bool:
 def current_receipt(home: Path, env: str) -> dict[str, Any] | None:
     """Return the receipt of the environment that current/<env> points at, or None."""
     return next((r for r in read_receipts(home) if r["env"] == env and is_current(home, r)), None)
+
+
+def demand_receipt(home: Path, env: str) -> dict[str, Any]:
+    """Return the receipt of the environment in use, else of the newest; raise Failure where there is none."""
+    receipt = current_receipt(home, env) or next((r for r in read_receipts(home) if r["env"] == env), None)
+    if receipt is None:
+        raise not_installed(home, env)
+    return receipt
+
+
+def not_installed(home: Path, env: str) -> Failure:
+    """Return what is said where an environment is not in a home."""
+    return Failure(f"no {env} environment is installed in {home}", f"python3 bootstrap.py --env {env}")

@@ -36,6 +36,18 @@ def by_hand(user: str, on: bool = True) -> str:
     return f"sudo loginctl {'enable' if on else 'disable'}-linger {user}"
 
 
+def hand_to_desktop(receipt: Path, user: str) -> bool:
+    """Note the same in the receipt of the desktops, for this user's virtual one; return whether there is one."""
+    with contextlib.suppress(OSError, ValueError):
+        made = documents.read(receipt, {"desktops": [{"user": str, "kind": str}]})
+        for entry in made["desktops"]:
+            if (entry["user"], entry["kind"]) == (user, "virtual"):
+                entry["linger"] = True
+                write_atomically(receipt, json.dumps(made, indent=1) + "\n", 0o600)
+                return True
+    return False
+
+
 def hand_over(receipt: Path) -> bool:
     """Note in the receipt of the Jupyter service that it is to switch lingering off; return whether there is one."""
     with contextlib.suppress(OSError, ValueError):

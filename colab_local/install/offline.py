@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import IO, Any, Callable, Iterator, NamedTuple
 
 from colab_local.base import documents
-from colab_local.base.errors import EXIT_INTEGRITY, EXIT_MACHINE, EXIT_USAGE, Failure
+from colab_local.base.errors import EXIT_INTEGRITY, EXIT_USAGE, Failure
 from colab_local.base.files import CHUNK, check_disk
+from colab_local.base.programs import without_ssh
 from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
 from colab_local.install import requirements
@@ -62,10 +64,13 @@ class Offline(NamedTuple):
     engine: str
     python: str
 
+    def has(self, engine: str) -> bool:
+        """Return whether what this engine needs is in it."""
+        return engine == self.engine or (engine == "conda" and self.engine != "host")
+
     def choose(self, wanted: str) -> str:
         """Return the engine for what --engine says; raise Failure when the bundle lacks what that one needs."""
-        fitting = ["host"] if self.engine == "host" else [self.engine, "conda"]
-        if wanted not in ["auto", *fitting]:
+        if wanted != "auto" and not self.has(wanted):
             raise Failure(
                 f"the bundle is for another engine (found {self.engine}, need {wanted})",
                 f"python3 bootstrap.py --engine {self.engine}",
@@ -109,19 +114,12 @@ def locked_files(
     """Return (URL, sha256) of the installer and the conda packages.
 
     read: returns the text of a lock file by its name under lockfiles.
-
-    Raises:
-        Failure: the engine has no installer for the platform.
     """
     if engine == "host":
         return []
     files = parse_explicit(read(index["environments"][env]["platforms"][platform]["file"]))
     if engine != "conda":
-        installer = index["installers"][engine]["files"].get(platform)
-        if installer is None:
-            raise Failure(
-                f"{engine} has no pinned installer for {platform}", "python3 scripts/bundle.py --help", EXIT_USAGE
-            )
+        installer = index["installers"][engine]["files"][platform]
         files.insert(0, (installer["url"], installer["sha256"]))
     return files
 
@@ -323,14 +321,14 @@ def ssh_keygen(what: str, *options: str, stdin: bytes = b"") -> str:
     try:
         done = subprocess.run(["ssh-keygen", "-Y", what, *options], input=stdin, capture_output=True, timeout=60)
     except FileNotFoundError:
-        raise Failure("no program ssh-keygen is here", "sudo apt install openssh-client", EXIT_MACHINE) from None
+        raise without_ssh("ssh-keygen") from None
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
 
 
-def check_fits(path: Path, env: str, platform: str) -> None:
+def check_fits(path: Path, env: str, platform: str, mode: str = "") -> None:
     """Raise Failure unless a bundle is there, says what is in it, and is for this environment and platform.
 
-    Only its list is read: quick enough to be asked where nothing is to be installed, too.
+    Only its list is read: quick enough to be asked where nothing is to be installed, too. mode: " --repair" then.
     """
     path = path.absolute()
     if not path.exists():
@@ -339,9 +337,11 @@ def check_fits(path: Path, env: str, platform: str) -> None:
         manifest = read_manifest(files, path)
     found, need = (manifest["environment"], manifest["platform"]), (env, platform)
     if found != need:
+        makes = f"python3 scripts/bundle.py --env {env} --platform {platform}   # where there is a network"
+        takes = f"python3 bootstrap.py{mode} --env {found[0]} --offline {shlex.quote(str(path))}"
         raise Failure(
             f"the bundle is for another environment or platform (found {' '.join(found)}, need {' '.join(need)})",
-            f"python3 scripts/bundle.py --env {env} --platform {platform}",
+            takes if found[1] == platform else makes,
             EXIT_USAGE,
         )
 

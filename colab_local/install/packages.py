@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import csv
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Sequence
 from colab_local.base import certificates, temporary
 from colab_local.base.errors import EXIT_FAILED, EXIT_INTEGRITY, Failure
 from colab_local.base.files import remove_tree, sha256_of, write_atomically
-from colab_local.base.programs import run, succeeds
+from colab_local.base.programs import HINTS, run, succeeds
 from colab_local.base.progress import Size
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import Lock, locked_entry
@@ -41,13 +40,13 @@ def install_uv(uv: Path, python: str, requirements: str, cache: Path, wheels: Pa
     offline = ["--no-index", "--find-links", wheels] if wheels else []
     try:
         if succeeds([python, "-I", "-c", "import pip"], screen):
-            flags = ["--quiet", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
+            flags = ["--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
             run([python, "-I", "-m", "pip", "install", *flags, *hashed, *offline], screen, pip_environment())
         elif shutil.which("uv"):
             run_uv(["uv", "pip", "install", "--quiet", "--python", python, *hashed, *offline], screen)
         else:  # a venv of its own brings the pip that is bundled with Python
             run([python, "-I", "-m", "venv", venv], screen)
-            pip = [venv / "bin" / "python", "-I", "-m", "pip", "install", "--quiet", "--only-binary=:all:"]
+            pip = [venv / "bin" / "python", "-I", "-m", "pip", "install", "--only-binary=:all:"]
             run([*pip, *hashed, *offline], screen, pip_environment())
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(folder)
@@ -95,7 +94,7 @@ def install_packages(uv: Path, prefix: Path, lock: Lock, kept: Path, wheels: Pat
             run_uv([*argv, "--reinstall", "--no-cache"], screen, size=size)
         except Failure as again:
             code = EXIT_INTEGRITY if again.code == EXIT_FAILED else again.code
-            raise Failure(again.what, again.hint, code) from again
+            raise Failure(again.what, again.hint or HINTS["integrity"], code) from again
         clean_cache(uv, names, screen)
     finally:  # --launch becomes Jupyter, and nothing that waits for this program's end is done
         temporary.clean_up()
@@ -133,13 +132,9 @@ def forget_damaged(prefix: Path, name: str) -> None:
     pattern = re.sub(r"[-_.]+", "[-_.]", name)
     site = site_packages(prefix) or "lib"
     for info in (prefix / site).glob("*.dist-info"):
-        if re.fullmatch(pattern + r"-[^-]+\.dist-info", info.name, re.IGNORECASE):
-            try:
-                is_whole = not read_record(site, info)[1]
-            except (ValueError, csv.Error):
-                is_whole = False
-            if not is_whole:
-                remove_tree(info)
+        ours = re.fullmatch(pattern + r"-[^-]+\.dist-info", info.name, re.IGNORECASE)
+        if ours and read_record(site, info)[1]:
+            remove_tree(info)
 
 
 def clean_cache(uv: Path, names: Sequence[str], screen: Screen) -> None:

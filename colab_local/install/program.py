@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any, Iterator, Sequence
@@ -35,12 +36,21 @@ DATA = (
     "scripts/slurm/colab-local.sbatch",
 )
 OURS = ("bootstrap", "colab_local", "scripts")  # a file secrets.py beside bootstrap.py is not the module `secrets`
+SPELLED = re.compile(r"(\w+\.py)['\"]")  # a file that is run by its path is imported by nobody
 MAIN = "__main__.py"  # of a package: run by `python -m`, which no import shows
 
 
-def imported(tree: ast.AST, package: str) -> Iterator[str]:
+def statements(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
+    """Yield each statement, also those within others; expressions, which are most of a module, hold no import."""
+    for node in body:
+        yield node
+        for part in ("body", "orelse", "finalbody", "handlers"):
+            yield from statements(getattr(node, part, ()))
+
+
+def imported(tree: ast.Module, package: str) -> Iterator[str]:
     """Yield the dotted names that a module may import, wherever in it. package: the module's own, dotted."""
-    for node in ast.walk(tree):
+    for node in statements(tree.body):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -62,13 +72,6 @@ def files_of(checkout: Path, dotted: str) -> Iterator[str]:
                 yield name
 
 
-def spelled(tree: ast.AST) -> Iterator[str]:
-    """Yield the names of Python files that a module spells out: one that is run by its path is imported by nobody."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(".py"):
-            yield node.value.rpartition("/")[2]
-
-
 def modules(checkout: Path, programs: Sequence[str]) -> list[str]:
     """Return the programs and all modules that they import, relative to `checkout`, sorted.
 
@@ -84,10 +87,10 @@ def modules(checkout: Path, programs: Sequence[str]) -> list[str]:
         name = waiting.pop()
         if not name.endswith(".py"):
             continue
-        tree = ast.parse((checkout / name).read_text(encoding="utf-8"), name)
+        text = (checkout / name).read_text(encoding="utf-8")
         package = ".".join(Path(name).parts[:-1])
-        files = [file for dotted in imported(tree, package) for file in files_of(checkout, dotted)]
-        files += [file for word in spelled(tree) for file in named.get(word, [])]
+        files = [file for dotted in imported(ast.parse(text, name), package) for file in files_of(checkout, dotted)]
+        files += [file for word in SPELLED.findall(text) for file in named.get(word, [])]
         waiting += sorted(set(files) - found)
         found.update(files)
     return sorted(found)

@@ -80,29 +80,32 @@ class Difference(NamedTuple):
         return f"{self.kind:<9} {what}{f' ({values})' if values else ''}"
 
 
-def read_conda(prefix: Path) -> list[Package]:
-    """Return the conda packages that conda-meta lists; none where there is no conda layer.
+def read_conda(prefix: Path) -> tuple[list[Package], list[Difference]]:
+    """Return the conda packages that conda-meta lists, none where there is no conda layer; and its damaged records.
 
     The records' fields are those of conda's PrefixRecord: paths_data.paths[].{_path, path_type, sha256,
     sha256_in_prefix, file_mode, prefix_placeholder}. Each engine has its own way with them, see conda_entry().
     """
-    packages = []
+    packages, differences = [], []
     site = site_packages(prefix) or ""
     for path in sorted(prefix.glob("conda-meta/*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        of_package = site if record.get("noarch") == "python" else ""
-        entries = [conda_entry(entry, of_package) for entry in record.get("paths_data", {}).get("paths", [])]
-        packages.append(
-            Package(
-                "conda",
-                record["name"],
-                record["version"],
-                record["build"],
-                record.get("sha256") or "",
-                list({entry.path: entry for entry in entries if entry.kind}.values()),  # conda names some twice
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            of_package = site if record.get("noarch") == "python" else ""
+            entries = [conda_entry(entry, of_package) for entry in record.get("paths_data", {}).get("paths", [])]
+            packages.append(
+                Package(
+                    "conda",
+                    record["name"],
+                    record["version"],
+                    record["build"],
+                    record.get("sha256") or "",
+                    list({entry.path: entry for entry in entries if entry.kind}.values()),  # conda names some twice
+                )
             )
-        )
-    return packages
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:
+            differences.append(Difference("changed", "", path.relative_to(prefix).as_posix(), str(problem)))
+    return packages, differences
 
 
 def conda_entry(entry: dict[str, Any], site: str = "") -> Entry:
@@ -156,27 +159,26 @@ def read_python(prefix: Path, site: str, skip: set[str]) -> tuple[list[Package],
 
 
 def read_record(site: str, folder: Path) -> tuple[Package, list[Difference]]:
-    """Return a Python package by its RECORD, and what is wrong with that.
+    """Return a Python package by its RECORD, and what is wrong with that: a damaged one counts as none.
 
     site: folder of packages relative to the prefix; folder: the package's dist-info.
-
-    Raises:
-        ValueError, csv.Error: it is none.
     """
     info = f"{site}/{folder.name}"
     name, _, version = folder.name[: -len(".dist-info")].partition("-")
     package = Package("python", requirements.normalise(name), version, "", "", [])
+    differences = []
     try:
         text = documents.read_bytes(folder / "RECORD").decode("utf-8")
+        for row in csv.reader(text.splitlines()):
+            path = os.path.normpath(f"{site}/{row[0]}") if row else ""
+            if not path or path.startswith(("../", "/")):
+                differences.append(Difference("outside", package.title, row[0] if row else ""))
+                continue
+            package.entries.append(python_entry(path, info, row[1] if len(row) > 1 else ""))
     except OSError:
         return package, [Difference("missing", package.title, f"{info}/RECORD")]
-    differences = []
-    for row in csv.reader(text.splitlines()):
-        path = os.path.normpath(f"{site}/{row[0]}") if row else ""
-        if not path or path.startswith(("../", "/")):
-            differences.append(Difference("outside", package.title, row[0] if row else ""))
-            continue
-        package.entries.append(python_entry(path, info, row[1] if len(row) > 1 else ""))
+    except (ValueError, csv.Error) as problem:
+        return package._replace(entries=[]), [Difference("changed", package.title, f"{info}/RECORD", str(problem))]
     return package, differences
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import os
 import re
@@ -14,7 +13,6 @@ from typing import Any, Callable, Iterable, NamedTuple
 from colab_local.base import documents
 from colab_local.base.files import CHUNK, OTHERS_WRITE, is_ours, sha256_of
 from colab_local.install.records import Package, read_record, site_packages
-from colab_local.install.requirements import normalise
 
 
 class Seal(NamedTuple):
@@ -110,16 +108,11 @@ def by_uv(prefix: Path) -> tuple[list[Package], dict[str, str]]:
     for folder in sorted((prefix / site).glob("*.dist-info")):
         if installer_of(folder) != "uv":
             continue
-        try:
-            package, wrong = read_record(site, folder)
-            paths = {entry.path for entry in package.entries}
-            about = {f"{site}/{folder.name}/{name}" for name in ("METADATA", "RECORD", "WHEEL")}
-            packages.append(package)
-            name, whole = package.name, not wrong and about <= paths
-        except (ValueError, csv.Error):
-            name, whole = normalise(folder.name.partition("-")[0]), False
-        if not whole:
-            damaged[name] = f"{site}/{folder.name}/RECORD"
+        package, wrong = read_record(site, folder)
+        packages.append(package)
+        about = {f"{site}/{folder.name}/{name}" for name in ("METADATA", "RECORD", "WHEEL")}
+        if wrong or not about <= {entry.path for entry in package.entries}:
+            damaged[package.name] = f"{site}/{folder.name}/RECORD"
     return packages, damaged
 
 

@@ -16,6 +16,7 @@ from colab_local.base import documents
 from colab_local.base.answers import ask
 from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.base.files import foreign, private_file
+from colab_local.base.network import holds_port, rivals
 from colab_local.base.text import printable
 from colab_local.install.jupyter import COLAB_ORIGIN
 
@@ -126,12 +127,16 @@ def described_servers() -> list[Description]:
 
 
 def living_servers(home: Path) -> list[Json]:
-    """Return this user's Jupyter servers that run from `home` and allow Colab's page, whether they answer or not."""
+    """Return this user's Jupyter servers that run from `home` and allow Colab's page, whether they answer or not.
+
+    A description may be of the past: the process number is another Jupyter's by now, and the port a stranger's.
+    """
     servers = []
     for server in described_servers():
         argv = command_line(server.pid)
         name = environment_name(home, argv)
-        if name and server.token and "NotebookApp.allow_origin=" + COLAB_ORIGIN in " ".join(argv):
+        ours = name and server.token and "NotebookApp.allow_origin=" + COLAB_ORIGIN in " ".join(argv)
+        if ours and holds_port(server.pid, server.port):
             servers.append({**server._asdict(), "name": name})
     return servers
 
@@ -159,6 +164,18 @@ def first_of(servers: list[Json], env: str | None, pid: int | None = None) -> Js
         if pid in (None, server["pid"]) and (env is None or server["name"].rpartition("-")[0] == env):
             return server
     return None
+
+
+def demand_alone(port: int) -> None:
+    """Raise Failure where a stranger has the other one of localhost's addresses: it would get the token, too."""
+    two = rivals(port)
+    if two:
+        raise Failure(
+            f"two programs listen on port {port} of localhost, {two[0]} and {two[1]}: a browser may send the token "
+            "to either",
+            f"ss -ltnp 'sport = :{port}'   # end the other one, or Jupyter, and start it on another port",
+            EXIT_MACHINE,
+        )
 
 
 def is_alive(pid: int) -> bool:

@@ -264,7 +264,9 @@ def localhost() -> Iterator[Finding]:
     strange = sorted(address for address in found if not address.startswith("127.") and address != "::1")
     if strange or not found:
         what = f"localhost is {', '.join(strange) or 'unknown'}: Colab reaches nothing"
-        yield Finding("/etc/hosts", what, "echo '127.0.0.1 localhost' | sudo tee -a /etc/hosts")
+        add = "echo '127.0.0.1 localhost' | sudo tee -a /etc/hosts"
+        change = "sudo nano /etc/hosts   # the line with localhost has to begin with 127.0.0.1"
+        yield Finding("/etc/hosts", what, change if strange else add)
 
 
 def look(home: Path, environ: Mapping[str, str], notebooks: Path | None = None) -> list[Finding]:

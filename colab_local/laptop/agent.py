@@ -33,8 +33,8 @@ from typing import Iterator, NoReturn
 
 from colab_local.base import documents
 from colab_local.base.errors import Failure
-from colab_local.base.files import private_file
-from colab_local.base.network import free_port, listens, unix_listeners
+from colab_local.base.files import lacks_inodes, private_file
+from colab_local.base.network import free_port, listens, rivals, unix_listeners
 from colab_local.install import home as homes
 from colab_local.install.jupyter import TOKEN_FILE, jupyter_argv
 from colab_local.install.servers import (
@@ -140,11 +140,11 @@ def silence(server: Json) -> Refusal:
 @contextlib.contextmanager
 def only_one(home: Path) -> Iterator[None]:
     """Let two laptops that connect at once not start two servers."""
-    run = home / "run"
-    run.mkdir(exist_ok=True)
-    with (run / "connect.lock").open("w") as file:
-        with contextlib.suppress(OSError):  # file systems without locks: do without
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # file systems without locks, a disk that is full: do without
+            run = home / "run"
+            run.mkdir(exist_ok=True)
+            fcntl.flock(held.enter_context((run / "connect.lock").open("w")), fcntl.LOCK_EX)
         yield
 
 
@@ -310,7 +310,10 @@ def serve(request: Json) -> Json:
 
 
 def describe(server: Json, home: Path, receipt: Json) -> Json:
-    """Add what the user wants to know about the host; `current` is false for an environment since replaced."""
+    """Add what the user wants to know about the host.
+
+    current: false for an environment since replaced; alone: no stranger has the other of localhost's addresses.
+    """
     return dict(
         server,
         running=True,
@@ -319,6 +322,7 @@ def describe(server: Json, home: Path, receipt: Json) -> Json:
         user=getpass.getuser(),
         env=server["name"].rpartition("-")[0],
         current=Path(receipt["root"]).name == server["name"],
+        alone=rivals(server["port"]) is None,
     )
 
 
@@ -612,14 +616,18 @@ OPERATIONS = {
 
 def answer(line: str) -> Json:
     """Carry out one request and return the message that answers it."""
+    request = json.loads(line)
     try:
-        request = json.loads(line)
         return dict(OPERATIONS[request["op"]](request), ok=True)
     except Failure as refusal:
         return {"ok": False, "error": refusal.what.rstrip(), "kind": getattr(refusal, "kind", "")}
     except OSError as problem:
-        kind = "disk" if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else ""
-        return {"ok": False, "error": f"{problem} on {socket.gethostname()}", "kind": kind}
+        home = home_folder(request.get("home"))
+        where = problem.filename or home
+        kinds = {errno.EACCES: "denied", errno.EPERM: "denied", errno.EROFS: "denied"}
+        kinds.update(dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "inodes" if lacks_inodes(home) else "disk"))
+        what = f"{problem.strerror or problem} on {socket.gethostname()} ({where})"
+        return {"ok": False, "error": what, "kind": kinds.get(problem.errno or 0, "")}
 
 
 def listen(lines: queue.Queue[str]) -> NoReturn:

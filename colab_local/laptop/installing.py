@@ -58,6 +58,21 @@ def unpack_program(home: Path, archive: str, digest: str) -> None:
     folder = program_folder(home)
     fresh, old = folder.with_name("program.part"), folder.with_name("program.old")
     remove_tree(fresh)
+    try:
+        unpack(content, fresh)
+        (fresh / DIGEST_FILE).write_text(digest, encoding="ascii")
+    except BaseException:  # a disk that is full is not to stay so
+        remove_tree(fresh)
+        raise
+    remove_tree(old)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    remove_tree(old)
+
+
+def unpack(content: bytes, fresh: Path) -> None:
+    """Write a tar.gz's plain files below a new folder; Failure for anything else in it."""
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as members:
         for member in members:
             path = PurePosixPath(member.name)
@@ -69,12 +84,6 @@ def unpack_program(home: Path, archive: str, digest: str) -> None:
             assert stream is not None
             target.write_bytes(stream.read())
             target.chmod(0o755 if member.mode & 0o100 else 0o644)
-    (fresh / DIGEST_FILE).write_text(digest, encoding="ascii")
-    remove_tree(old)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    remove_tree(old)
 
 
 def read_state(home: Path) -> Json | None:

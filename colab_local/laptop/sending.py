@@ -8,12 +8,12 @@ import hashlib
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from colab_local.base.errors import AGAIN, EXIT_INTEGRITY, Failure
+from colab_local.base.errors import EXIT_INTEGRITY, Failure
 from colab_local.base.terminal import Screen
 from colab_local.install import program
 from colab_local.install.lockfiles import REPOSITORY
 from colab_local.install.servers import Json
-from colab_local.laptop.ssh import Connection
+from colab_local.laptop.ssh import Connection, refusal
 
 HIDDEN = ("Next steps", "error: ", "hint: ", "log: ")  # what bootstrap.py says there is said here in our words
 
@@ -56,13 +56,14 @@ class FarInstallation:
         self.done = True
         self.emit({"event": "installed", "host": self.host, "code": ended["code"]})
         if ended["code"]:
-            hint = f"on {self.host}: {ended['hint']}" if ended.get("hint") else ""
+            hint = str(ended.get("hint") or "").replace(" --json ", " ", 1)  # that was for us
+            hint = f"on {self.host}: {hint}" if hint else ""
             raise Failure(f"on {self.host}: {ended['error']}", hint, int(ended["code"]))
 
     def _ask(self, connection: Connection, op: str, **request: Any) -> Json:
         answer = connection.ask(op, on_said=self._show, **request)
         if not answer["ok"]:
-            raise Failure(f"on {self.host}: {answer['error']}", AGAIN)
+            raise refusal(answer, connection.ssh, None, "")
         return answer
 
     def _show(self, message: Json) -> None:

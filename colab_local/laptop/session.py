@@ -152,6 +152,7 @@ class Session:
         self.login: Connection | None = None  # the line to the login node, on Slurm
         self.local = 0
         self.desktop: dict[str, int] = {}  # the port here of each port or socket there
+        self.told_of_socket = False
         self.line: Connection | None = None
         self.shown = ""  # the URL that the user has been given
         host = wished.destination.rpartition("@")[2]
@@ -173,7 +174,9 @@ class Session:
     def node(self, login: Connection, name: str) -> Ssh:
         """Return how to reach a compute node: through the line to its login node, no second login there."""
         if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):  # the login node's word, and ProxyCommand's shell reads it
-            raise Failure(f"the Slurm job runs on something that is no host's name ({name!r})", "squeue --me")
+            raise Failure(
+                f"the Slurm job runs on something that is no host's name ({name!r})", typed(self.ssh, " squeue --me")
+            )
         proxy = control_argv(self.ssh, login.socket_path, "-W", "[%h]:%p")
         command = " ".join(shlex.quote(word) for word in proxy)
         user = self.ssh.destination.rpartition("@")[0] or self.wished.login
@@ -266,6 +269,7 @@ class Session:
             self.show(wanted)
         while True:
             self.warn_of_end()
+            self.tell_about_socket(connection)
             if connection.event(1.0) == "gone":
                 self.line = None
                 self.tell_how_job_ended()
@@ -282,8 +286,8 @@ class Session:
             try:
                 await_answer(local, server, connection)
                 return local
-            except Forbidden:
-                if not connection.try_other_name():
+            except Forbidden:  # as localhost, its sshd may take the other address: a stranger there gets no token
+                if not server.get("alone") or not connection.try_other_name():
                     raise
 
     def forward_desktop(self, connection: Connection) -> None:
@@ -306,6 +310,17 @@ class Session:
                 )
             else:
                 self.screen.report(f"note: nothing listens at {where} yet (forwarded to {local})")
+
+    def tell_about_socket(self, connection: Connection) -> None:
+        """Say once that a desktop's Unix socket could not be opened: the viewer shows an empty window at most."""
+        if self.told_of_socket or not connection.has_shut_socket():
+            return
+        self.told_of_socket = True
+        self.screen.report(
+            "note: the sshd of {} did not open the desktop's socket: the desktop has ended, or sshd_config says "
+            "AllowStreamLocalForwarding no. There: python3 bootstrap.py --desktop virtual   # starts it; with "
+            "--vnc-listen port it needs no socket".format(self.server["host"])
+        )
 
     def show(self, wanted: int) -> None:
         """Print the URL and what to do with it."""

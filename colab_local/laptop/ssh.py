@@ -21,11 +21,13 @@ from typing import Any, Callable, Deque, Iterable, NamedTuple, Sequence
 from colab_local.base import documents
 from colab_local.base.errors import EXIT_FAILED, EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.network import answers, free_port
+from colab_local.base.programs import without_ssh
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import DEFAULT_ENVIRONMENT, REPOSITORY, read_index
 from colab_local.install.servers import Json
 from colab_local.laptop import agent
 from colab_local.laptop.far import program_text
+from colab_local.laptop.stages import SAID, Progress
 
 # What the agent sends: agent.py. Texts end on the user's terminal, through Screen; numbers are dialled.
 _SERVER = {
@@ -39,9 +41,10 @@ _SERVER = {
     "kernels": int,
     "notebook_dir": str,
     "current": bool,
+    "alone?": bool,
 }
 _JOB = {"job": r"\w[\w.-]*", "state": str, "node": str}
-MESSAGE_SHAPE = {"note?": str, "ok?": bool, "event?": str, "hello?": str, "ready?": bool}
+MESSAGE_SHAPE = {"note?": str, "ok?": bool, "event?": str, "hello?": str, "ready?": bool, "trying?": str}
 REFUSAL_SHAPE = {"error": str, "kind?": str}
 ANSWER_SHAPES: dict[str, Any] = {
     "serve": {**_SERVER, "started": bool},
@@ -89,7 +92,7 @@ BEFORE_LOGIN = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED",
         "{host} shows another host key than before: it was installed again, or someone stands in between",
-        "ssh-keygen -R {host}   # if it was installed again: ask whoever runs it",
+        "sed -i.old {offending}   # forgets the old key, if it was installed again: ask whoever runs it",
         EXIT_FAILED,
     ),
     (
@@ -113,7 +116,13 @@ BEFORE_LOGIN = (
     (
         r"Connection refused",
         "{host} is there, but no ssh server listens ({line})",
-        "sudo systemctl enable --now ssh   # on the host; or is the port (-p) wrong?",
+        "start an ssh server there (Debian's package is openssh-server); or is the port (-p) wrong?",
+        EXIT_NETWORK,
+    ),
+    (
+        r"UNKNOWN port 65535 timed out",
+        "the jump host or ProxyCommand on the way to {host} does not answer ({line})",
+        "{typed} -v true   # shows which",
         EXIT_NETWORK,
     ),
     (
@@ -141,23 +150,40 @@ BEFORE_LOGIN = (
         "{typed} -v true   # shows which",
         EXIT_NETWORK,
     ),
+    (
+        r"kex_exchange_identification: |Not allowed at this time",
+        "{host} took the line and closed it at once ({line}): too many log-ins at a time (MaxStartups), or this "
+        "address is shut out for a while (PerSourcePenalties, fail2ban)",
+        "{typed} true   # in some minutes; still so? Ask whoever runs it",
+        EXIT_NETWORK,
+    ),
+    (
+        r"Connection (closed|reset) by \S+ port \d+",
+        "{host} closed the line instead of letting you in; {told}",
+        "{typed} -v true   # if it says no more, its log does: journalctl -u ssh",
+        EXIT_NETWORK,
+    ),
 )
 LOST = re.compile(  # packet.c, clientloop.c
     r"closed by remote host|Connection reset|Broken pipe|Timeout, server|Connection to \S+ timed out|is unreachable"
 )
 NOLOGIN = 254  # session.c: the exit status of a session while there is a file /etc/nologin
 AUTHENTICATED = re.compile(r"Authenticated to \S+ \((\[|via proxy)")  # sshconnect2.c, LogLevel VERBOSE
+CONNECT_SECONDS = 20
+JUMP_SECONDS = 120  # somebody may have to type a password of the jump host; its sshd gives them 120 s
 # Finds a Python >= 3.8 on the host, which says that it is ready and takes the agent as the first line of stdin. Not
 # before: what a start-up file starts instead (exec zsh) would run that text as commands. Within '...' it means the
 # same to sh, bash, zsh, fish and csh; the path of sh needs no PATH, and no alias has its name. Python is isolated
 # (-I), and libraries of other software are out of its way: both are set in start-up files, and end it before it can
-# say so. So do a folder that is gone, and a PATH without the system's programs.
+# say so. So do a folder that is gone, and a PATH without the system's programs. Which Python is tried is said before:
+# one that hangs is no fault of the start-up files.
 FAR_COMMAND = (
     """/bin/sh -c 'cd 2>/dev/null || cd /; """
     """command -v env >/dev/null || PATH="${PATH-}:/usr/local/bin:/usr/bin:/bin"; export PATH; """
     """COLAB_LOCAL_LIBRARIES=${LD_LIBRARY_PATH-}; export COLAB_LOCAL_LIBRARIES; unset LD_LIBRARY_PATH LD_PRELOAD; """
     """for p in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 """
     """"${COLAB_LOCAL_HOME:-$HOME/.local/share/colab-local}"/current/*/bin/python; do """
+    f"""echo; echo "{agent.MARK}{{\\"trying\\": \\"$p\\"}}"; """
     """if "$p" -I -c "import sys; sys.exit(sys.version_info < (3, 8))" >/dev/null 2>&1 </dev/null; then """
     """exec "$p" -I -c "import json, sys; print(); """
     """print(sys.argv[1] + json.dumps(dict(ready=True)), flush=True); """
@@ -198,6 +224,29 @@ def knows_sessions(ssh: Ssh) -> bool:
     return version(ssh.program) >= (8, 7)
 
 
+@functools.lru_cache(maxsize=None)
+def configuration(ssh: Ssh) -> str:
+    """Return what ssh makes of its configuration for this host (ssh -G), "" where it does not say or hangs.
+
+    Where it hangs, so will the connection, which says in what.
+    """
+    if version(ssh.program) == (0, 0):
+        return ""
+    argv = [ssh.program, *ssh.options, "-G", "--", ssh.destination]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10)
+        return "" if done.returncode else done.stdout.lower()
+    return ""
+
+
+def connect_timeout(shown: str) -> dict[str, str]:
+    """Return our ConnectTimeout; none where the user has one. shown: what configuration() says."""
+    if re.search(r"(?m)^connecttimeout \d", shown):
+        return {}
+    jumps = re.search(r"(?m)^proxy(jump|command) (?!none$)", shown)
+    return {"ConnectTimeout": str(JUMP_SECONDS if jumps else CONNECT_SECONDS)}
+
+
 def master_argv(ssh: Ssh, socket_path: str) -> list[str]:
     """Return the command of the one connection: it runs the agent, and forwards are added to it later.
 
@@ -208,7 +257,7 @@ def master_argv(ssh: Ssh, socket_path: str) -> list[str]:
     ours = {
         "ServerAliveInterval": "10",  # a dead line is noticed within 30 s
         "ServerAliveCountMax": "3",
-        "ConnectTimeout": "20",
+        **connect_timeout(configuration(ssh)),
         "ExitOnForwardFailure": "yes",
     }
     fixed = {
@@ -219,7 +268,7 @@ def master_argv(ssh: Ssh, socket_path: str) -> list[str]:
         "RemoteCommand": "none",
         "ForwardX11": "no",
         "PermitLocalCommand": "no",
-        "LogLevel": "VERBOSE",  # says when the log-in is over, and why there was none
+        "LogLevel": "DEBUG1",  # says when the log-in is over, why there was none, and what it waits for
         **(
             {"SessionType": "default", "StdinNull": "no", "ForkAfterAuthentication": "no"}
             if knows_sessions(ssh)
@@ -259,25 +308,34 @@ def connect_line(ssh: Ssh, option: str) -> str:
 
 
 def words(lines: Iterable[str]) -> list[str]:
-    """Return what was said, without what ssh adds at LogLevel VERBOSE and without empty lines."""
+    """Return what was said, without what ssh adds at our LogLevel and without empty lines."""
     chatter = re.compile(r"Authenticated to |Transferred: sent|Bytes per second|Connection to \S+ closed\.?$")
     return [line.strip() for line in lines if line.strip() and not chatter.match(line.strip())]
 
 
-def in_the_way(ssh: Ssh, heard: Iterable[str], status: int | None = None) -> Failure:
+def in_the_way(ssh: Ssh, heard: Iterable[str], status: int | None = None, python: str = "") -> Failure:
     """Return the failure of a host that lets the user in and then does not run our program.
 
-    heard: what it printed before; status: the exit status of its session, None if that goes on and says nothing.
+    heard: what it printed before; status: the exit status of its session, None if that goes on and says nothing;
+    python: the far Python that was being started.
     """
     host, said = ssh.destination.rpartition("@")[2], words(heard)
     told = f"; it said: {said[-1][:200]}" if said else ""
     text = "\n".join(said)
-    files = "its start-up files (~/.bashrc, ~/.profile, ~/.zshenv ...) or a ForceCommand of its sshd"
+    files = "its start-up files (~/.bashrc, ~/.profile, ~/.ssh/rc ...) or a ForceCommand of its sshd"
     for pattern, what, hint in AFTER_LOGIN:
         if re.search(pattern, text, re.IGNORECASE):
             return Failure(f"{host} {what}{told}", hint.format(typed=typed(ssh)))
     if status == NOLOGIN:
-        return Failure(f"{host} lets nobody in just now (it has a file /etc/nologin){told}", "try again later")
+        what = f"{host} lets nobody in just now (it has a file /etc/nologin){told}"
+        return Failure(what, "try again later", EXIT_NETWORK)  # it may be about to start
+    if status is None and python:
+        return Failure(
+            f"{host} let you in, and its Python ({python}) does not start our program (nothing came within "
+            f"{HELLO_SECONDS:.0f} s){told}",
+            typed(ssh, f" {shlex.quote(python)} -I -v -c 0")
+            + "   # its last lines name what it waits for: a sitecustomize.py, a .pth file, a disk that is gone",
+        )
     start = f"{host} let you in, and our program did not start there"
     if re.search(
         r"^(?!Pseudo-).*not a terminal|open terminal failed|must be run from a terminal|No tty", text, re.I | re.M
@@ -333,12 +391,24 @@ def explain(
     for pattern, what, hint, code in BEFORE_LOGIN:
         line = next((line for line in reversed(said) if re.search(pattern, line)), "")[:200]
         if line:
+            hint = hint.replace("{offending}", offending(said))
             named = re.search(r"hostname (\S+?):|connect to host (\S+)|^(?:\S+@)?(\S+): Permission", line)
             name = next(filter(None, named.groups())) if named and jumped else host
-            given = {"host": name, "line": line, "typed": typed(ssh), "again": with_port(ssh)}
+            guess = "the account may be locked or expired, a file /etc/nologin there, or the log-in took too long"
+            told = next((f"it said: {other[:200]}" for other in reversed(said) if line not in other), guess)
+            given = {"host": name, "line": line, "typed": typed(ssh), "again": with_port(ssh), "told": told}
             return Failure(what.format(**given), hint.format(**given), code)
     last = said[-1][:200] if said else "ssh ended without a word"
     return Failure(f"the ssh connection to {host} ended ({last})", typed(ssh, " -v true"), EXIT_NETWORK)
+
+
+def offending(said: Sequence[str]) -> str:
+    """Return the line and the file of the host key that ssh refuses (sshconnect.c), as sed takes them.
+
+    By its name it would not be found: that has the port in it, or is the address behind an alias.
+    """
+    found = re.search(r"(?m)^Offending .*key in (.+):(\d+)$", "\n".join(said))
+    return f"{found.group(2)}d {shlex.quote(found.group(1))}" if found else "LINEd ~/.ssh/known_hosts"
 
 
 def with_port(ssh: Ssh) -> str:
@@ -365,16 +435,20 @@ def is_offered(env: str | None) -> bool:
 def refusal(message: Json, ssh: Ssh, env: str | None, stop: str) -> Failure:
     """Return the failure that the agent's answer stands for. stop: the command that stops Jupyter there."""
     wanted = env if is_offered(env) else None
+    home = dict(zip(ssh.own[::2], ssh.own[1::2])).get("--home")
+    logs = f"{shlex.quote(home) if home else '~/.local/share/colab-local'}/logs/jupyter-*.log"
     hints = {
         "absent": install_command(ssh, wanted),
         "absent-gpu": install_command(ssh, wanted or "gpu"),
         "env": install_command(ssh, wanted) if wanted else connect_line(ssh, "") + "   # the one installed last",
-        "start": typed(ssh, " 'tail -n 40 ~/.local/share/colab-local/logs/jupyter-*.log'"),
+        "start": typed(ssh, " " + shlex.quote(f"tail -n 40 {logs}")),
         "silent": stop + "   # ends it, kernels included",
         "slurm": typed(ssh, " sinfo"),
         "account": typed(ssh, " 'sacctmgr -nP show associations user=$USER format=account,partition,qos'"),
         "job": typed(ssh, " squeue --me"),
-        "disk": typed(ssh, " df -h . /tmp"),
+        "disk": typed(ssh, " df -h"),
+        "inodes": typed(ssh, " df -i"),
+        "denied": typed(ssh, " 'id; mount'") + "   # for another folder there: --home DIR",
         "home": typed(ssh, " python3 colab-local/bootstrap.py --prefix DIR")
         + "   # DIR: on a shared disk; then here: --home DIR",
     }
@@ -393,6 +467,8 @@ class Connection:
         self.said: deque[str] = Deque(maxlen=50)
         self.heard: deque[str] = Deque(maxlen=50)  # what the host printed before our program spoke
         self.logged_in: float = 0.0  # when, by time.monotonic()
+        self.progress = Progress()  # until then
+        self._python = ""  # the far one that was tried last
         self.far_end = "127.0.0.1"  # the host's own address, as forwards name it
         self.forwards: list[str] = []
         self.host = ssh.destination.rpartition("@")[2]  # as the user calls it
@@ -416,7 +492,7 @@ class Connection:
             )
         except OSError as problem:
             if self.ssh.program == "ssh":
-                raise Failure("no program ssh on this machine", "sudo apt install openssh-client") from None
+                raise without_ssh("ssh") from None
             what = f"{self.ssh.program} can't be run ({problem.strerror}), and --ssh names it"
             own = tuple(word for word in self.ssh.own if word not in ("--ssh", self.ssh.program))
             raise Failure(what, connect_line(self.ssh._replace(own=own), "")) from None
@@ -449,14 +525,22 @@ class Connection:
 
         Raises Failure when that takes too long after the log-in, Dropped if the line ends.
         """
-        asked = time.monotonic()
+        since = time.monotonic()
         while True:
             with contextlib.suppress(queue.Empty):
                 message = self._next_message(0.5)
                 if word in message:  # else a start-up file has words like ours
                     return message
-            if self.logged_in and time.monotonic() - max(self.logged_in, asked) > HELLO_SECONDS:
-                raise in_the_way(self.ssh, [*self.heard, *self.said])
+                if "trying" in message and message["trying"] != self._python:
+                    self._python, since = message["trying"], time.monotonic()
+            if self.logged_in:
+                if time.monotonic() - max(self.logged_in, since) > HELLO_SECONDS:
+                    raise in_the_way(self.ssh, [*self.heard, *self.said], python=self._python)
+                continue
+            late = self.progress.overdue()
+            if late and version(self.ssh.program) != (0, 0):  # of another program we know no words
+                what, hint = (part.format(host=self.host, typed=typed(self.ssh)) for part in late)
+                raise Failure(what, hint, EXIT_NETWORK)
 
     def _exit_status(self) -> int | None:
         """Return ssh's exit status after its line ended, None if it does not end."""
@@ -479,7 +563,10 @@ class Connection:
     def _listen(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            self.said.append(line.rstrip())
+            if line.startswith(SAID):
+                self.progress.hear(line.rstrip())
+            else:
+                self.said.append(line.rstrip())
             if AUTHENTICATED.match(line):
                 self.logged_in = time.monotonic()
             if self.screen.verbose:
@@ -582,6 +669,10 @@ class Connection:
     def is_forbidden(self) -> bool:
         """Return whether the host's sshd refused to open a forward (channels.c)."""
         return any("administratively prohibited" in line for line in self.said)
+
+    def has_shut_socket(self) -> bool:
+        """Return whether the host's sshd did not open a Unix socket: the same words where it may not (9.2, seen)."""
+        return any("open failed: connect failed: open failed" in line for line in tuple(self.said))
 
     def try_other_name(self) -> bool:
         """Drop the forwards and name the host's own end otherwise from now on; False if that was done before.

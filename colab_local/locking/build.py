@@ -14,7 +14,15 @@ from colab_local.base.errors import EXIT_NETWORK, EXIT_USAGE, Failure
 from colab_local.base.files import write_atomically
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import read_index
-from colab_local.locking.conda import Records, channel_of, conda_version, python_packages, read_pixi_lock, solve_conda
+from colab_local.locking.conda import (
+    Records,
+    channel_folder,
+    channel_of,
+    conda_version,
+    python_packages,
+    read_pixi_lock,
+    solve_conda,
+)
 from colab_local.locking.gpu_code import Code, entries, has_gpu_code, parse_code, read_code, recipe_code
 from colab_local.locking.pypi import Package, solve_python
 from colab_local.locking.render import (
@@ -40,7 +48,7 @@ from colab_local.locking.specs import (
     read_pins,
     read_specs,
 )
-from colab_local.locking.wheels import TIMEOUT_S, clashes, read_wheels, web
+from colab_local.locking.wheels import TIMEOUT_S, Wheel, clashes, read_wheels, web
 
 
 def host_tools(records: Sequence[rattler.RepoDataRecord], platforms: Sequence[str]) -> list[Package]:
@@ -121,14 +129,33 @@ def solve(
             )
     if spec.accelerator == "gpu":
         cuda = {w for package in python if has_gpu_code(package.name) for w in package.wheels.values()}
-        lock.code.update(read_code(cuda, code, screen))
-        lock.code.update(recipe_code(spec.recipes, conda_hashes(conda)))
+        packages = gpu_packages(conda, channel, code)
+        lock.code.update(read_code([*cuda, *packages], code, screen))
+        lock.code.update(recipe_code(spec.recipes, conda_hashes(conda), [package.file for package in packages]))
     return lock
 
 
 def brought_by(spec: Spec, conda: Records) -> dict[str, str]:
     """Return the Python packages that a conda layer brings; none where it holds Python's own tools alone."""
     return python_packages(conda) if spec.needs_conda else {}
+
+
+def gpu_packages(conda: Records, channel: str, code: Mapping[str, Code]) -> list[Wheel]:
+    """Return the locked conda packages whose GPU code is read: all, but for those that this channel only tells of.
+
+    A folder may hold records alone. What is read comes from the channel, a mirror say; the lock names conda-forge.
+    code: what was read before.
+    """
+    folder = channel_folder(channel)
+    found = []
+    for record in (record for records in conda.values() for record in records):
+        sha256, file = (record.sha256 or b"").hex(), record.file_name
+        place = f"{record.subdir}/{file}"
+        here = folder / place if folder else None
+        if has_gpu_code(record.name.normalized) and (not here or here.exists() or code.get(sha256, ("",))[0] == file):
+            url = here.resolve().as_uri() if here else f"{channel.rstrip('/')}/{place}"
+            found.append(Wheel(file, url, sha256, record.size or 0))
+    return found
 
 
 def conda_hashes(conda: Records) -> dict[str, str]:
@@ -160,7 +187,8 @@ def refresh_index(environments: Path, lockfiles: Path) -> dict[str, str]:
     """Return all files with index.json made anew from them and from environments/, nothing solved."""
     files = read_files(lockfiles)
     if "index.json" not in files:
-        raise Failure(f"{lockfiles} has no index.json yet", "python3 scripts/lock.py")
+        again = f"python3 scripts/lock.py --environments {environments} --lockfiles {lockfiles}"
+        raise Failure(f"{lockfiles} has no index.json yet", again)
     old = read_index(lockfiles)
     return {**files, "index.json": index_text(environments, files, old["environments"], old["uv"]["version"])}
 

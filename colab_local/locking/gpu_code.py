@@ -1,6 +1,7 @@
-"""For which GPUs and drivers the locked packages hold code: read from the wheels' own libraries.
+"""For which GPUs and drivers the locked packages hold code: read from their own libraries.
 
-Conda packages with GPU code are not read here; recipe_code() takes what their builders say.
+Where a conda package can't be had, because the channel is a folder of records alone, recipe_code() takes what its
+builders say.
 
 A CUDA library carries its kernels in "fat binaries". Each holds machine code (SASS) for some architectures and, for
 newer ones, text (PTX) that the driver translates when it is first used. What is in them decides which cards can run
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rattler.package_streaming import extract
+
 from colab_local.base.errors import Failure
 from colab_local.base.terminal import Screen
 from colab_local.base.text import megabytes
@@ -36,7 +39,13 @@ MAGIC = struct.pack("<I", 0xBA55ED50)
 PTX, ELF, SMALLEST_HEADER, LARGEST_HEADER = 1, 2, 64, 4096
 KINDS = (PTX, ELF, 16)  # 16: what newer tools write for machine code
 LZ4, PTX_HEAD_BYTES = 0x2000, 600
+LIBRARY = re.compile(r"\.so(\.\d+)*$")
 SMALLEST_LIBRARY = 1 << 20  # bytes: what is smaller holds no kernels
+# The wheels, and the conda packages, that are worth reading.
+CARRIERS = re.compile(
+    r"tensorflow|nvidia-.*|libtensorflow_(cc|framework)|lib(cublas|cudnn|cufft|curand|cusolver|cusparse|nvjitlink)|nccl"
+)
+NOT_READ = "which cards this TensorFlow serves is what conda-forge's recipe says, its libraries were not read"
 
 # CUDA -> (Linux driver of its first release, the newest PTX that this driver reads). NVIDIA: CUDA release notes,
 # table "CUDA Toolkit and Corresponding Driver Versions"; PTX ISA, "Release History". Older ones than 12.0 run no
@@ -182,20 +191,27 @@ def library_code(path: Path) -> dict[str, int]:
     return dict(sorted(kinds.items()))
 
 
-def wheel_code(path: Path, folder: Path | None = None) -> Libraries:
-    """Return {library: its kinds of fat binaries} of a wheel; folder: where a library is unpacked for a moment."""
-    found = {}
+def libraries_of(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (name, file) of every large library of a wheel or a conda package; folder: where they are unpacked."""
+    if path.suffix != ".whl":
+        extract(path, folder)
+        for file in folder.rglob("*"):
+            if LIBRARY.search(file.name) and not file.is_symlink() and file.stat().st_size >= SMALLEST_LIBRARY:
+                yield file.name, file
+        return
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            if re.search(r"\.so(\.\d+)*$", entry.filename) and entry.file_size >= SMALLEST_LIBRARY:
-                with tempfile.NamedTemporaryFile(dir=folder) as unpacked, archive.open(entry) as stream:
-                    while block := stream.read(1 << 22):
-                        unpacked.write(block)
-                    unpacked.flush()
-                    kinds = library_code(Path(unpacked.name))
-                if kinds:
-                    found[Path(entry.filename).name] = kinds
-    return dict(sorted(found.items()))
+            if LIBRARY.search(entry.filename) and entry.file_size >= SMALLEST_LIBRARY:
+                file = Path(archive.extract(entry, folder))
+                yield file.name, file
+                file.unlink()
+
+
+def package_code(path: Path) -> Libraries:
+    """Return {library: its kinds of fat binaries} of a wheel or a conda package; it is unpacked beside it."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        found = {name: library_code(file) for name, file in libraries_of(path, Path(folder))}
+    return {name: kinds for name, kinds in sorted(found.items()) if kinds}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -312,13 +328,16 @@ def noted(found: Mapping[str, dict[str, str]], notes: Mapping[str, str]) -> dict
     return {name: {**entry, "note": said[name]} if said[name] else entry for name, entry in found.items()}
 
 
-def recipe_code(recipes: Mapping[str, Any], locked: Mapping[str, str]) -> dict[str, Code]:
-    """Return {sha256: (file name, {source: kinds})} of conda packages, as their builders say it.
+def recipe_code(recipes: Mapping[str, Any], locked: Mapping[str, str], read: Iterable[str]) -> dict[str, Code]:
+    """Return {sha256: (name-version-build, {source: kinds})} of conda packages, as their builders say it.
 
-    recipes: an environment's part of gpu-recipes.yml; locked: {name-version-build: sha256} of its conda packages.
+    recipes: an environment's part of gpu-recipes.yml; locked: {name-version-build: sha256} of its conda packages;
+    read: the files of those that were read themselves, whatever was said of them.
     Raise Failure for a package that is not locked: of the one that is nobody has said anything.
     """
-    packages = recipes.get("packages", {})
+    known = {file.rsplit("-", 2)[0] for file in read}
+    said: Mapping[str, Any] = recipes.get("packages", {})
+    packages = {name: told for name, told in said.items() if name.rsplit("-", 2)[0] not in known}
     gone = sorted(set(packages) - set(locked))
     if gone:
         raise Failure(
@@ -329,29 +348,35 @@ def recipe_code(recipes: Mapping[str, Any], locked: Mapping[str, str]) -> dict[s
 
 
 def has_gpu_code(name: str) -> bool:
-    """Return whether a package's wheels are worth reading; name: normalized."""
-    return name == "tensorflow" or name.startswith("nvidia-")
+    """Return whether a package of either kind is worth reading; name: normalized."""
+    return bool(CARRIERS.fullmatch(name))
+
+
+def is_told(code: Mapping[str, Code]) -> bool:
+    """Return whether somebody's word stands for a package in gpu-code.json: it is not called by a file's name."""
+    return not all(file.endswith((".whl", ".conda", ".tar.bz2")) for file, _ in code.values())
 
 
 def read_code(wheels: Iterable[Wheel], known: Mapping[str, Code], screen: Screen) -> dict[str, Code]:
-    """Return {sha256: (file name, {library: kinds})} of wheels; those that are not known are downloaded and read.
+    """Return {sha256: (file name, {library: kinds})} of wheels and conda packages; the unknown are downloaded.
 
-    known: of the lock before. A GPU environment's wheels have 3 to 5 GB; a relock that keeps them reads none.
+    known: of the lock before. A GPU environment's packages have 3 to 5 GB; a relock that keeps them reads none.
     """
     chosen = {wheel.sha256: wheel for wheel in wheels}
-    lacking = sorted((w for w in chosen.values() if w.sha256 not in known), key=lambda w: w.size, reverse=True)
+    lacking = [wheel for wheel in chosen.values() if known.get(wheel.sha256, ("",))[0] != wheel.file]
+    lacking.sort(key=lambda wheel: wheel.size, reverse=True)
     if lacking:
         total = sum(wheel.size for wheel in lacking)
-        screen.report(f"Reading the GPU code of {len(lacking)} wheels ({megabytes(total)} to download)")
+        screen.report(f"Reading the GPU code of {len(lacking)} packages ({megabytes(total)} to download)")
     read = {wheel.sha256: (wheel.file, _download_code(wheel, screen)) for wheel in lacking}
     return {sha256: read[sha256] if sha256 in read else known[sha256] for sha256 in chosen}
 
 
 def _download_code(wheel: Wheel, screen: Screen) -> Libraries:
-    with tempfile.TemporaryDirectory(prefix="colab-local-wheel-") as folder:
+    with tempfile.TemporaryDirectory(prefix="colab-local-gpu-code-") as folder:
         source = Source(wheel.file, wheel.url, wheel.sha256, wheel.size)
         path = fetch([source], Path(folder), screen, parallel=1)[wheel.file]
-        code = wheel_code(path, Path(folder))
+        code = package_code(path.rename(path.with_name(wheel.file)))  # its ending says what it is
     screen.report(f"  {wheel.file}: {len(code)} libraries with GPU code")
     return code
 

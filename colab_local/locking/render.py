@@ -262,7 +262,8 @@ def machine_needs(spec: Spec, platform: str, code: str) -> dict[str, Any]:
     virtual = spec.virtual[platform]
     needs = {"glibc": virtual.get("__glibc"), "macos": virtual.get("__osx"), **spec.platforms[platform]}
     if spec.accelerator == "gpu":
-        needs["gpu"] = gpu_code.noted(gpu_code.entries(code), spec.recipes.get("notes", {}))
+        notes = {"all": gpu_code.NOT_READ} if gpu_code.is_told(gpu_code.parse_code(code)) else {}
+        needs["gpu"] = gpu_code.noted(gpu_code.entries(code), notes | spec.recipes.get("notes", {}))
     return {name: value for name, value in sorted(needs.items()) if value}
 
 

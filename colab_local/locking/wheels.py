@@ -217,7 +217,11 @@ def licence_of(metadata: str) -> str:
 
 def read_wheel(session: requests.Session, wheel: Wheel) -> About:
     """Return what a wheel says of itself, from its directory and METADATA alone."""
-    with zipfile.ZipFile(RemoteFile(session, wheel.url, wheel.size)) as archive:
+    remote = RemoteFile(session, wheel.url, wheel.size)
+    remote.fetch(
+        wheel.size // RemoteFile.BLOCK, wheel.size // RemoteFile.BLOCK
+    )  # zipfile takes a lost line for no zip
+    with zipfile.ZipFile(remote) as archive:
         name = next(n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
         return About(
             licence_of(archive.read(name).decode("utf-8", "replace")),
@@ -256,7 +260,7 @@ def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:
                     disable=None,
                 )
             )
-        except requests.RequestException as problem:
+        except (requests.RequestException, zipfile.BadZipFile) as problem:
             raise Failure(
                 f"a wheel can't be read ({mask(str(problem))})",
                 f"{AGAIN}, once the package index answers",

@@ -113,7 +113,7 @@ class Plan:
 
     def is_conda(self, name: str, checker: verify.Check) -> bool:
         """Return whether a package is one of the locked conda layer."""
-        text = checker.lock_text(str(checker.receipt["platform"]) + ".txt")
+        text = checker.lock_text(str(checker.receipt["platform"]) + ".txt") or ""
         return bool(re.search(rf"(?m)/{re.escape(name)}-[^/]+-[^/-]+\.(conda|tar\.bz2)#", text))
 
     def lines(self) -> list[str]:
@@ -232,7 +232,7 @@ class Repair:
 
     def files_of(self, wanted: set[str], fresh: Path) -> set[str]:
         """Return the paths to be taken: those wanted, and all of the packages that are wanted by name or record."""
-        packages = {package.name: package for package in read_conda(fresh)}
+        packages = {package.name: package for package in read_conda(fresh)[0]}
         found = {path for path in wanted if os.path.lexists(str(fresh / path))}
         for name, package in packages.items():
             files = fresh.glob(f"conda-meta/{name}-{package.version}-*.json")
@@ -252,18 +252,18 @@ class Repair:
         write_atomically(self.receipts / "receipt.json", json.dumps(kept, indent=1) + "\n")
 
     def write_ours(self, lock: Lock) -> None:
-        """Write environments/jupyter again."""
-        for path in self.receipt["lock"]["jupyter"]:
-            target = self.prefix / path
-            if os.path.lexists(str(target)):
-                target.unlink()
-        found = add_jupyter(self.prefix, lock, self.screen)
-        if found != self.receipt["lock"]["jupyter"]:
+        """Write environments/jupyter again; raise Failure where this copy of colab-local has another one."""
+        if sorted(lock.jupyter.values()) != sorted(self.receipt["lock"]["jupyter"].values()):
             raise Failure(
                 "this copy of colab-local has another Jupyter extension than the environment",
                 f"python3 bootstrap.py --env {lock.env}",
                 EXIT_DIFFERS,
             )
+        for path in self.receipt["lock"]["jupyter"]:
+            target = self.prefix / path
+            if os.path.lexists(str(target)):
+                target.unlink()
+        add_jupyter(self.prefix, lock, self.screen)
 
     def apply(self, plan: Plan) -> None:
         """Put everything right."""
@@ -333,23 +333,18 @@ def find_receipt(home: Path, env: str) -> dict[str, Any]:
     for root in sorted((home / "envs").glob("*.aside")):
         if homes.is_half_made(home, root.name[: -len(".aside")]):
             put_back(root.with_name(root.name[: -len(".aside")]))
-    receipt = homes.current_receipt(home, env) or next(
-        (r for r in homes.read_receipts(home) if r["env"] == env), None
-    )
-    if receipt is None:
-        raise Failure(f"no {env} environment is installed in {home}", f"python3 bootstrap.py --env {env}")
-    return receipt
+    return homes.demand_receipt(home, env)
 
 
 @contextlib.contextmanager
 def open_bundle(options: Options, receipt: dict[str, Any], screen: Screen) -> Iterator[Offline]:
     """Give the bundle that --offline names; raise Failure unless it has what the environment was made from."""
-    env, platform, layer = (str(receipt[name]) for name in ("env", "platform", "layer"))
+    env, platform, layer, engine = (str(receipt[name]) for name in ("env", "platform", "layer", "engine"))
     where = Path(options.offline), options.home, env, platform
     with offline.open_bundle(*where, screen, options.bundle_lock, options.bundle_signers) as bundle:
-        bundle.choose(str(receipt["engine"]))
         digest = make_lock(read_index(bundle.lockfiles), bundle.lockfiles, env, platform, layer).digest
         for what, found, need in (
+            ("engine", engine if bundle.has(engine) else bundle.engine, engine),
             ("Python", f"host-{bundle.python}" if bundle.engine == "host" else layer, layer),
             ("lock", digest, str(receipt["lock"]["digest"])),
         ):
@@ -371,19 +366,17 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
     home = options.home
     homes.check_home(home)
     if not home.is_dir():
-        what = f"no {options.env} environment is installed in {home}"
-        raise Failure(what, f"python3 bootstrap.py --env {options.env}")
+        raise homes.not_installed(home, options.env)
     with contextlib.ExitStack() as held:
         held.enter_context(homes.hold_lock(home, screen, inherited=True))
         receipt, bundle = find_receipt(home, options.env), None
         if options.offline:
-            offline.check_fits(Path(options.offline), options.env, str(receipt["platform"]))
+            offline.check_fits(Path(options.offline), options.env, str(receipt["platform"]), " --repair")
         if options.offline and not dry_run:
             bundle = held.enter_context(open_bundle(options, receipt, screen))
             options = options._replace(lockfiles=bundle.lockfiles)
         work = Repair(options, receipt, screen, bundle)
-        if not work.prefix.is_dir():
-            raise Failure(f"the environment is gone from {work.prefix}", f"python3 bootstrap.py --env {options.env}")
+        verify.demand_there(receipt)
         copied = 0 if dry_run else work.copy_locks(work.lock())  # first: what belongs there is read from them
         result: dict[str, Any] = {"ok": True, "environment": options.env, "changed": copied > 0, "kept": ""}
         checker = verify.Check(work.prefix, receipt, screen)

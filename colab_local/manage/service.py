@@ -42,6 +42,7 @@ from colab_local.install.servers import (
     LABEL,
     UNIT,
     api,
+    demand_alone,
     find_server,
     launchd_domain,
     running_servers,
@@ -63,6 +64,7 @@ SHAPE = {
 }
 MARK = "Made by colab-local: bootstrap.py with its service option. Its uninstall option removes it."  # no -- in XML
 START_SECONDS = 120.0
+MANAGER_SECONDS = 20.0  # for the user's systemd, once lingering is on
 LAUNCHD_SECONDS = 45.0  # launchd gives a service 20 s (ExitTimeOut) to end; then it kills it
 
 UNIT_TEXT = """\
@@ -368,8 +370,13 @@ def check(options: Options, screen: Screen) -> None:
         home = options.home.resolve()
         if current_receipt(home, options.env) is None:
             raise
+        running = find_server(home, options.env)
+        if running:
+            what = "{}; Jupyter runs already (process {pid}, port {port})".format(problem.what, **running)
+            raise Failure(what, problem.hint + "   # shows its address", problem.code) from None
         (home / "logs").mkdir(exist_ok=True)
-        by_hand = start_by_hand(command_line(options), home, token_file(home))
+        port = options.port if port_is_free(options.port) else free_port(options.port + 1)
+        by_hand = start_by_hand(command_line(options._replace(port=port)), home, token_file(home))
         raise Failure(f"{problem.what}: Jupyter can be started by hand", by_hand, problem.code) from None
 
 
@@ -381,7 +388,7 @@ def find_manager(screen: Screen) -> Manager:
     show = ["systemctl", "--user", "show-environment"]
     if not _succeeds(show, screen):  # no login session started this user's manager: lingering does
         manager.linger()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + MANAGER_SECONDS
         while not _succeeds(show, screen):
             if time.monotonic() > deadline:
                 user = user_name()
@@ -431,7 +438,7 @@ def check_port(manager: Manager, home: Path, port: int) -> None:
         if server["port"] == port:
             raise Failure(
                 "Jupyter runs already, started by hand (process {pid}, port {port})".format(**server),
-                "kill {pid}".format(**server),
+                "kill {pid}   # ends its kernels; then the same command again".format(**server),
             )
     raise Failure(
         f"port {port} is taken by another program",
@@ -503,14 +510,13 @@ def command(options: Options, dry_run: bool, screen: Screen) -> int:
         manager = choose_manager(screen)
         screen.say(f"Would keep Jupyter running as a {manager.kind} service: {manager.path}")
         return EXIT_OK
-    if current_receipt(home, options.env) is None:
-        raise Failure(f"there is no environment {options.env} in {home}", "python3 bootstrap.py --env " + options.env)
     argv, token = command_line(options), token_file(home)
     (home / "logs").mkdir(exist_ok=True)
     manager = find_manager(screen)
     with hold_lock(home, screen):
         made = install(manager, home, options.env, argv, token, options.port)
     server = await_answer(manager, home, options.env, options.port)
+    demand_alone(options.port)
     screen.say(
         "{}: Jupyter runs as a {} service ({}).".format(
             "Done" if made else "Nothing to do", manager.kind, manager.path
@@ -603,7 +609,10 @@ def uninstall(home: Path, dry_run: bool, screen: Screen) -> int:
             with contextlib.suppress(OSError):  # somebody else's files are in it by now
                 parent.rmdir()
     if manager and (receipt["lingering"] or manager.lingering):
-        linger.switch(user_name(), False, manager.succeeds)
+        if linger.hand_to_desktop(home / "receipts" / "desktop.json", user_name()):
+            screen.say(f"lingering of {user_name()} stays on for the virtual desktop")
+        else:
+            linger.switch(user_name(), False, manager.succeeds)
     with contextlib.suppress(FileNotFoundError):
         token_file.unlink()
     receipt_path(home).unlink()

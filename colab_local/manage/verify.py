@@ -25,7 +25,6 @@ files, passes this machine's check; a fingerprint compared with another machine'
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import json
 import os
@@ -46,7 +45,7 @@ from colab_local.base.progress import Progress
 from colab_local.base.terminal import Screen
 from colab_local.base.text import megabytes
 from colab_local.install import requirements
-from colab_local.install.home import current_receipt, default_home, read_receipts, user_home
+from colab_local.install.home import default_home, demand_receipt, user_home
 from colab_local.install.lockfiles import REPOSITORY, parse_explicit
 from colab_local.install.offline import MANIFEST
 from colab_local.install.records import (
@@ -158,11 +157,11 @@ class Check:
         self.shared: set[str] = set()
         self.tree = walk(prefix)
         overlay = read_overlay(receipt)
-        conda = read_conda(prefix)
+        conda, damaged = read_conda(prefix)
         owned = {entry.path for package in [overlay, *conda] for entry in package.entries}
         self.site = site_packages(prefix) or ""
         python, wrong = read_python(prefix, self.site, owned) if self.site else ([], [])
-        self.differences += wrong
+        self.differences += damaged + wrong
         self.packages = [*sorted(conda + python, key=lambda p: (p.layer, p.name)), overlay]
         self.known = {entry.path: entry for package in self.packages for entry in package.entries}
         self.owners = {entry.path: package.title for package in self.packages for entry in package.entries}
@@ -325,8 +324,8 @@ class Check:
 
     # -- what is locked
 
-    def lock_text(self, name: str) -> str:
-        """Return the receipt's copy of a lock file, "" if this environment has none of that name."""
+    def lock_text(self, name: str) -> str | None:
+        """Return the receipt's copy of a lock file, "" if this environment has none, None if it is not as it was."""
         need = self.receipt["lock"]["files"].get(name)
         if need is None:
             return ""
@@ -335,15 +334,18 @@ class Check:
             content = path.read_bytes()
         except OSError:
             self.say("missing", "lock", str(path))
-            return ""
+            return None
         found = hashlib.sha256(content).hexdigest()
         if found != need:
             self.say("changed", "lock", str(path), found, need)
+            return None
         return content.decode()
 
     def check_conda(self) -> None:
         """Compare the conda packages with the lock: names, versions, builds, hashes of the package files."""
         text = self.lock_text(self.receipt["platform"] + ".txt")
+        if text is None:
+            return
         locked, hashes = {}, {}
         for url, sha256 in parse_explicit(text):
             file = re.sub(r"\.(conda|tar\.bz2)$", "", url.rsplit("/", 1)[1])
@@ -358,7 +360,10 @@ class Check:
 
     def check_python(self) -> None:
         """Compare the Python packages with the lock: names and versions."""
-        text = self.lock_text("pypi.txt") + "\n" + self.lock_text("host.txt")
+        texts = [self.lock_text("pypi.txt"), self.lock_text("host.txt")]
+        if None in texts:
+            return
+        text = "\n".join(filter(None, texts))
         entries = requirements.applicable(
             requirements.parse(text), self.receipt["platform"], str(self.receipt["python"])
         )
@@ -531,11 +536,12 @@ def is_loose(kind: str, package: str) -> bool:
 
 
 def check(receipt: dict[str, Any], screen: Screen) -> Findings:
-    """Check the environment of a receipt.
+    """Check the environment of a receipt; raise Failure where it is not there at all."""
+    return Check(demand_there(receipt), receipt, screen).run()
 
-    Raises:
-        Failure: it is not there at all, or its records can't be read.
-    """
+
+def demand_there(receipt: dict[str, Any]) -> Path:
+    """Return where the environment of a receipt is; raise Failure where there is nothing of it."""
     prefix = Path(receipt["prefix"])
     if not (prefix / "bin").is_dir():
         raise Failure(
@@ -543,14 +549,7 @@ def check(receipt: dict[str, Any], screen: Screen) -> Findings:
             f"python3 bootstrap.py --env {receipt['env']}",
             EXIT_DIFFERS,
         )
-    try:
-        return Check(prefix, receipt, screen).run()
-    except (KeyError, TypeError, UnicodeError, ValueError, csv.Error) as problem:
-        raise Failure(
-            f"a record in {prefix} is damaged ({type(problem).__name__}: {problem})",
-            repair(receipt),
-            EXIT_DIFFERS,
-        ) from problem
+    return prefix
 
 
 def repair(receipt: dict[str, Any]) -> str:
@@ -569,9 +568,7 @@ def command(home: Path, env: str, screen: Screen) -> int:
     Raises:
         Failure: no such environment is installed.
     """
-    receipt = current_receipt(home, env) or next((r for r in read_receipts(home) if r["env"] == env), None)
-    if receipt is None:
-        raise Failure(f"no {env} environment is installed in {home}", f"python3 bootstrap.py --env {env}")
+    receipt = demand_receipt(home, env)
     started = time.monotonic()
     found = check(receipt, screen)
     seconds = time.monotonic() - started
@@ -625,9 +622,7 @@ def measure(home: Path, env: str, screen: Screen, rounds: int = 3) -> dict[str, 
     The rounds alternate, each a whole process, files in the page cache for both. Returned: files, bytes,
     sha256sum_s, verify_s and their ratio. Needs sha256sum, find and xargs.
     """
-    receipt = current_receipt(home, env)
-    if receipt is None:
-        raise Failure(f"no {env} environment is installed in {home}", f"python3 bootstrap.py --env {env}")
+    receipt = demand_receipt(home, env)
     prefix = Path(receipt["prefix"])
     checker = Check(prefix, receipt, screen)
     names = "\0".join(f"{prefix}/{path}" for path in checker.hashes).encode()

@@ -21,6 +21,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -265,9 +266,11 @@ def make_request(args: argparse.Namespace) -> Request:
 def generate(args: argparse.Namespace, screen: Screen) -> int:
     """Write the user data; return the exit code."""
     if MISSING:
+        systems_own = sys.prefix == sys.base_prefix and shutil.which("apt-get")  # Debian's pip refuses (PEP 668)
+        pip = f"{shlex.quote(sys.executable)} -m pip install pyyaml"
         raise Failure(
             f"cloud_init.py needs {MISSING}, which this Python does not have",
-            f"{shlex.quote(sys.executable)} -m pip install pyyaml",
+            "sudo apt-get install python3-yaml" if systems_own else pip,
         )
     text = user_data(make_request(args), args.cloud)
     if args.output:

@@ -291,6 +291,32 @@ def test_desktop_forwards_vnc_to_a_real_server(lab: Lab, installed: Installed) -
 
 
 @needs_root
+def test_an_sshd_that_forwards_no_sockets_is_named(lab: Lab, installed: Installed) -> None:
+    """It says "open failed: connect failed: open failed", as it does of a socket where nothing listens."""
+    shy = lab.host("shy", sshd_options="AllowStreamLocalForwarding no")
+    home, place = install(installed, shy), shy.home / ".vnc" / "rfb-1.sock"
+    (home / "receipts").unlink()
+    shutil.copytree(installed.home / "receipts", home / "receipts")
+    (home / "receipts/desktop.json").write_text('{"schema": 1, "desktops": [{"port": 5901, "listen": "socket"}]}')
+    place.parent.mkdir(mode=0o700)
+    listen = f"import socket, time; s = socket.socket(1); s.bind({str(place)!r}); s.listen(); time.sleep(300)"
+    server = subprocess.Popen(shy.enter([sys.executable, "-c", listen]))
+    try:
+        wait_for(place.exists, 30, "the socket")
+        with running(lab, "--desktop", "shy") as link:
+            assert link.event("connected")["desktop"] == {str(place): 55901}
+            with lab.laptop.network(), socket.create_connection(("127.0.0.1", 55901), timeout=30) as rfb:
+                rfb.settimeout(30)
+                assert rfb.recv(12) == b""
+            link.says("note: the sshd of shy did not open the desktop's socket")
+            link.says("AllowStreamLocalForwarding no")
+            assert link.end() == 0
+    finally:
+        server.kill()
+        server.wait()
+
+
+@needs_root
 def test_a_password_is_asked_for_once(lab: Lab, installed: Installed) -> None:
     install(installed, lab.host("asks", password="open sesame"))
     argv = lab.laptop.enter([sys.executable, SCRIPT, "-o", "PreferredAuthentications=password", "asks"])
@@ -373,7 +399,12 @@ def test_the_users_own_ssh_configuration_is_respected(lab: Lab, tmp_path: Path) 
 # What ssh says is provoked for real; (arguments, exit code, what it must say, hint)
 REFUSALS = {
     "no such name": (["nowhere.invalid"], 5, "no machine is known by the name nowhere.invalid", "ssh"),
-    "no sshd": (["-p", "2222", "gpubox"], 5, "gpubox is there, but no ssh server listens", "enable --now ssh"),
+    "no sshd": (
+        ["-p", "2222", "gpubox"],
+        5,
+        "gpubox is there, but no ssh server listens",
+        "start an ssh server there",
+    ),
     "key not accepted": (
         ["-o", "PubkeyAuthentication=no", "-o", "BatchMode=yes", "gpubox"],
         1,
@@ -420,11 +451,13 @@ def test_refusals_are_one_sentence_and_a_command(lab: Lab, case: str) -> None:
 def test_a_changed_host_key_is_never_accepted(lab: Lab, tmp_path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
     key = (tmp_path / "other.pub").read_text().split()
-    (tmp_path / "known").write_text(f"gpubox {key[0]} {key[1]}\n")
+    (tmp_path / "known").write_text(f"other {key[0]} {key[1]}\ngpubox {key[0]} {key[1]}\n")
     done = run(lab, "-o", f"UserKnownHostsFile={tmp_path}/known", "gpubox")
     assert done.returncode == 1
     assert "gpubox shows another host key than before" in done.stderr
-    assert "ssh-keygen -R gpubox" in done.stderr
+    hint = done.stderr.splitlines()[1].partition(": ")[2]
+    subprocess.run(["bash", "-c", hint], check=True)
+    assert (tmp_path / "known").read_text() == f"other {key[0]} {key[1]}\n", "this key alone is forgotten"
 
 
 @needs_root

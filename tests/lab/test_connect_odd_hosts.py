@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from colab_local.laptop import ssh as ssh_module
 from tests.conftest import Installed
-from tests.support.connecting import TYPED, install, run
+from tests.support.connecting import TYPED, install, run, run_hurried, running
 from tests.support.hosts import Lab, Machine, needs_root
 
 pytestmark = needs_root
@@ -36,6 +35,7 @@ def gpubox(lab: Lab) -> Iterator[Machine]:
 
 
 STATUS = (1, "no Jupyter of colab-local runs on gpubox\n")
+ORDERS = ("--status", "--stop", "--install")  # of what is refused, each is tried by one
 
 # Lines of the laptop's ssh configuration that leave a session without a shell, without input, silent.
 CONFIGURATIONS = (
@@ -82,6 +82,9 @@ HARMLESS = (
     "head -c 10000000 /dev/zero",
     "yes | head -c 10000000 >&2",
     "printf '\\033[2J\\033]0;title\\007no newline'",
+    "export LANG=C LC_ALL=C PYTHONUTF8=0 PYTHONIOENCODING=latin-1:strict",
+    "set -fx; IFS=/; CDPATH=/; umask 777; ulimit -f 0; stty sane; bind x",
+    "trap 'echo bye' EXIT; exec 2>&-",
     "export PYTHONSTARTUP=/etc/passwd PYTHONINSPECT=1 BASH_ENV=/etc/passwd LC_ALL=xx_YY TMPDIR=/no/such",
     "mkdir -p {home}/lib; echo 1/0 >{home}/lib/json.py; export PYTHONPATH={home}/lib",
 )
@@ -107,6 +110,8 @@ TAKEN = {
     "says why": ("echo 'quota exceeded'; exit 1", "it said: quota exceeded"),
     "says nothing": ("exit 3", "ended the session (exit status 3)"),
     "other words than ssh's": ("exec ssh nosuch", "it said: ssh: Could not resolve hostname nosuch"),
+    "runs nothing": ("set -n", "ended the session (exit status 0)"),
+    "says it elsewhere": ("exec >/dev/null", "nothing came within"),
     "no input": ("exec 0</dev/null", "it said: its input is closed"),
 }
 
@@ -115,15 +120,36 @@ TAKEN = {
 def test_start_up_files_that_take_the_line_are_named(lab: Lab, gpubox: Machine, case: str) -> None:
     line, words = TAKEN[case]
     (gpubox.home / ".bashrc").write_text(line + "\n")
-    started = time.monotonic()
-    done = run(lab, "--status", "gpubox", timeout=ssh_module.HELLO_SECONDS + 60)
-    assert time.monotonic() - started < ssh_module.HELLO_SECONDS + 30
+    done = run_hurried(lab, ORDERS[list(TAKEN).index(case) % 3], "gpubox")
     error, hint = done.stderr.splitlines()
     assert done.returncode == 1
     assert words in error
     assert hint.startswith("hint: ")
     assert "~/.bashrc" in error or case == "ends"
     assert "import" not in error, "our program was taken for commands"
+
+
+@pytest.mark.parametrize("kind", ["start-up files", "configuration"])
+def test_an_installation_and_a_stop_go_through_all_that_is_harmless(
+    lab: Lab, gpubox: Machine, tmp_path: Path, kind: str
+) -> None:
+    """All at once: it takes the program there, has it run, and brings its words back."""
+    config = tmp_path / "config"
+    config.write_text((lab.laptop.home / ".ssh/config").read_text())
+    if kind == "configuration":
+        lines = "".join(f"Host gpubox\n{lines}\n" for lines in CONFIGURATIONS)
+        config.write_text(lines + config.read_text())
+    else:
+        (gpubox.home / "lib").mkdir(exist_ok=True)
+        settings = ("export", "set", "unset")  # last: the others run programs
+        kept = [line for line in HARMLESS if "umask" not in line]  # with that nothing can be installed
+        ordered = sorted(kept, key=lambda line: line.startswith(settings))
+        (gpubox.home / ".bashrc").write_text("\n".join(ordered).format(home=gpubox.home) + "\n")
+    there = ["-F", str(config), "gpubox"]
+    assert run(lab, "--stop", *there, timeout=60).stdout == "nothing to stop on gpubox\n"
+    home = str(gpubox.home / "fresh")
+    done = run(lab, "--install", "--bootstrap=--offline /no/such.tar", "--home", home, *there, timeout=120)
+    assert "error: on gpubox: " in done.stderr and "/no/such.tar" in done.stderr, done.stderr
 
 
 # Log-in shells: (shell, what has to be said; nothing where it works).
@@ -165,9 +191,10 @@ def test_servers_that_run_no_programs_for_you(lab: Lab, installed: Installed, na
     options, words = SERVERS[name]
     host = lab.host(name.replace(" ", "-"), sshd_options=options)
     install(installed, host)
-    done = run(lab, "--status", host.name, timeout=60)
+    done = run(lab, "--status" if not words else ORDERS[len(name) % 3], host.name, timeout=60)
     if not words:
         assert (done.returncode, done.stdout) == (1, f"no Jupyter of colab-local runs on {host.name}\n"), done.stderr
+        assert run(lab, "--stop", host.name, timeout=60).stdout == f"nothing to stop on {host.name}\n"
     else:
         assert words in done.stderr
         assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
@@ -201,8 +228,9 @@ def test_how_a_host_may_be_named(lab: Lab, gpubox: Machine, words: str) -> None:
 
 def test_a_forced_command_is_named(lab: Lab, installed: Installed) -> None:
     lab.host("bastion", sshd_options="ForceCommand /bin/bash -l")
-    done = run(lab, "--status", "bastion", timeout=120)
-    assert (done.returncode, "ForceCommand" in done.stderr) == (1, True), done.stderr
+    for order in ORDERS:
+        done = run_hurried(lab, order, "bastion")
+        assert (done.returncode, "ForceCommand" in done.stderr) == (1, True), done.stderr
 
 
 def test_permit_open_by_name(lab: Lab, installed: Installed) -> None:
@@ -244,3 +272,51 @@ def test_a_line_that_drops_after_the_first_word_is_one_sentence(lab: Lab, tmp_pa
         assert done.returncode == 5, done.stderr
         assert done.stderr.startswith("error: the line to gpubox dropped before the answer")
         assert len(done.stderr.splitlines()) == 2
+
+
+# Disks of the host that take nothing more: (what makes its ~/.local so, what is said).
+DISKS = {
+    "full": ("dd if=/dev/zero of={home}/.local/x bs=1k 2>/dev/null", "No space left on device on full ("),
+    "many files": (
+        "seq -f {home}/.local/%g 2000 | xargs touch 2>/dev/null",
+        "No space left on device on many-files (",
+    ),
+    "read only": ("mount -o remount,ro {home}/.local", "Read-only file system on read-only ("),
+}
+
+
+@pytest.mark.parametrize("case", DISKS)
+def test_a_disk_there_that_takes_nothing_more_is_named(lab: Lab, installed: Installed, case: str) -> None:
+    spoil, words = DISKS[case]
+    host = lab.host(case.replace(" ", "-"))
+    install(installed, host)
+    make = (
+        "cp -a {home}/.local /run/local; mount -t tmpfs -o size=1M,nr_inodes=200 tmpfs {home}/.local; "
+        "cp -a /run/local/. {home}/.local; "
+    )
+    host.run(["sh", "-c", (make + spoil).format(home=host.home) + "; true"])
+    for order in ("", "--install"):
+        done = run(lab, *filter(None, [order]), host.name, timeout=60)
+        error, hint = done.stderr.splitlines()[-2:]
+        assert words in error, done.stderr
+        assert hint.startswith("hint: ssh " + host.name + (" df -i" if case == "many files" else " "))
+    for order, said in (("--status", "no Jupyter of colab-local runs on "), ("--stop", "nothing to stop on ")):
+        assert run(lab, order, host.name, timeout=60).stdout == said + host.name + "\n", "looking needs no disk"
+    host.stop()
+
+
+@pytest.mark.parametrize("options", ["size=4k,nr_inodes=20", "noexec", "ro"])
+def test_the_hosts_tmp_is_not_needed(lab: Lab, installed: Installed, options: str) -> None:
+    host = lab.host("tmp-" + options[:2])
+    install(installed, host)
+    places = (lab.folder, installed.home.resolve(), (installed.prefix / "bin/python").resolve().parents[1])
+    kept = [str(place)[4:] for place in places if str(place).startswith("/tmp/")]
+    make = "mkdir /run/t && mount -t tmpfs -o size=4k tmpfs /run/t && "
+    make += "".join(f"mkdir -p /run/t{one} && mount --bind /tmp{one} /run/t{one} && " for one in kept)
+    make += f"(dd if=/dev/zero of=/run/t/x bs=1k count=9 2>&1; mount -o remount,{options} /run/t) && "
+    host.run(["sh", "-c", make + "mount --move /run/t /tmp"])
+    with running(lab, host.name) as link:
+        assert link.event("connected")["host"] == host.name
+        assert link.end() == 0
+    assert run(lab, "--stop", host.name).stdout.startswith(f"stopped Jupyter on {host.name}")
+    host.stop()

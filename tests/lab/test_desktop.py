@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import pwd
 import socket
@@ -15,7 +17,7 @@ import pytest
 from colab_local import desktop
 from colab_local.base import network
 from colab_local.base.errors import EXIT_BUSY, EXIT_INTEGRITY, EXIT_MACHINE, Failure
-from colab_local.desktop import files, keyring, look, mirror, owned, packages, plan, rdp, rfb, virtual
+from colab_local.desktop import files, keyring, look, mirror, owned, packages, plan, proc, rdp, rfb, virtual
 from colab_local.desktop.options import Options
 from colab_local.desktop.person import Person
 from tests.conftest import SCREEN
@@ -465,9 +467,18 @@ def test_wayland_is_refused_unless_a_firewall_can_stand_in_front(
         assert refusal.code == EXIT_MACHINE
 
 
-def test_rdp_puts_the_firewall_before_the_service(receipt: plan.Receipt) -> None:
-    steps = [type(step).__name__ for step in rdp.plan(receipt, None, False)]
-    assert steps.index("Firewall") < steps.index("Rdp")
+def test_vnc_that_was_not_built_in_is_refused_and_other_ways_are_named() -> None:
+    refusal = rdp.refuse(GNOME, True, True, True, 43, has_xorg=True, lacks_vnc=True)
+    assert refusal and "built without VNC" in refusal.what
+    for way in ("--desktop mirror !--vnc   # over RDP", "--desktop virtual", '"on Xorg"'):
+        assert way in refusal.hint
+
+
+@pytest.mark.parametrize("protocol", [keyring.RDP, keyring.VNC])
+def test_the_firewall_comes_before_the_service(receipt: plan.Receipt, protocol: keyring.Protocol) -> None:
+    steps = [type(step).__name__ for step in rdp.plan(receipt, protocol, None, False)]
+    assert steps.index("Firewall") < steps.index("Share")
+    assert f"dport {protocol.ports[0]}-{protocol.ports[-1]} drop" in rdp.firewall_text(protocol)
 
 
 # As the real one, 48.1: a new buffered reader for each prompt, so the first one swallows a whole pipe, and the second
@@ -476,7 +487,7 @@ GRDCTL = """
 import os, signal, sys
 words, log = sys.argv[2:], sys.argv[1]
 if words == ["--help"]:
-    print("set-credentials [<username> [<password>]]\\ndisable-port-negotiation")
+    print("  rdp  - RDP subcommands:\\n set-credentials [<username> [<password>]]\\ndisable-port-negotiation")
     raise SystemExit
 said = ""
 if "set-credentials" in words:
@@ -502,8 +513,8 @@ def gnome(receipt: plan.Receipt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_rdp_gets_its_password_on_standard_input_only(
     gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rdp, "firewall_is_up", lambda: True)
-    rdp.Rdp(receipt, "s3cret88", False).apply()
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda protocol: True)
+    rdp.Share(receipt, keyring.RDP, "s3cret88", False).apply()
     lines = gnome.read_text().splitlines()
     name = receipt.person.name
     assert [line.partition("stdin=")[0] for line in lines] == [
@@ -528,7 +539,7 @@ def test_before_47_the_password_goes_to_the_keyring_on_standard_input(
     stand_in(tmp_path / "bin", "secret-tool", f'printf "%s|" "$@" >"{tmp_path}/log"; cat >>"{tmp_path}/log"')
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     assert not keyring.asks("    set-credentials <username> <password>    - Set username and password")
-    keyring.store(receipt.person, False, "it's\\8")
+    keyring.store(receipt.person, keyring.RDP, False, "it's\\8")
     told, _, fed = (tmp_path / "log").read_text().rpartition("|")
     assert told.endswith("xdg:schema|org.gnome.RemoteDesktop.RdpCredentials")
     assert fed == f"{{'username': <'{receipt.person.name}'>, 'password': <'it\\'s\\\\8'>}}"
@@ -542,31 +553,44 @@ def test_without_a_keyring_that_is_what_is_said(
     stand_in(tmp_path / "bin", "grdctl", f'echo "{said}" >&2; exit 1')
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     with pytest.raises(Failure, match="has no log-in keyring") as refusal:
-        keyring.store(receipt.person, True, "s3cret88")
+        keyring.store(receipt.person, keyring.RDP, True, "s3cret88")
     assert "log in at the screen with your password" in refusal.value.hint
 
 
-def test_rdp_may_take_a_moment_to_listen_but_never_without_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    rule = [True]
-    monkeypatch.setattr(rdp, "firewall_is_up", lambda: rule[0])
+def test_rdp_may_take_a_moment_to_listen_but_never_without_the_rule(
+    receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, me = [True], receipt.person
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda protocol: rule[0])
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(rdp, "PORT", server.getsockname()[1])
+        here = dataclasses.replace(keyring.RDP, ports=range(server.getsockname()[1], 65536))
         threading.Timer(0.5, server.listen).start()
-        assert "the firewall lets nothing but loopback reach it" in rdp.check(10, 0.3)[0]
+        with pytest.raises(look.Problem, match="gnome-remote-desktop-daemon does not listen"):
+            rdp.check(me, here, 1, 0)  # this program does
+        monkeypatch.setattr(rdp, "DAEMON", next(p.name for p in proc.processes(me.uid) if p.pid == os.getpid()))
+        assert "the firewall lets nothing but loopback reach it" in rdp.check(me, here, 10, 0.3)[0]
         rule[0] = False
         with pytest.raises(look.Problem, match="the firewall rule is not there"):
-            rdp.check(10, 0.3)
+            rdp.check(me, here, 10, 0.3)
 
 
 def test_rdp_that_does_not_come_up_is_switched_off_again(
     gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rdp, "firewall_is_up", lambda: True)
-    steps = [step for step in rdp.plan(receipt, "s3cret88", False) if isinstance(step, rdp.Rdp)]
-    facts = {"port": rdp.PORT, "how": "rdp"}
-    kind = desktop.Kind(steps, lambda done: rdp.check(0.5), lambda: rdp.disable(receipt), facts, ran=False)
-    with pytest.raises(Failure, match="stopped and disabled: nothing listens on port 3389"):
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda protocol: True)
+    steps = [step for step in rdp.plan(receipt, keyring.RDP, "s3cret88", False) if isinstance(step, rdp.Share)]
+    facts = {"port": 3389, "how": "rdp"}
+    kind = desktop.Kind(
+        steps,
+        lambda done: rdp.check(receipt.person, keyring.RDP, 0.5),
+        lambda: rdp.disable(receipt),
+        facts,
+        ran=False,
+    )
+    with pytest.raises(
+        Failure, match="stopped and disabled: gnome-remote-desktop-daemon does not listen on port 3389"
+    ):
         desktop.carry_out("mirror", kind, receipt)
     assert [line.partition("stdin=")[0] for line in gnome.read_text().splitlines()][-3:] == [
         "systemctl|--user|enable|--now|gnome-remote-desktop.service|",
@@ -598,7 +622,159 @@ def test_a_failed_step_does_not_switch_off_what_was_not_switched_on_here(gnome: 
 def test_rdp_is_not_touched_when_its_firewall_rule_is_gone(
     gnome: Path, receipt: plan.Receipt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rdp, "firewall_is_up", lambda: False)
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda protocol: False)
     with pytest.raises(Failure, match="RDP stays off"):
-        rdp.Rdp(receipt, "s3cret88", False).apply()
+        rdp.Share(receipt, keyring.RDP, "s3cret88", False).apply()
     assert not gnome.exists()
+
+
+# --- VNC on Wayland ---------------------------------------------------------------------------------------
+
+# The real grdctl 42.9, built with VNC in Debian 12, as it was seen: it takes the password as an argument alone, exits
+# with 1 and these words otherwise, and writes GNOME's settings. $1 folder of the log and of the settings.
+GRDCTL_42 = """
+import json, sys
+from pathlib import Path
+folder, words = Path(sys.argv[1]), sys.argv[2:]
+if words == ["--help"]:
+    print("  rdp                                        - RDP subcommands:")
+    print("    set-credentials <username> <password>    - Set username and password")
+    print("  vnc                                        - VNC subcommands:")
+    print("    set-password <password>                  - Set the VNC password")
+    raise SystemExit
+if words == ["vnc", "set-password"]:
+    sys.exit("Wrong number of arguments for subcommand 'set-password'")
+print("grdctl", *words, file=(folder / "log").open("a"))
+keys = {
+    "enable": ("enable", "true"),
+    "disable": ("enable", "false"),
+    "set-auth-method": ("auth-method", repr(words[-1])),
+    "disable-view-only": ("view-only", "false"),
+}
+if words[1] == "clear-password":
+    (folder / "entry").unlink()
+    raise SystemExit
+if words[1] not in keys:
+    sys.exit(f"Unknown subcommand '{words[1]}'")
+has = json.loads((folder / "settings").read_text())
+has[keys[words[1]][0]] = keys[words[1]][1]
+(folder / "settings").write_text(json.dumps(has))
+"""
+GSETTINGS = """
+import json, sys
+from pathlib import Path
+file, words = Path(sys.argv[1]) / "settings", sys.argv[2:]
+has = json.loads(file.read_text())
+if not words[1].endswith(".vnc"):
+    raise SystemExit
+if words[0] == "list-recursively":
+    print(*(f"{words[1]} {key} {value}" for key, value in has.items()), sep="\\n")
+else:
+    file.write_text(json.dumps({**has, words[2]: words[3]}))
+"""
+
+
+@pytest.fixture
+def gnome42(receipt: plan.Receipt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A GNOME that speaks VNC, at least in its settings and keyring; returns the folder of both and of the log."""
+    bin_ = tmp_path / "bin"
+    for name, text in (("grdctl", GRDCTL_42), ("gsettings", GSETTINGS)):
+        (tmp_path / f"{name}.py").write_text(text)
+        stand_in(bin_, name, f'exec /usr/bin/python3 "{tmp_path}/{name}.py" "{tmp_path}" "$@"')
+    stand_in(bin_, "secret-tool", f'printf "%s|" "$@" >"{tmp_path}/entry"; cat >>"{tmp_path}/entry"')
+    # SearchItems answers with two lists of paths: what is unlocked, what is locked.
+    found = f'[ ! -e "{tmp_path}/entry" ] || echo \'aoao 1 "/org/freedesktop/secrets/collection/login/1" 0\''
+    stand_in(
+        bin_, "busctl", f'case "$*" in *VncPassword) {found} ;; *SearchItems*) echo "aoao 0 0" ;; *) exit 1; esac'
+    )
+    stand_in(bin_, "systemctl", f'echo systemctl "$@" >>"{tmp_path}/log"; [ "$2" != is-active ]')
+    monkeypatch.setenv("PATH", f"{bin_}:/usr/bin:/bin")
+    monkeypatch.setattr(rdp, "firewall_is_up", lambda protocol: True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("more", "made"),
+    [
+        ({}, {}),
+        # What some distributions added (gnome-remote-desktop's branch wip/tls); 42.9 itself has none.
+        ({"encryption": "['tls-anon']"}, {"encryption": "['none']"}),
+        ({"port": "uint16 5905"}, {"port": "5900"}),  # 48.1 can have another
+        ({"port": "uint16 5900"}, {"port": "uint16 5900"}),
+    ],
+)
+def test_vnc_is_set_up_and_taken_back(
+    gnome42: Path, receipt: plan.Receipt, more: dict[str, str], made: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {"auth-method": "'prompt'", "enable": "false", "view-only": "true", **more}
+    (gnome42 / "settings").write_text(json.dumps(before))
+    rdp.Share(receipt, keyring.VNC, "s3cret88", False).apply()
+    assert (gnome42 / "log").read_text().splitlines() == [
+        "grdctl vnc set-auth-method password",
+        "grdctl vnc disable-view-only",
+        "grdctl vnc enable",
+        "systemctl --user enable --now gnome-remote-desktop.service",
+    ]
+    assert json.loads((gnome42 / "settings").read_text()) == {
+        **{"auth-method": "'password'", "enable": "true", "view-only": "false"},
+        **made,
+    }
+    assert (gnome42 / "entry").read_text().endswith("|xdg:schema|org.gnome.RemoteDesktop.VncPassword|s3cret88")
+    assert "s3cret88" not in receipt.path.read_text()
+    assert rdp.protocol_of(receipt) is keyring.VNC and rdp.choose(receipt, "") is keyring.VNC
+
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(rdp.Unshare, "_firewall_off", lambda self: None)
+    plan.carry_out(rdp.undo(receipt))
+    assert json.loads((gnome42 / "settings").read_text()) == before
+    assert not (gnome42 / "entry").exists() and not receipt.path.exists()
+
+
+def test_what_is_shared_over_rdp_is_not_shared_over_vnc_too(receipt: plan.Receipt) -> None:
+    assert rdp.choose(receipt, "gnome") is keyring.VNC and rdp.choose(receipt, "") is keyring.RDP
+    receipt.note(rdp=True)
+    assert rdp.choose(receipt, "") is keyring.RDP
+    with pytest.raises(Failure, match="over RDP already") as refusal:
+        rdp.choose(receipt, "gnome")
+    assert "--uninstall" in refusal.value.hint
+
+
+def test_the_service_is_not_started_where_it_would_open_something_else(gnome42: Path, receipt: plan.Receipt) -> None:
+    (gnome42 / "settings").write_text('{"enable": "true"}')
+    with pytest.raises(Failure, match="VNC switched on in GNOME, and it would be open") as refusal:
+        rdp.Share(receipt, keyring.RDP, "s3cret88", False).demand()
+    assert "grdctl vnc disable" in refusal.value.hint
+
+
+def test_a_port_that_another_program_has_is_named(gnome42: Path, receipt: plan.Receipt) -> None:
+    (gnome42 / "settings").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        taken = dataclasses.replace(keyring.VNC, ports=range(port, 65536))
+        with pytest.raises(Failure, match=f"port {port} is taken"):
+            rdp.Share(receipt, taken, "s3cret88", False).demand()
+
+
+def test_what_was_installed_without_vnc_is_named(gnome42: Path, receipt: plan.Receipt) -> None:
+    (gnome42 / "settings").write_text("{}")
+    (gnome42 / "grdctl.py").write_text('print("  rdp  - RDP subcommands:")')  # as Debian 12's 43.3
+    with pytest.raises(Failure, match="was built without VNC"):
+        rdp.Share(receipt, keyring.VNC, "s3cret88", False).apply()
+    assert not receipt.exists
+
+
+def test_a_server_that_serves_one_at_a_time_is_asked_again() -> None:
+    """gnome-remote-desktop 42.9 closes a connection that comes before it has seen the end of the last (seen)."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            server.accept()[0].close()
+            stream = server.accept()[0]
+            stream.sendall(b"RFB 003.008\n")
+            stream.recv(12)
+            stream.sendall(b"\x01\x02")
+            stream.recv(1)
+
+        threading.Thread(target=serve, daemon=True).start()
+        offered = look._patiently(lambda: rfb.offer(server.getsockname()[1]))
+    assert offered.types == [rfb.VNC_AUTH]

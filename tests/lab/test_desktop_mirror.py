@@ -291,31 +291,38 @@ RDP = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import bootstrap
-from colab_local.desktop import look, rdp
-assert not rdp.firewall_is_up()
-rdp.load_firewall(rdp.firewall_text())
-rdp.load_firewall(rdp.firewall_text())   # a second time changes nothing
-assert rdp.firewall_is_up()
+from colab_local.desktop import keyring, look, rdp
+protocol = keyring.VNC if sys.argv[2] == "5900" else keyring.RDP
+assert not rdp.firewall_is_up(protocol)
+rdp.load_firewall(protocol)
+rdp.load_firewall(protocol)   # a second time changes nothing
+assert rdp.firewall_is_up(protocol)
 print("up")
 try:
-    look.refused_from_outside(3389)  # from here it still answers: this machine's own way to it is loopback
+    look.refused_from_outside(int(sys.argv[2]))  # it still answers: from here, the way is loopback
 except look.Problem as problem:
     print(problem)
 """
 
 
-def test_the_firewall_rule_lets_loopback_in_and_nobody_else(lab: Lab) -> None:
-    """The rule in front of RDP, in the real kernel: a server on all addresses, tried from both sides."""
-    machine = DesktopMachine(lab.host("rdpbox")).prepare()
-    machine.users["root"].spawn(["/usr/bin/python3", "-m", "http.server", "--bind", "0.0.0.0", "3389"])  # noqa: S104
-    wait_for(lambda: ("everywhere", 3389) in machine.listeners(), 20, "a server on 3389")
-    outside = ["/usr/bin/python3", "-c", "import socket; socket.create_connection(('rdpbox', 3389), 3); print('in')"]
+@pytest.mark.parametrize("port", [3389, 5900])
+def test_the_firewall_rule_lets_loopback_in_and_nobody_else(lab: Lab, port: int) -> None:
+    """The rule in front of RDP or VNC, in the real kernel: a server on all addresses, tried from both sides."""
+    name = f"box{port}"
+    machine = DesktopMachine(lab.host(name)).prepare()
+    machine.users["root"].spawn(["/usr/bin/python3", "-m", "http.server", "--bind", "0.0.0.0", str(port)])  # noqa: S104
+    wait_for(lambda: ("everywhere", port) in machine.listeners(), 20, f"a server on {port}")
+    outside = [
+        "/usr/bin/python3",
+        "-c",
+        f"import socket; socket.create_connection(('{name}', {port}), 3); print('in')",
+    ]
     assert "in" in lab.laptop.run(outside, check=False).stdout  # without the rule it is open
-    said = machine.users["root"].run(["/usr/bin/python3", "-c", RDP, str(machine.repo)])
+    said = machine.users["root"].run(["/usr/bin/python3", "-c", RDP, str(machine.repo), str(port)])
     assert said == f"up\nit accepts connections at this machine's network address {machine.host.address}\n"
     closed = lab.laptop.run(outside, check=False)
     assert "in" not in closed.stdout and "timed out" in closed.stderr.lower(), closed
-    assert machine.host.listens(3389)
+    assert machine.host.listens(port)
     listed = machine.host.run(["nft", "list", "ruleset"]).stdout
     assert listed.count("drop") == 1
 
@@ -323,7 +330,7 @@ def test_the_firewall_rule_lets_loopback_in_and_nobody_else(lab: Lab) -> None:
 def test_a_kernel_that_refuses_the_rule_keeps_rdp_off(lab: Lab) -> None:
     machine = DesktopMachine(lab.host("nonftbox")).prepare()
     user = machine.user("ned", 4108)  # no root, no rule
-    argv = user.command(["/usr/bin/python3", "-c", RDP, str(machine.repo)])
+    argv = user.command(["/usr/bin/python3", "-c", RDP, str(machine.repo), "3389"])
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "the firewall rule could not be set" in done.stderr and "stays off" in done.stderr

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from colab_local.install import servers
 from tests.conftest import REPO
 from tests.support.booted import PREPARE, UID, USER, Booted
 from tests.support.desktop_machine import PYTHON, missing_programs, parse_listeners
@@ -36,11 +37,28 @@ import sys
 sys.path.insert(0, {str(REPO)!r})
 from pathlib import Path
 from colab_local.base.terminal import Screen
-from colab_local.desktop import person, plan, rdp
+from colab_local.desktop import keyring, person, plan, rdp
 receipt = plan.Receipt(Path("/root/receipt"), person.find("root"), "mirror", Screen())
-todo = plan.pending([rdp.Firewall(receipt)]) if sys.argv[1] == "on" else plan.pending(rdp.undo(receipt))
+todo = plan.pending([rdp.Firewall(receipt, keyring.RDP)]) if sys.argv[1] == "on" else plan.pending(rdp.undo(receipt))
 plan.carry_out(todo)
-print(len(todo), rdp.firewall_is_up())
+print(len(todo), rdp.firewall_is_up(keyring.RDP))
+"""
+
+
+# The Jupyter service of root, with another program in Jupyter's place.
+SERVICE = f"""
+import sys
+sys.path.insert(0, {str(REPO)!r})
+from pathlib import Path
+from colab_local.base.terminal import Screen
+from colab_local.manage import service
+home = Path("/srv/both")
+if sys.argv[1] == "on":
+    (home / "receipts").mkdir(parents=True, exist_ok=True)
+    token = home / "run" / "jupyter-token"
+    service.install(service.find_manager(Screen()), home, "cpu", ["/usr/bin/sleep", "600"], token, 8899)
+else:
+    service.uninstall(home, False, Screen())
 """
 
 
@@ -167,6 +185,33 @@ def test_the_desktop_survives_crash_logout_and_reboot_and_goes_without_trace(mac
     # What programs of the desktop keep of their own accord is the user's; of ours nothing is left.
     after = set(machine.run(["find", HOME]).stdout.splitlines()) - set(before.splitlines())
     assert [path for path in after if re.search(r"vnc|systemd|colab-local", path)] == []
+
+
+def test_lingering_stays_for_the_one_that_is_left_and_then_is_as_it_was(machine: Booted) -> None:
+    def lingers() -> bool:
+        return machine.run(["test", "-e", "/var/lib/systemd/linger/root"], check=False).returncode == 0
+
+    def service(state: str) -> str:
+        return machine.run(["env", "HOME=/root", PYTHON, "-B", "-c", SERVICE, state]).stdout
+
+    def virtual(state: str) -> str:
+        argv = [PYTHON, "-B", str(REPO / "bootstrap.py"), "--prefix", "/srv/both", "--desktop", "virtual"]
+        more = "--session openbox --vnc-password-file ~/password" if state == "on" else "--uninstall"
+        return machine.run(["env", "HOME=/root", "sh", "-c", f'exec "$@" {more}', "sh", *argv]).stdout
+
+    def runs(unit: str) -> bool:
+        ask = ["env", "XDG_RUNTIME_DIR=/run/user/0", "systemctl", "--user", "is-active", unit]
+        return machine.run(ask, check=False).stdout.strip() == "active"
+
+    for first, second, unit in ((virtual, service, servers.UNIT), (service, virtual, UNIT)):
+        assert not lingers()
+        first("on")
+        second("on")
+        assert lingers()
+        assert "lingering of root stays on for the" in first("off")
+        assert lingers() and runs(unit)
+        second("off")
+        assert not lingers()
 
 
 def test_a_server_that_is_not_safe_is_stopped_and_disabled(machine: Booted) -> None:

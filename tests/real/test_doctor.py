@@ -30,7 +30,6 @@ from tests.support.jupyter_servers import (
     ALLOW_CREDENTIALS,
     ALLOW_ORIGIN,
     ENABLE,
-    ORIGIN,
     OVERLAY,
     REPO,
     free_port,
@@ -46,14 +45,6 @@ from tests.support.pythons import old_pythons
 NEWEST = list(pythons())[-1]
 DISABLE = "--NotebookApp.nbserver_extensions={'jupyter_http_over_ws': False}"
 PASS, FAIL, SKIP = "ok", "failed", "skipped"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the small environments of this test session are made."""
-    folder = tmp_path_factory.getbasetemp() / "jupyter-environments"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -554,21 +545,6 @@ def test_runs_on_old_pythons(tmp_path: Path) -> None:
     for old in old_pythons() or [other_pythons.demand("3.8")]:
         found = examine(tmp_path, f"http://localhost:{free_port()}", python=old)
         assert found.fault == "nothing-listens", found
-
-
-def test_every_fault_has_a_test_and_a_cure() -> None:
-    named = set(re.findall(r'Fault\(\s*"([a-z0-9-]+)"', Path(examination.__file__).read_text()))
-    assert named | {"browser"} == set(cures.CURES)
-    tested = Path(__file__).read_text()
-    assert [code for code in cures.CURES if f'"{code}"' not in tested] == []
-    assert ORIGIN == colab_page.ORIGIN
-
-
-def test_the_troubleshooting_page_shows_the_doctors_table() -> None:
-    page = (REPO / "docs" / "troubleshooting.md").read_text()
-    section = page.split("## Connecting", 1)[1].split("\n## ", 1)[0]
-    shown = [line for line in section.splitlines() if line.startswith("|")]
-    assert shown == cures.markdown_table().splitlines(), "paste the output of: python3 scripts/doctor.py --table"
 
 
 def test_the_machines_table_of_sockets_is_read() -> None:

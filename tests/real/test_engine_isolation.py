@@ -28,8 +28,8 @@ from colab_local.install.lockfiles import Lock
 from colab_local.install.records import read_conda
 from colab_local.locking.render import explicit_text
 from tests.conftest import REPO
-from tests.real.test_engines import Trial, conda, mirror, oldest_python, trial, world  # noqa: F401 - fixtures
 from tests.support.mirror import Mirror, World, changes, find_interpreter, own_environment, snapshot
+from tests.support.trials import Trial, oldest_python
 
 pytestmark = pytest.mark.skipif(
     find_interpreter() is None, reason="no Python 3.11-3.13 but Debian's own to make a conda package of"
@@ -139,7 +139,7 @@ def job_of(world: World, home: Path, lock: Lock) -> Job:
 def content(prefix: Path) -> dict[str, Any]:
     """Return what an environment holds and what its records say of it, wherever it lies."""
     made = {name: what for name, what in snapshot(prefix).items() if not name.startswith("conda-meta")}
-    return {"files": made, "records": [(p.title, p.sha256, p.entries) for p in read_conda(prefix)]}
+    return {"files": made, "records": [(p.title, p.sha256, p.entries) for p in read_conda(prefix)[0]]}
 
 
 @pytest.fixture(scope="module")

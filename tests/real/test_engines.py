@@ -12,8 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,137 +27,16 @@ from tests.support.mirror import (
     Slow,
     Status,
     Tamper,
-    World,
-    build_world,
     changes,
     find_interpreter,
-    light_layer,
-    own_environment,
     sha256,
     snapshot,
 )
-from tests.support.pythons import old_pythons
+from tests.support.trials import HOSTILE, LIGHT, WHOLE, Trial, oldest_python
 
 pytestmark = pytest.mark.skipif(
     find_interpreter() is None, reason="no Python 3.11-3.13 but Debian's own to make a conda package of"
 )
-
-WHOLE = (REPO / "lockfiles" / "cpu" / "pypi.txt").read_text()
-LIGHT = light_layer(WHOLE)
-
-# What other tools leave in a shell, and what misleads Python, conda and pip.
-HOSTILE = {
-    "PYTHONPATH": "{trap}",
-    "PYTHONSTARTUP": "{trap}/conda.py",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "LD_LIBRARY_PATH": "{trap}",
-    "CONDA_PREFIX": "{trap}",
-    "CONDA_DEFAULT_ENV": "trap",
-    "CONDA_PKGS_DIRS": "{trap}/pkgs",
-    "CONDA_REGISTER_ENVS": "true",
-    "CONDA_OFFLINE": "false",
-    "CONDARC": "{trap}/condarc",
-    "VIRTUAL_ENV": "{trap}",
-    "PIP_TARGET": "{trap}/target",
-    "PIP_USER": "1",
-    "UV_PYTHON": "{trap}/python",
-    "UV_TARGET": "{trap}/target",
-    "JUPYTER_CONFIG_DIR": "{trap}",
-}
-
-
-@dataclass
-class Result:
-    """How a run of bootstrap.py ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """What --json printed."""
-        return dict(json.loads(self.out))
-
-
-@dataclass
-class Trial:
-    """A user with a HOME of their own, a home for the environments beside it, and a lock that the mirror serves."""
-
-    folder: Path
-    mirror: Mirror
-    pypi: str = LIGHT
-    home_name: str = "colab-local"
-    python: str = field(default_factory=supported_python)  # that runs bootstrap.py
-    extra: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.user = self.folder / "user"
-        self.user.mkdir(parents=True)
-        for name in (".bashrc", ".profile", ".zshrc", ".bash_profile"):
-            (self.user / name).write_text(f"# the user's own {name}\n")
-        (self.user / ".conda").mkdir()
-        (self.user / ".conda" / "environments.txt").write_text("/opt/theirs\n")
-        self.home = self.folder / self.home_name
-        self.port = free_port()
-        self.lockfiles = self.mirror.world.write_lockfiles(self.folder / "lockfiles", self.pypi)
-        self.environ = own_environment(self.user) | self.extra
-
-    def argv(self, *options: str) -> list[str]:
-        """Return the command line of a run."""
-        own = ["--lockfiles", self.lockfiles, "--prefix", self.home, "--port", self.port]
-        return [self.python, str(REPO / "bootstrap.py"), *map(str, own), *self.mirror.options, *options]
-
-    def run(self, *options: str, argv: list[str] | None = None, environ: dict[str, str] | None = None) -> Result:
-        """Run bootstrap.py to its end; argv: another command line; environ: variables besides the user's."""
-        done = subprocess.run(
-            argv or self.argv(*options),
-            env=self.environ | (environ or {}),
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=500,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
-
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        """Start bootstrap.py in a process group of its own, as a terminal does; its words go to a file."""
-        with (self.folder / "words.txt").open("w") as words:
-            return subprocess.Popen(
-                self.argv(*options),
-                env=self.environ,
-                stdout=words,
-                stderr=words,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,
-            )
-
-    def words(self) -> str:
-        """Return what the started run has said by now."""
-        return (self.folder / "words.txt").read_text()
-
-    @property
-    def prefix(self) -> Path:
-        """The environment in use."""
-        return self.home / "current" / "cpu"
-
-    def receipts(self) -> list[dict[str, Any]]:
-        """Return every receipt in the home."""
-        return [json.loads(path.read_text()) for path in self.home.glob("receipts/*/receipt.json")]
-
-    def left(self) -> list[str]:
-        """Return what is left of environments and engines, for tests that expect nothing.
-
-        What was downloaded stays, whole or in part: the next run goes on with it.
-        """
-        kinds = ("envs/*", "receipts/*", "current/*", "conda/*", "bin/*", "run/*", "**/*.tmp")
-        return sorted(str(path.relative_to(self.home)) for kind in kinds for path in self.home.glob(kind))
-
-
-def oldest_python() -> str:
-    """Return the oldest Python here that bootstrap.py promises to run on: with a conda layer any will do."""
-    return (old_pythons() or [supported_python()])[0]
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
@@ -182,34 +60,6 @@ def group_is_empty(group: int) -> bool:
     except ProcessLookupError:
         return True
     return False
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.getbasetemp() / "world")
-
-
-@pytest.fixture
-def mirror(world: World) -> Iterator[Mirror]:
-    with Mirror(world) as server:
-        yield server
-
-
-@pytest.fixture
-def trial(tmp_path: Path, mirror: Mirror) -> Trial:
-    return Trial(tmp_path, mirror)
-
-
-@pytest.fixture
-def conda(tmp_path: Path, world: World) -> Path:
-    """A conda that the user has had for long."""
-    root = tmp_path / "their-conda"
-    argv = ["bash", str(world.installer("miniforge")), "-b", "-p", str(root)]
-    environ = own_environment(tmp_path)
-    subprocess.run(argv, check=True, capture_output=True, env=environ)
-    program = root / "bin" / "conda"
-    subprocess.run([program, "--version"], check=True, capture_output=True, env=environ)  # writes its .pyc files
-    return program
 
 
 def check_prefix(trial: Trial, prefix: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,12 +35,6 @@ BLACKWELL = next(case for case in cases() if case.name == "rtx5060ti-590")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return with_tensorflow(build_world(tmp_path_factory.getbasetemp() / "world"))
-
-
-@pytest.fixture(scope="module")
-def mirror(world: World) -> Iterator[Mirror]:
-    with Mirror(world) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

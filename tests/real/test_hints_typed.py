@@ -76,6 +76,10 @@ TYPED = [
     "--engine hots --prefix there",
     "--offline nope.tar --prefix there",
     "cpu --engine host",
+    "--repair --prefix there",
+    "--engine host --prefix there --runtime 1999.01",
+    "--engine host --prefix there --runtime 2025.07 --lab",
+    "--engine host --prefix there --mirror nonsense",
 ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,6 @@ from tests.support.mirror import (
     Status,
     Tamper,
     World,
-    build_world,
     find_interpreter,
     own_environment,
 )
@@ -62,17 +60,6 @@ QUICK = (
     "downloads.FIRST_PAUSE_S, downloads.SLOW_S, downloads.TRIES = 0.01, 1.0, 2;"
     "sys.exit(bootstrap.main(sys.argv[2:]))"
 )
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.getbasetemp() / "world")
-
-
-@pytest.fixture(scope="module")
-def mirror(world: World) -> Iterator[Mirror]:
-    with Mirror(world) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

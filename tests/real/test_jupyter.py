@@ -48,14 +48,6 @@ NO_KERNEL = "/api/kernels/00000000-0000-0000-0000-000000000000/channels"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the small environments of this test session are made."""
-    folder = tmp_path_factory.getbasetemp() / "jupyter-environments"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def prefix(base: Path) -> Path:
     """The environment with the newest Python and tornado, mended."""
     return jupyter_environment(base, NEWEST, TORNADOS[-1])

@@ -16,6 +16,7 @@ import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rattler
@@ -26,7 +27,7 @@ from conda_lock.src_parser.environment_yaml import parse_environment_file  # typ
 from conda_lock.virtual_package import virtual_package_repo_from_specification  # type: ignore[import-untyped]
 from packaging.markers import Marker
 
-from colab_local.base.errors import EXIT_DIFFERS, EXIT_INTERRUPTED, Failure
+from colab_local.base.errors import EXIT_DIFFERS, EXIT_INTEGRITY, EXIT_INTERRUPTED, Failure
 from colab_local.base.files import sha256_of
 from colab_local.base.programs import child_environment
 from colab_local.install.bundling import find_uv
@@ -34,6 +35,7 @@ from colab_local.install.jupyter import jupyter_argv
 from colab_local.install.lockfiles import parse_explicit, read_index
 from colab_local.locking.build import brought_by, locked_requirements
 from colab_local.locking.conda import read_pixi_lock
+from colab_local.locking.gpu_code import SMALLEST_LIBRARY
 from colab_local.locking.pypi import solve_python
 from colab_local.locking.render import pixi_toml_text
 from colab_local.locking.specs import (
@@ -52,7 +54,8 @@ from colab_local.locking.wheels import (
     read_wheel,
     wheel_tags,
 )
-from tests.support.lock_lab import FILES, PLATFORMS, REPO, UV, Lab, QuietHandler, record, served
+from tests.support.gpu_code import fat, sass
+from tests.support.lock_lab import FILES, PLATFORMS, REPO, UV, Lab, QuietHandler, conda_package, record, served
 
 ENVIRONMENTS = REPO / "environments"
 LOCKFILES = REPO / "lockfiles"
@@ -65,14 +68,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     done = lab.lock()
     assert done.returncode == 0, done.stderr
     return lab
-
-
-@pytest.fixture
-def lab(made: Lab, tmp_path: Path) -> Lab:
-    """A copy of the locked lab, to be changed at will."""
-    for name in ("environments", "channel", "lockfiles"):
-        shutil.copytree(made.root / name, tmp_path / name)
-    return Lab(tmp_path)
 
 
 # --- what is locked
@@ -186,6 +181,46 @@ def test_same_bytes_whatever_the_machine_says(made: Lab, lab: Lab) -> None:
     again = lab.lock()
     assert again.returncode == 0 and "nothing to change" in again.stdout
     assert times == {path: path.stat().st_mtime_ns for path in lab.lockfiles.rglob("*")}, "written without cause"
+
+
+def test_gpu_code_of_conda_packages_is_read_where_the_channel_has_them(lab: Lab) -> None:
+    """From a folder and over HTTP alike; a folder of records alone leaves it to what their builders say."""
+    path = lab.environments / "gpu.yml"
+    path.write_text(path.read_text().replace("  - pip\n", "  - libcudnn\n  - pip\n", 1))
+    build, place = "h0_0", "linux-64/libcudnn-9.1.0-h0_0.conda"
+    library = fat(*sass(60, 70, 75, 80, 90)).ljust(SMALLEST_LIBRARY, b"\0")
+    package = conda_package(lab.channel / place, {"lib/libcudnn_ops.so.9": library})
+    sha256, packages = sha256_of(package), lab.read_subdir("linux-64")
+    told = {"build": build, "sha256": sha256, "size": package.stat().st_size}
+    packages.update([record("libcudnn", "9.1.0", "linux-64", [], **told)])
+    lab.write_subdir("linux-64", packages)
+    (lab.environments / "gpu-recipes.yml").write_text(
+        f"gpu:\n  packages:\n    libcudnn-9.1.0-{build}: {{code: '90', source: their word}}\n"
+    )
+
+    def read(channel: str = "") -> tuple[dict[str, Any], list[str], bool]:
+        shutil.rmtree(lab.lockfiles, ignore_errors=True)
+        done = lab.lock(channel=channel)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((lab.lockfiles / "gpu/gpu-code.json").read_text())["wheels"][sha256]
+        entry = json.loads((lab.lockfiles / "index.json").read_text())["environments"]["gpu"]
+        cards = entry["platforms"]["linux-64"]["requires"]["gpu"]
+        return found, sorted(cards), "note" in next(iter(cards.values()))
+
+    itself = {"file": Path(place).name, "libraries": {"libcudnn_ops.so.9": {"60 70 75 80 90": 1}}}
+    cards = ["6.0", "6.1", "6.2", "7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0"]
+    assert read() == (itself, cards, False)
+    with served(lab.channel.parent) as url:
+        assert read(f"{url}/conda-forge") == (itself, cards, False)
+    locked = lab.tree()
+    content = package.read_bytes()
+    package.unlink()
+    assert lab.lock("--check").returncode == 0 and lab.tree() == locked, "what was read once is known"
+    by_word, cards, noted = read()
+    assert by_word["libraries"] == {"their word": {"90": 1}} and noted
+    package.write_bytes(content[:-1] + b"x")
+    done = lab.lock()
+    assert done.returncode == EXIT_INTEGRITY and "is not the file that the lock names" in done.stderr
 
 
 def test_check_is_quiet_about_newer_packages_and_a_full_run_takes_them(lab: Lab) -> None:

@@ -12,7 +12,6 @@ import json
 import operator
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import pytest
 
 from ci import check_lockfiles as check
 from colab_local.base.errors import Failure
+from colab_local.locking import checks
 from colab_local.locking.build import refresh_index
 from colab_local.locking.conda import read_pixi_lock
 from colab_local.locking.specs import NOTICE
@@ -39,14 +39,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     assert done.returncode == 0, done.stderr
     assert problems(lab, "--channel", str(lab.channel)) == []
     return lab
-
-
-@pytest.fixture
-def lab(made: Lab, tmp_path: Path) -> Lab:
-    """A copy of the locked lab, to be changed at will."""
-    for name in ("environments", "channel", "lockfiles"):
-        shutil.copytree(made.root / name, tmp_path / name)
-    return Lab(tmp_path)
 
 
 def problems(lab: Lab, *arguments: str) -> list[str]:
@@ -167,10 +159,10 @@ def test_whatever_is_changed_in_index_json_is_found(lab: Lab) -> None:
         path.write_text(json.dumps(copy, indent=1) + "\n")
         layer = check.check_python_layer if where[-1] in ("pypi_download", "pypi_installed") else None
         try:
-            files = check.Lockfiles(lab.environments, lab.lockfiles)
+            files = checks.Lockfiles(lab.environments, lab.lockfiles)
         except Failure as failure:  # another schema
             return [failure.what]
-        return list(layer(files, where[1]) if layer else check.check_digests(files))
+        return list(layer(files, where[1]) if layer else checks.check_digests(files))
 
     unseen = [where for where in leaves(index) if not problems_with(*where)]
     assert unseen == []
@@ -273,7 +265,7 @@ def test_a_package_that_the_channel_took_back_is_found(lab: Lab) -> None:
 def test_one_change_in_pypi_txt_is_found(lab: Lab, edit: Callable[[str], str]) -> None:
     """What uv gives under the specs is compared to the byte; the other checks of the Python layer see less."""
     change(lab, "cpu/pypi.txt", edit)
-    files = check.Lockfiles(lab.environments, lab.lockfiles)
+    files = checks.Lockfiles(lab.environments, lab.lockfiles)
     assert any("pypi.txt" in line for line in check.check_python_layer(files, "cpu"))
 
 
@@ -283,7 +275,7 @@ def test_uv_refuses_what_is_not_hashed_or_not_there(lab: Lab) -> None:
 
     def refused(edit: Callable[[str], str]) -> list[str]:
         change(lab, "cpu/pypi.txt", edit)
-        return list(check.check_accepted(check.Lockfiles(lab.environments, lab.lockfiles), "cpu", target, options))
+        return list(check.check_accepted(checks.Lockfiles(lab.environments, lab.lockfiles), "cpu", target, options))
 
     assert refused(lambda text: text + "# nothing\n") == []
     assert "99.9" in refused(lambda text: text.replace("markupsafe==3.0.2", "markupsafe==99.9"))[0]
@@ -295,7 +287,7 @@ def test_uv_refuses_what_is_not_hashed_or_not_there(lab: Lab) -> None:
 def test_a_host_tool_of_another_version_is_found(lab: Lab) -> None:
     """host.txt is the conda layer's uv."""
     change(lab, "host.txt", lambda text: text.replace("uv==0.12.1", "uv==0.12.0"))
-    files = check.Lockfiles(lab.environments, lab.lockfiles)
+    files = checks.Lockfiles(lab.environments, lab.lockfiles)
     assert list(check.check_host_tools(files)) == ["host.txt:", "    uv: 0.12.0 -> 0.12.1"]
 
 

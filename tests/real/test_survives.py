@@ -5,12 +5,14 @@ tests/support/faults.py does the same many times; docs/faults.md has its figures
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +88,45 @@ def test_eight_at_once(tmp_path: Path, lockfiles: Path) -> None:
     assert faults.at_once(tmp_path, lockfiles, 4).lost == ()
 
 
+def kill_first(child: subprocess.Popen[str], words: str) -> None:
+    """Kill the first program of a run whose command line holds these words, as the kernel does where memory ends."""
+    while child.poll() is None:
+        waiting = [child.pid]
+        while waiting:
+            with contextlib.suppress(OSError):
+                of_threads = Path(f"/proc/{waiting.pop()}/task").glob("*/children")
+                found = [int(word) for file in of_threads for word in file.read_text().split()]
+                waiting += found
+                for pid in found:
+                    if words in Path(f"/proc/{pid}/cmdline").read_bytes().decode().replace("\0", " "):
+                        os.kill(pid, signal.SIGKILL)
+                        child.wait(60)
+                        return
+        time.sleep(0.002)
+
+
+# What a run starts: (words of its command line, how it is called).
+CHILDREN = {
+    "pip": (" -m pip install ", "pip"),
+    "uv": ("/uv pip ", "uv"),
+    "what computes": ("smoke_test.py compute", "python"),
+    "what serves": ("smoke_test.py serve", "python"),
+}
+
+
+@pytest.mark.parametrize("case", CHILDREN)
+def test_a_killed_child_is_called_killed(tmp_path: Path, lockfiles: Path, case: str) -> None:
+    words, name = CHILDREN[case]
+    home = Home(tmp_path / "home", tmp_path / "user")
+    with faults.begin(home, lockfiles) as child:
+        kill_first(child, words)
+        assert child.stdout
+        said = child.stdout.read()
+    assert child.returncode in (EXIT_FAILED, EXIT_MACHINE), said
+    assert f"\nerror: {name} was killed (SIGKILL), " in said
+    assert "\nhint: free -m" in said
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Starved
 
@@ -95,6 +136,18 @@ def test_a_full_disk_is_called_so(tmp_path: Path, lockfiles: Path, options: str)
     if not faults.can_mount():
         pytest.skip(HARDWARE + "a kernel that lets us mount a file system of our own")
     assert faults.disks(tmp_path, lockfiles, [options]).lost == ()
+
+
+@root_only
+def test_nothing_is_run_from_the_cache_nor_from_tmp(tmp_path: Path, lockfiles: Path) -> None:
+    if not faults.can_mount():
+        pytest.skip(HARDWARE + "a kernel that lets us mount a file system of our own")
+    home, folder = Home(tmp_path / "home", tmp_path / "user"), tmp_path / "tmp"
+    folder.mkdir()
+    line = 'for f in "$TMPDIR" "$UV_CACHE_DIR"; do mount --bind "$f" "$f" && mount -o remount,bind,noexec "$f"; done'
+    inside = ("unshare", "--mount", "sh", "-c", line + ' && exec "$@"', "sh")
+    home.run("--engine", "host", "--lockfiles", lockfiles, inside=inside, TMPDIR=str(folder))
+    assert home.run("--verify").returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------------------

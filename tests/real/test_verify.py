@@ -26,7 +26,7 @@ from colab_local.install.home import current_receipt
 from colab_local.manage import verify
 from tests.conftest import REPO, SCREEN, Installed, supported_python
 from tests.support.homes import LIGHT, Home, hinted, run_script, write_lockfiles
-from tests.support.mirror import Mirror, World, build_world, find_interpreter
+from tests.support.mirror import Mirror, World, find_interpreter
 
 needs_interpreter = pytest.mark.skipif(
     find_interpreter() is None, reason="no Python 3.11-3.13 but Debian's own to make a conda package of"
@@ -40,11 +40,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Home:
     home = Home(folder / "home", folder / "user")
     home.run("--engine", "host", "--lockfiles", write_lockfiles(folder / "lockfiles"))
     return home
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.getbasetemp() / "world")
 
 
 @pytest.fixture(scope="module")
@@ -326,9 +321,8 @@ def test_the_copies_of_the_lock_are_checked(host: Home) -> None:
     copy = host.path / "receipts" / host.prefix.name / "lock" / "pypi.txt"
     with mended(copy):
         copy.write_text(copy.read_text().replace("tornado==", "tornado==9"))
-        found = kinds(verify.check(receipt(host), SCREEN))
-        assert ("changed", "lock", str(copy)) in found
-        assert ("version", "tornado", "") in found
+        # and nothing is compared with what it says: --repair copies it again, and compares then
+        assert kinds(verify.check(receipt(host), SCREEN)) == {("changed", "lock", str(copy))}
 
 
 def test_what_a_user_reads_and_how_to_mend_it(host: Home, tmp_path: Path) -> None:

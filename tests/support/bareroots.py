@@ -15,11 +15,11 @@ import hashlib
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.conftest import REPO
+from tests.support.booted import boot, leader_of
 
 CACHE = Path(os.environ.get("COLAB_LOCAL_ROOTS", f"/var/tmp/colab-local-roots-{os.getuid()}"))
 USER, UID = "ada", 61234
@@ -178,35 +178,14 @@ class Bare:
         work.mkdir()
         self.work = work
         self.log = work.with_name(work.name + ".log")
-        self.name = f"colab{os.getpid()}x{time.monotonic_ns() % 100000}"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount"),
-                    *("--pid", "--fork", "--kill-child", "--mount-proc"),  # whatever happens, all die together
-                    *("sh", "-c", BOOT, "sh", str(root), str(work)),
-                ],
-                # systemd 258 and newer starts in the unified hierarchy of cgroups only.
-                env={
-                    **os.environ,
-                    "NAME": self.name,
-                    "REPO": str(REPO),
-                    "SYSTEMD_NSPAWN_TMPFS_TMP": "0",
-                    "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        # systemd 258 and newer starts in the unified hierarchy of cgroups only.
+        needs = {"REPO": str(REPO), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        self.name, self.process = boot(self.log, [BOOT, "sh", str(root), str(work)], **needs)
 
     @property
     def leader(self) -> int:
         """The machine's first process, 0 while there is none."""
-        descendants = [self.process.pid]
-        for _ in ("sh", "systemd-nspawn", "systemd"):
-            descendants = [child for pid in descendants for child in _children(pid)]
-        return next(iter(descendants), 0)
+        return leader_of(self.process)
 
     def enter(self, argv: Sequence[str]) -> list[str]:
         """Return the command that runs argv as root on the machine.
@@ -254,10 +233,3 @@ def _unified() -> str:
     """Return where this machine's second hierarchy of cgroups is mounted."""
     hybrid = "/sys/fs/cgroup/unified"
     return hybrid if Path(hybrid, "cgroup.procs").exists() else "/sys/fs/cgroup"
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []

@@ -77,28 +77,12 @@ class Booted:
         work.mkdir()
         work.with_name(work.name + ".prepare").write_text(prepare)
         self.log = work.with_name(work.name + ".log")
-        self.name = f"colab{os.getpid()}x{time.monotonic_ns() % 100000}"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount"),
-                    *("--pid", "--fork", "--kill-child", "--mount-proc"),  # whatever happens, all die together
-                    *("sh", "-c", BOOT, "sh", str(work), *folders),
-                ],
-                env={**os.environ, "NAME": self.name, "SYSTEMD_NSPAWN_TMPFS_TMP": "0"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.name, self.process = boot(self.log, [BOOT, "sh", str(work), *folders])
 
     @property
     def leader(self) -> int:
         """The container's first process, 0 while there is none."""
-        descendants = [self.process.pid]
-        for _ in ("sh", "systemd-nspawn", "systemd"):
-            descendants = [child for pid in descendants for child in children(pid)]
-        return next(iter(descendants), 0)
+        return leader_of(self.process)
 
     def run(
         self, argv: Sequence[str], user: bool = False, check: bool = True, timeout: float = 180
@@ -145,10 +129,39 @@ class Booted:
             wait_for(functools.partial(remove_cgroup, group), 30, f"the end of the processes in {group}")
 
 
+def boot(log: Path, script: Sequence[str], **environ: str) -> tuple[str, subprocess.Popen[bytes]]:
+    """Start a container by a shell script; return its name, and the process with which all of it dies."""
+    name = f"colab{os.getpid()}x{time.monotonic_ns() % 100000}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount"),
+                *("--pid", "--fork", "--kill-child", "--mount-proc"),
+                *("sh", "-c", *script),
+            ],
+            env={**os.environ, "NAME": name, "SYSTEMD_NSPAWN_TMPFS_TMP": "0", **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    return name, process
+
+
+def leader_of(process: subprocess.Popen[bytes]) -> int:
+    """Return the first process of a container, 0 while there is none."""
+    descendants = [process.pid]
+    for _ in ("sh", "systemd-nspawn", "systemd"):
+        descendants = [child for pid in descendants for child in children(pid)]
+    return next(iter(descendants), 0)
+
+
 def children(pid: int) -> list[int]:
     """Return the processes that `pid` has started and that still run."""
-    shown = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [int(word) for word in shown.stdout.split()]
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def remove_cgroup(group: Path) -> bool:

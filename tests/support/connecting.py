@@ -112,3 +112,21 @@ def running(lab: Lab, *args: str, env: Sequence[str] = ()) -> Iterator[Running]:
 def run(lab: Lab, *args: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run connect.py on the laptop to its end."""
     return lab.laptop.run([sys.executable, SCRIPT, *args], check=False, timeout=timeout)
+
+
+HURRIED = f"""
+import sys
+sys.argv[0] = {SCRIPT!r}
+sys.path.insert(0, {str(REPO)!r})
+from colab_local.laptop import ssh, stages
+from scripts import connect
+ssh.HELLO_SECONDS, ssh.CONNECT_SECONDS = 8.0, 5
+stages.CONFIGURATION = stages.CONFIGURATION._replace(seconds=8.0)
+stages.STAGES = tuple(stage._replace(seconds=stage.seconds and 8.0) for stage in stages.STAGES)
+sys.exit(connect.main())
+"""
+
+
+def run_hurried(lab: Lab, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run connect.py with little patience, for those things that never end."""
+    return lab.laptop.run([sys.executable, "-c", HURRIED, *args], check=False, timeout=120)

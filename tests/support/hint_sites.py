@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import importlib.util
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from colab_local.install.program import statements
 from tests.conftest import REPO
 
 FILES = sorted(
@@ -26,8 +29,11 @@ TAKES = {
     "Finding": (1, 2),
     "Refusal": (0, 1),
     "demand": (None, 2),
-    "hinted": (None, 1),
 }
+# What a hint that is to be typed begins with; anything else is a sentence.
+PROGRAMS = "python3 sudo ls mv mkdir tail head less free df ss ps kill git export unset rm chmod echo nano"
+PROGRAMS += " apt-get sed journalctl loginctl softwareupdate squeue"
+PROGRAMS += " printf man ssh ssh-keygen getent grdctl dconf docker wsl systemctl launchctl plutil VALUE"
 HOLE = "VALUE"  # for what is put into a text when the program runs
 Scope = dict[str, list[ast.expr]]
 
@@ -109,7 +115,7 @@ def in_file(path: Path) -> Iterator[Site]:
             if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
                 inner = f"{function}.{child.name}".strip(".")
                 if isinstance(child, ast.FunctionDef):
-                    known = scope | assigned(ast.walk(child))
+                    known = scope | assigned(statements(child.body))
             if isinstance(child, ast.Call):
                 called = getattr(child.func, "id", getattr(child.func, "attr", ""))
                 says, hints = TAKES.get(called, (None, None))
@@ -134,3 +140,16 @@ def in_file(path: Path) -> Iterator[Site]:
 def sites() -> list[Site]:
     """Return all sites of the product."""
     return [site for path in FILES for site in in_file(path)]
+
+
+@cache
+def parser_of(program: str) -> argparse.ArgumentParser:
+    """Return the parser of a program of ours."""
+    path = REPO / program
+    spec = importlib.util.spec_from_file_location(path.stem + "_of_hints", path)
+    assert spec and spec.loader, f"{program} is not there"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.make_parser()
+    assert isinstance(made, argparse.ArgumentParser)
+    return made

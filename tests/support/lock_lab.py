@@ -7,11 +7,14 @@ platform, one that has no wheel for linux-aarch64 at the version that is to be f
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import zstandard
 
 REPO = Path(__file__).resolve().parent.parent.parent
 PLATFORMS = ("linux-64", "linux-aarch64", "osx-arm64")
@@ -156,6 +161,27 @@ class Lab:
             argv += ["--channel", channel or str(self.channel.parent)]
         env = {**os.environ, "RATTLER_CACHE_DIR": str(self.root / "rattler"), **environment}
         return subprocess.run(argv, env=env, cwd=self.root, capture_output=True, text=True, timeout=300, check=False)
+
+
+def conda_package(path: Path, files: dict[str, bytes | Path]) -> Path:
+    """Write a conda package of either form, and return its path; a Path among the files is a link."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:bz2" if path.name.endswith(".bz2") else "w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, Path):
+                entry.type, entry.linkname, content = tarfile.SYMTYPE, str(content), b""
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".bz2":
+        path.write_bytes(stream.getvalue())
+        return path
+    with zipfile.ZipFile(path, "w") as package:  # conda/conda-package-streaming: what a .conda holds
+        package.writestr("metadata.json", '{"conda_pkg_format_version": 2}')
+        for part, content in (("pkg", stream.getvalue()), ("info", b"\0" * 10240)):
+            package.writestr(f"{part}-{path.stem}.tar.zst", zstandard.compress(content))
+    return path
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from colab_local.base.command_line import Parser, run_program
 from colab_local.base.errors import EXIT_FAILED, EXIT_USAGE, Failure
 from colab_local.base.terminal import Screen
 from tests.conftest import REPO, clean_environment
+from tests.support.provoked import RECORDER
 
 PROGRAMS = (
     "bootstrap.py",
@@ -64,13 +66,43 @@ def call(
     )
 
 
+# Runs a program once for each line, each in a process of its own that finds all modules loaded already.
+EACH = """
+import json, os, runpy, sys
+program, lines, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+sys.path.insert(0, os.path.dirname(os.path.abspath(program)))
+runpy.run_path(program, run_name="loaded")
+for number, line in enumerate(lines):
+    child = os.fork()
+    if not child:
+        for descriptor in (1, 2):
+            os.dup2(os.open(f"{out}/{number}.{descriptor}", os.O_WRONLY | os.O_CREAT), descriptor)
+        sys.argv = [program, *line]
+        sys.orig_argv = ["python3", program, *line]
+        runpy.run_path(program, run_name="__main__")
+    with open(f"{out}/{number}.code", "w") as file:
+        file.write(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+"""
+
+
+def call_each(program: str, lines: Sequence[Sequence[str]], folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run a program of ours with each of these lines. folder: for what they say."""
+    folder.mkdir()
+    env = clean_environment(Path("/nonexistent"))
+    argv = [sys.executable, "-c", EACH, program, json.dumps(lines), str(folder)]
+    subprocess.run(argv, cwd=REPO, env=env, stdin=subprocess.DEVNULL, timeout=120, check=True)
+    ended = []
+    for number, line in enumerate(lines):
+        code, out, err = ((folder / f"{number}.{what}").read_text() for what in ("code", "1", "2"))
+        ended.append(subprocess.CompletedProcess(list(line), int(code), out, err))
+        RECORDER.heard(err)
+    return ended
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_wrong_command_lines_give_two_lines_and_the_documented_code(program: str) -> None:
+def test_wrong_command_lines_give_two_lines_and_the_documented_code(program: str, tmp_path: Path) -> None:
     wrong = [*WRONG, *OWN[program]]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ended = list(pool.map(lambda arguments: call(program, *arguments), wrong))
-        helps = {lines[1] for done in ended if (lines := done.stderr.splitlines())[-1].endswith("--help")}
-        helped = list(pool.map(lambda hint: call(program, *shlex.split(hint)[3:]), helps))
+    ended = call_each(program, wrong, tmp_path / "wrong")
     for arguments, done in zip(wrong, ended, strict=True):
         lines = done.stderr.splitlines()
         assert done.returncode == EXIT_USAGE, (arguments, done.stderr)
@@ -79,6 +111,8 @@ def test_wrong_command_lines_give_two_lines_and_the_documented_code(program: str
             lines,
         )
         assert not re.search(r"argument |arguments|invalid", lines[0]), (arguments, lines)  # argparse's own words
+    helps = sorted({lines[1] for done in ended if (lines := done.stderr.splitlines())[-1].endswith("--help")})
+    helped = call_each(program, [shlex.split(hint)[3:] for hint in helps], tmp_path / "help")
     for hint, done in zip(helps, helped, strict=True):
         assert (done.returncode, done.stderr) == (0, ""), hint
 
@@ -100,10 +134,9 @@ def test_what_was_meant_is_offered_as_the_whole_line(arguments: str, hint: str) 
     assert done.stderr.splitlines()[1] == f"hint: python3 bootstrap.py {hint}"
 
 
-def test_nothing_that_removes_is_ever_offered() -> None:
+def test_nothing_that_removes_is_ever_offered(tmp_path: Path) -> None:
     words = ("install", "--install", "--instal", "--uninstal", "--unistall", "--prun", "prune", "--rollbak")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ended = list(pool.map(lambda word: call("bootstrap.py", word), words))
+    ended = call_each("bootstrap.py", [[word] for word in words], tmp_path / "said")
     for word, done in zip(words, ended, strict=True):
         hint = done.stderr.splitlines()[1]
         assert not any(option in hint for option in ("--uninstall", "--prune", "--rollback")), (word, hint)

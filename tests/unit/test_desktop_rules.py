@@ -14,7 +14,8 @@ from PIL import Image
 import bootstrap
 from colab_local import desktop
 from colab_local.base.errors import EXIT_MACHINE, EXIT_USAGE, Failure
-from colab_local.desktop import look, packages, plan, secret, virtual
+from colab_local.desktop import look, packages, person, plan, secret, virtual
+from colab_local.desktop.options import Options
 from tests.conftest import SCREEN
 from tests.support.desktop_machine import check_picture
 
@@ -41,6 +42,14 @@ def test_generated_passwords_differ_and_are_good() -> None:
     assert all(secret.check(password) == password and len(password) == 8 for password in made)
 
 
+def test_gnomes_own_vnc_server_is_no_virtual_desktops(tmp_path: Path) -> None:
+    who = person.find()
+    receipt = plan.Receipt(tmp_path, who, "virtual", SCREEN)
+    with pytest.raises(Failure, match="need mirror") as refusal:
+        virtual.wish(Options("virtual", tmp_path, vnc="gnome"), who, receipt)
+    assert refusal.value.hint.endswith("--desktop mirror --vnc gnome") and refusal.value.code == EXIT_USAGE
+
+
 def test_the_ssh_line_is_one_line_spelled_as_ssh_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.1 2222")
     line = desktop.laptop_line("ada", 5901, 55901)
@@ -48,6 +57,8 @@ def test_the_ssh_line_is_one_line_spelled_as_ssh_wants_it(monkeypatch: pytest.Mo
     steps = "\n".join(desktop.next_steps(line, 55901, is_rdp=False))
     for name in ("macOS", "Linux", "Windows", "vnc://localhost:55901", "localhost::55901"):
         assert name in steps
+    over_rdp = "\n".join(desktop.next_steps(line, 53389, True, "mirror --vnc gnome"))
+    assert "(Finder: --desktop mirror --vnc gnome)" in over_rdp and "vnc://" not in over_rdp
     line = desktop.laptop_line("ada", Path("/home/a da/.vnc/rfb-1.sock"), 55901)
     words = shlex.split(line)
     assert words[words.index("-L") + 1] == "localhost:55901:/home/a da/.vnc/rfb-1.sock"

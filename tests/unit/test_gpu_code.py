@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import struct
 import zipfile
 from pathlib import Path
 
@@ -14,49 +13,15 @@ from colab_local.base.errors import Failure
 from colab_local.locking import gpu_code
 from colab_local.locking.wheels import Wheel
 from tests.conftest import SCREEN
-
-MAGIC = 0xBA55ED50
-PTX_TEXT = ".version {}\n.target sm_{}\n.address_size 64\n.visible .entry add() {{ ret; }}\n"
-
-
-def entry(kind: int, arch: int, payload: bytes, version: tuple[int, int] = (1, 0), flags: int = 0) -> bytes:
-    """Return one entry of a fat binary: the header of 64 bytes that nvcc writes, then its content."""
-    padded = payload + bytes(-len(payload) % 8)
-    compressed = len(payload) if flags & gpu_code.LZ4 else 0
-    head = struct.pack("<HHIQII", kind, 0x101, 64, len(padded), compressed, 0)
-    head += struct.pack("<HHIQQQ", version[1], version[0], arch, 0, flags, len(payload))
-    return head.ljust(64, b"\0") + padded
-
-
-def fat(*entries: bytes) -> bytes:
-    """Return a fat binary."""
-    body = b"".join(entries)
-    return struct.pack("<IHHQ", MAGIC, 1, 16, len(body)) + body
-
-
-def lz4(text: bytes) -> bytes:
-    """Return an LZ4 block of literals alone."""
-    rest = len(text) - 15
-    return bytes([0xF0]) + b"\xff" * (rest // 255) + bytes([rest % 255]) + text
-
-
-def sass(*archs: int) -> list[bytes]:
-    return [entry(2, arch, b"\x7fELF" + bytes(100)) for arch in archs]
-
-
-def ptx(target: str, version: str, packed: bool) -> bytes:
-    text = PTX_TEXT.format(version, target).encode()
-    major, minor = (int(part) for part in version.split("."))
-    arch = int(target.rstrip("af"))
-    payload, flags = (lz4(text), gpu_code.LZ4) if packed else (text, 0)
-    return entry(1, arch, payload, (major, minor), flags)
+from tests.support.gpu_code import entry, fat, ptx, sass
+from tests.support.lock_lab import conda_package
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_real_target_is_in_the_text(tmp_path: Path, packed: bool) -> None:
     library = tmp_path / "libx.so"
     kernels = fat(*sass(60, 70, 80, 89), ptx("90a", "8.5", packed))
-    library.write_bytes(bytes(1000) + kernels * 3 + b"other" + fat(*sass(100)) + struct.pack("<I", MAGIC) + bytes(80))
+    library.write_bytes(bytes(1000) + kernels * 3 + b"other" + fat(*sass(100)) + gpu_code.MAGIC + bytes(80))
     assert gpu_code.library_code(library) == {"60 70 80 89 90a@8.5": 3, "100": 1}
 
 
@@ -112,6 +77,20 @@ def test_a_library_of_variants_needs_some_code_alone() -> None:
     assert gpu_code.serves("libcublasLt.so.12", variants, "7.0", "12.0")
     assert not gpu_code.serves("libcublasLt.so.12", variants, "12.0", "13.0")
     assert gpu_code.serves("libcufftw.so.11", {"52": 1}, "12.0", "12.8")  # an empty kernel for one card says nothing
+
+
+@pytest.mark.parametrize("name", ["libx-1-h0_0.conda", "libx-1-h0_0.tar.bz2"])
+def test_a_conda_package(tmp_path: Path, name: str) -> None:
+    path = conda_package(
+        tmp_path / name,
+        {
+            "lib/libx.so.1.2": fat(*sass(60, 70)).ljust(gpu_code.SMALLEST_LIBRARY, b"\0"),
+            "lib/libx.so.1": Path("libx.so.1.2"),  # a link: the same once more
+            "lib/small.so": fat(*sass(60, 70)),
+        },
+    )
+    assert gpu_code.package_code(path) == {"libx.so.1.2": {"60 70": 1}}
+    assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
 def test_a_wheel_and_the_file_in_lockfiles(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ci import check_lockfiles
 from colab_local.install.lockfiles import conda_names, locked_names
+from colab_local.locking import checks
 from colab_local.locking.specs import card_differences
 from tests.conftest import REPO
 
@@ -24,7 +24,7 @@ def copies(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def problems(copies: tuple[Path, Path], env: str = "gpu") -> list[str]:
-    return list(check_lockfiles.check_gpu_code(check_lockfiles.Lockfiles(*copies), env))
+    return list(checks.check_gpu_code(checks.Lockfiles(*copies), env))
 
 
 @pytest.mark.parametrize("env", ["gpu", "gpu-forge"])

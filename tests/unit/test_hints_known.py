@@ -6,49 +6,28 @@ none, and a new hint is looked at without anybody's doing.
 
 from __future__ import annotations
 
-import argparse
 import ast
-import importlib.util
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from functools import cache
 
 import pytest
 
 from colab_local.base.hints import COMMAND
 from tests.conftest import REPO
-from tests.support.hint_sites import FILES, HOLE, sites, text_of
+from tests.support.hint_sites import FILES, HOLE, PROGRAMS, parser_of, sites, text_of
 
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield every text of a file that has a command of ours, and where; a part of a longer one is not one itself."""
-    parts = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.JoinedStr, ast.BinOp))
-        for child in ast.walk(node)
-        if child is not node
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)) and id(node) not in parts:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)):
             text = text_of(node)
             if "python3 " in text and ".py" in text:
                 yield node.lineno, text
-
-
-@cache
-def parser_of(program: str) -> argparse.ArgumentParser:
-    """Return the parser of a program of ours."""
-    path = REPO / program
-    spec = importlib.util.spec_from_file_location(path.stem + "_of_hints", path)
-    assert spec and spec.loader, f"{program} is not there"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = module.make_parser()
-    assert isinstance(made, argparse.ArgumentParser)
-    return made
+        else:
+            yield from texts(node)
 
 
 def found() -> list[tuple[str, str]]:
@@ -82,12 +61,6 @@ def test_every_command_in_a_hint_is_one_of_ours_with_its_own_options(program: st
             f"{where}: {command}: {one}" for one in options if one.strip("-") and one[0] == "-" and one not in known
         ]
     assert wrong == []
-
-
-# What a hint that is to be typed begins with; anything else is a sentence.
-PROGRAMS = "python3 sudo ls mv mkdir tail head less free df ss ps kill git export unset rm chmod echo nano"
-PROGRAMS += " apt-get softwareupdate squeue"
-PROGRAMS += " printf man ssh ssh-keygen getent grdctl dconf docker wsl systemctl launchctl plutil VALUE"
 
 
 def test_a_hint_is_a_command_with_a_remark_or_a_sentence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
@@ -23,9 +24,11 @@ from colab_local.laptop import installing
 from colab_local.laptop.sending import pack_program
 from tests.conftest import REPO
 
+packed_once = functools.cache(pack_program)
+
 
 def test_the_pack_is_the_same_for_the_same_files() -> None:
-    archive, digest = pack_program()
+    archive, digest = packed_once()
     assert (archive, digest) == pack_program()
     assert hashlib.sha256(base64.b64decode(archive)).hexdigest() == digest
     assert len(archive) < 2_000_000
@@ -36,7 +39,7 @@ def test_the_pack_is_the_same_for_the_same_files() -> None:
 
 
 def test_a_program_is_put_there_whole_and_replaced_whole(tmp_path: Path) -> None:
-    archive, digest = pack_program()
+    archive, digest = packed_once()
     home = tmp_path / "new" / "home"
     assert not installing.has_program(home, digest)
     installing.unpack_program(home, archive, digest)
@@ -66,20 +69,21 @@ def test_a_pack_that_leads_elsewhere_or_is_another_one_is_refused(tmp_path: Path
         with pytest.raises(Failure):
             installing.unpack_program(tmp_path / "home", *packed((entry, b"")))
     with pytest.raises(Failure, match="damaged"):
-        installing.unpack_program(tmp_path / "home", pack_program()[0], "0" * 64)
+        installing.unpack_program(tmp_path / "home", packed_once()[0], "0" * 64)
     assert not (tmp_path / "outside").exists()
     assert not (tmp_path / "home" / "program").exists()
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home whose program counts to three, then does as its options say."""
+    monkeypatch.setattr(installing, "POLL_S", 0.02)
     program = tmp_path / "home" / "program" / "bootstrap.py"
     program.parent.mkdir(parents=True)
     program.write_text(
         "import json, sys, time\n"
         "for number in (1, 2, 3):\n"
-        "    print(f'[{number}/3] step', file=sys.stderr, flush=True); time.sleep(0.4)\n"
+        "    print(f'[{number}/3] step', file=sys.stderr, flush=True); time.sleep(0.2)\n"
         "if '--fail' in sys.argv:\n"
         "    print(json.dumps({'ok': False, 'error': 'too old (found 1, need 2)', 'hint': 'buy one', 'code': 3}))\n"
         "    sys.exit(3)\n"

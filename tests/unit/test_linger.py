@@ -44,6 +44,21 @@ def test_the_duty_to_switch_it_off_is_handed_to_the_service(tmp_path: Path) -> N
     assert not linger.hand_over(path) and path.read_text() == "damaged"
 
 
+def test_the_duty_is_handed_to_the_virtual_desktop(tmp_path: Path) -> None:
+    path = tmp_path / "desktop.json"
+    assert not linger.hand_to_desktop(path, "ada") and not path.exists()
+    listed = [{"user": "bob", "kind": "virtual"}, {"user": "ada", "kind": "mirror"}]
+    path.write_text(json.dumps({"schema": 1, "desktops": listed}))
+    assert not linger.hand_to_desktop(path, "ada")
+    path.write_text(
+        json.dumps({"schema": 1, "desktops": [*listed, {"user": "ada", "kind": "virtual", "port": 5901}]})
+    )
+    assert linger.hand_to_desktop(path, "ada")
+    made = {"user": "ada", "kind": "virtual", "port": 5901, "linger": True}
+    assert json.loads(path.read_text()) == {"schema": 1, "desktops": [*listed, made]}
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_manager_remembers_that_it_switched_it_on(logind: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "user_name", lambda: "ada")
     monkeypatch.setattr(service.Systemd, "succeeds", lambda self, argv: not (logind / argv[-1]).touch())

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from colab_local.install.engines.conda import OLDEST_TOOLS, kind_of, settings
-from colab_local.install.records import read_conda
+from colab_local.install.records import read_conda, read_record
 
 SITE = "lib/python3.13/site-packages"
 ONE, TWO = "1" * 64, "2" * 64
@@ -51,7 +51,7 @@ def write(prefix: Path, entries: list[dict[str, Any]], **more: str) -> None:
 @pytest.mark.parametrize("entries", [CONDA, RATTLER, MAMBA], ids=["conda", "rattler", "mamba"])
 def test_each_form_names_the_same_files(tmp_path: Path, entries: list[dict[str, Any]]) -> None:
     write(tmp_path, entries, noarch="python")
-    (package,) = read_conda(tmp_path)
+    (package,), _ = read_conda(tmp_path)
     found = {entry.path: entry.kind for entry in package.entries}
     assert found == {
         f"{SITE}/pip/__init__.py": "file",
@@ -65,7 +65,7 @@ def test_each_form_names_the_same_files(tmp_path: Path, entries: list[dict[str, 
 def test_only_noarch_python_packages_are_mapped(tmp_path: Path) -> None:
     """Of another package, a folder of that name is one in the prefix."""
     write(tmp_path, CONDA)
-    (package,) = read_conda(tmp_path)
+    (package,), _ = read_conda(tmp_path)
     assert "site-packages/pip/__init__.py" in {entry.path for entry in package.entries}
 
 
@@ -84,3 +84,24 @@ def test_conda_and_mamba_are_told_in_their_own_ways(tmp_path: Path, monkeypatch:
         "micromamba",
     ]
     assert OLDEST_TOOLS["mamba"] == OLDEST_TOOLS["micromamba"] == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"paths_data": 1}', '{"paths_data": {"paths": [{"_path": "../x"}]}}']
+)
+def test_a_damaged_record_is_a_difference_that_repair_puts_right(tmp_path: Path, text: str) -> None:
+    """Not an error: --repair, which --verify names, starts from the same list."""
+    write(tmp_path, CONDA)
+    (tmp_path / "conda-meta" / "other-1-0.json").write_text(text)
+    packages, (found,) = read_conda(tmp_path)
+    assert [package.name for package in packages] == ["pip"]
+    assert (found.kind, found.path) == ("changed", "conda-meta/other-1-0.json")
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a,sha256=x,1\n", b"good.py,,\n\xff", b'"' + b"a" * 200_000])
+def test_a_damaged_record_of_a_wheel_is_one_too(tmp_path: Path, content: bytes) -> None:
+    info = tmp_path / SITE / "six-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "RECORD").write_bytes(content)
+    package, (found,) = read_record(SITE, info)
+    assert (package.entries, found.kind, found.path) == ([], "changed", f"{SITE}/six-1.dist-info/RECORD")

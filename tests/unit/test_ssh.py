@@ -10,7 +10,7 @@ import pytest
 
 from colab_local.base.errors import Failure
 from colab_local.laptop import agent as connect_agent
-from colab_local.laptop import session
+from colab_local.laptop import session, stages
 from colab_local.laptop import ssh as ssh_module
 from scripts import connect as connect_py
 from tests.conftest import SCREEN
@@ -60,6 +60,32 @@ def test_users_options_come_before_ours() -> None:
     assert "ExitOnForwardFailure=yes" in line
     assert re.search(r"ServerAliveInterval=\d+", line)
     assert shlex.join(connect_py.ssh_options(args, for_node=True)) == "-F c -i k1 -i k2 -o ConnectTimeout=1"
+
+
+def test_a_jump_host_has_time_for_a_password_and_the_users_own_limit_counts() -> None:
+    """Texts of ssh -G, OpenSSH 9.2."""
+    assert ssh_module.connect_timeout("connecttimeout none\nproxyjump none\n") == {"ConnectTimeout": "20"}
+    assert ssh_module.connect_timeout("connecttimeout none\nproxyjump gate\n") == {"ConnectTimeout": "120"}
+    assert ssh_module.connect_timeout("connecttimeout none\nproxycommand ssh -w x\n") == {"ConnectTimeout": "120"}
+    assert ssh_module.connect_timeout("connecttimeout 60\nproxyjump gate\n") == {}
+    assert ssh_module.connect_timeout("") == {"ConnectTimeout": "20"}, "it did not say"
+
+
+def test_what_ssh_waits_for_before_the_log_in_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ssh"
+    program.write_text(
+        "#!/bin/sh\n[ $1 != -V ] || { echo OpenSSH_9.2p1; exit; }\n"
+        "echo \"debug1: Executing command: 'check {vpn}'\" >&2\nexec sleep 30\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(ssh_module, "configuration", lambda ssh: "")
+    monkeypatch.setattr(stages, "CONFIGURATION", stages.CONFIGURATION._replace(seconds=1.0))
+    line = ssh_module.Connection(ssh_module.Ssh("me@host", program=str(program)), str(tmp_path), SCREEN)
+    with (
+        pytest.raises(Failure, match=r"past its own configuration .* Executing command: 'check vpn'"),
+        line,
+    ):
+        pass
 
 
 def test_what_the_host_answers_is_no_shell_code_here(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.install import surroundings
 from colab_local.install.engines.host import find_python, other_python
 from colab_local.install.machine import folder_refusal, memory_limit, memory_refusal
+from colab_local.install.servers import demand_alone
 from tests.conftest import REPO, SCREEN
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount of its own")
@@ -25,11 +26,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a moun
 def test_a_prefix_where_nothing_can_be_run_is_refused_before_the_download(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     code = "import sys; from pathlib import Path; from colab_local.install.machine import folder_refusal as f\n"
-    code += "print(f(Path(sys.argv[1])).what)"
+    code += "from colab_local.base.terminal import Screen; Screen().fail(f(Path(sys.argv[1])))"
     shell = f'mount -t tmpfs -o noexec none "{tmp_path}/disk" && exec "{sys.executable}" -c "$0" "{tmp_path}/disk"'
     argv = ["unshare", "--mount", "sh", "-c", shell, code]
     done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"no program can be run from {tmp_path}/disk: it is mounted noexec")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith(f"error: no program can be run from {tmp_path}/disk: it is mounted noexec")
+    assert hint.startswith("hint: python3 bootstrap.py --prefix /a/folder/on/another/disk   # findmnt -T ")
     assert folder_refusal(Path("/")) is None
 
 
@@ -166,6 +169,8 @@ def test_two_programs_at_localhosts_two_addresses_are_told_from_one() -> None:
             assert found is not None
             assert [str(one) for one in found] == [f"127.0.0.1:{port}", f"[::1]:{port}"]
             assert not network.port_is_free(port)
+            with pytest.raises(Failure, match="two programs listen on port"):
+                demand_alone(port)
             other.kill()
 
 

@@ -132,9 +132,7 @@ class OwnConda(ToolEngine):
             # its header sets CONDA_REGISTER_ENVS itself: it is the private HOME that keeps ~/.conda as it is
             run(["bash", installer, "-b", "-p", self.where], self.job.screen, private_environment(place))
         if not (self.where / "bin" / "conda").exists():
-            raise Failure(
-                f"the {self.name} installer left no conda in {self.where}", "python3 bootstrap.py --engine host"
-            )
+            raise self.failed(Failure(f"the {self.name} installer left no conda in {self.where}", ""))
 
     def create(self, lock: Lock, root: Path) -> None:
         """Make the prefix with the conda in our own folder.
@@ -145,7 +143,7 @@ class OwnConda(ToolEngine):
         try:
             create([self.where / "bin" / "python", "-I", "-m", "conda"], "conda", self.job, lock, root)
         except Failure as problem:
-            raise hinted(problem, "python3 bootstrap.py --engine host") from None
+            raise self.failed(problem) from None
 
 
 class FoundConda(Engine):
@@ -171,12 +169,7 @@ class FoundConda(Engine):
         try:
             create([self.program], kind_of(self.program), self.job, lock, root)
         except Failure as problem:
-            raise hinted(problem, "python3 bootstrap.py --engine miniforge") from None
-
-
-def hinted(problem: Failure, hint: str) -> Failure:
-    """Return a failure with this hint, if it has none of its own."""
-    return Failure(problem.what, problem.hint or hint, problem.code)
+            raise self.failed(problem) from None
 
 
 def find_conda(screen: Screen) -> str | None:

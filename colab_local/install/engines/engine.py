@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from colab_local.base.downloads import Download, Rules
+from colab_local.base.errors import Failure
 from colab_local.base.terminal import Screen
 from colab_local.install.lockfiles import Lock
 
@@ -47,6 +48,12 @@ class Engine:
             return None
         first, *first.spares = self.spares
         return first
+
+    def failed(self, problem: Failure) -> Failure:
+        """Return a failure of its program with the hint to take another engine, where it has none of its own."""
+        conda = self.name == "conda" or self.job.index["environments"][self.job.env].get("needs_conda")
+        other = next(name for name in (["miniforge", "pixi"] if conda else ["host"]) if name != self.name)
+        return Failure(problem.what, problem.hint or f"python3 bootstrap.py --engine {other}", problem.code)
 
     def describe(self) -> str:
         """Return who makes the environment, for the plan."""

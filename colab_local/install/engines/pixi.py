@@ -7,10 +7,10 @@ import tarfile
 from pathlib import Path
 
 from colab_local.base.downloads import Download
-from colab_local.base.errors import EXIT_INTEGRITY, Failure
+from colab_local.base.errors import Failure
 from colab_local.base.files import write_atomically
 from colab_local.base.programs import run
-from colab_local.install.engines.conda import hinted, package_downloads, package_file
+from colab_local.install.engines.conda import package_downloads, package_file
 from colab_local.install.engines.engine import Job
 from colab_local.install.engines.private import demand_intact, private_environment, private_place
 from colab_local.install.engines.tool import ToolEngine
@@ -48,12 +48,8 @@ class Pixi(ToolEngine):
     def unpack(self, installer: Path) -> None:
         """Take the one program out of pixi's release archive."""
         with tarfile.open(str(installer)) as members:
-            try:
-                stream = members.extractfile("pixi")
-            except KeyError:
-                stream = None
-            if stream is None:
-                raise Failure(f"{installer} holds no pixi", "python3 bootstrap.py --engine host", EXIT_INTEGRITY)
+            stream = members.extractfile("pixi")
+            assert stream is not None, "it is the archive that was pinned"
             self.where.parent.mkdir(parents=True, exist_ok=True)
             self.where.write_bytes(stream.read())
         self.where.chmod(0o755)
@@ -83,4 +79,4 @@ class Pixi(ToolEngine):
             try:
                 run(argv, self.job.screen, private_environment(place, **own))
             except Failure as problem:
-                raise hinted(problem, "python3 bootstrap.py --engine host") from None
+                raise self.failed(problem) from None

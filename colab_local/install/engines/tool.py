@@ -31,11 +31,8 @@ class ToolEngine(Engine):
         """Return the pinned installer for this platform."""
         entry = self.job.index["installers"][self.name]["files"].get(self.job.platform)
         if entry is None:
-            raise Failure(
-                f"--engine {self.name} has no pinned installer for {self.job.platform}",
-                "python3 bootstrap.py --engine miniforge",
-                EXIT_USAGE,
-            )
+            what = f"--engine {self.name} has no pinned installer for {self.job.platform}"
+            raise self.failed(Failure(what, "", EXIT_USAGE))
         target = self.job.home / "cache" / "sha256" / entry["sha256"] / entry["url"].rsplit("/", 1)[1]
         return Download(entry["url"], target, entry["sha256"], entry.get("size") or 0)
 
