@@ -112,6 +112,9 @@ def causes(out: str, err: str) -> list[str]:
             chain[-1] += " " + (more.group(1) or more.group(2)).strip()
     # pip says why it tried again, and not why it gave up
     broken = re.findall(r"(?m)^WARNING: Retrying .* connection broken by '\w+\((.*?)\)': ", out + "\n" + err + " ")
+    # nor why it left an index out, where it is to try once alone (its index/collector.py)
+    left_out = r"(?m)^Could not fetch URL .*\(Caused by (?:\w+\()+(.*?)'?\)+ - skipping$"
+    broken = broken or re.findall(left_out, out + "\n" + err)
     telling = re.compile(r"(error|fatal|\S*(Error|Exception))\b|.*: command not found$", re.IGNORECASE)
     errors = [line.strip() for line in lines if telling.match(line.strip())]
     bare = [line for line in errors if not re.fullmatch(r"error:?( exception:?)?", line, re.IGNORECASE)]

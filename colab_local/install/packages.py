@@ -40,13 +40,13 @@ def install_uv(uv: Path, python: str, requirements: str, cache: Path, wheels: Pa
     offline = ["--no-index", "--find-links", wheels] if wheels else []
     try:
         if succeeds([python, "-I", "-c", "import pip"], screen):
-            flags = ["--quiet", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
+            flags = ["--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
             run([python, "-I", "-m", "pip", "install", *flags, *hashed, *offline], screen, pip_environment())
         elif shutil.which("uv"):
             run_uv(["uv", "pip", "install", "--quiet", "--python", python, *hashed, *offline], screen)
         else:  # a venv of its own brings the pip that is bundled with Python
             run([python, "-I", "-m", "venv", venv], screen)
-            pip = [venv / "bin" / "python", "-I", "-m", "pip", "install", "--quiet", "--only-binary=:all:"]
+            pip = [venv / "bin" / "python", "-I", "-m", "pip", "install", "--only-binary=:all:"]
             run([*pip, *hashed, *offline], screen, pip_environment())
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(folder)

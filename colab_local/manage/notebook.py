@@ -137,6 +137,7 @@ HABITS = (
     (r"COLAB_(?!LOCAL)\w+|'google\.colab' in (str|sys)", "a test for Google's machine, which says no here"),
 )
 _UNKNOWN_SOURCE = "it installs from an address or a file: what that brings is not known here"
+_NOT_BESIDE = "it installs what {} lists, which is not beside the notebook"
 _PYTHON_2_WRITTEN = "it was written for Python 2"
 
 _SHELL_CELL = re.compile(r"\s*%%(?:bash|sh|shell|script\s+\S*sh)\b.*\n?")
@@ -147,7 +148,8 @@ _SHELL_LINE = re.compile(rf"\s*(?:[\w., ]+=\s*)?(?:!|%%?[A-Za-z_])|\s*{_BARE}")
 _QUESTION = re.compile(r"\s*(?:\?|%{0,2}[\w.*]+\?\??\s*$)")
 _INSTALL = re.compile(r"\s*[!%]*\s*(?:sudo\s+)?(?:\S*python\S*\s+-m\s+)?(?:uv\s+)?pip3?\s+install\s+(.*)$")
 _NAMED = re.compile(r"^([A-Za-z0-9][\w.-]*)(\[[\w,.-]*\])?\s*((?:[=<>!~]=?=?\s*[\w.*+!-]+,?\s*)*)$")
-_WITH_FILE = ("-r", "--requirement", "-e", "--editable")  # pip's options, each with what is installed
+_WITH_PLACE = ("-e", "--editable")  # pip's options, each with what is installed
+_WITH_LIST = re.compile(r"(?:-r|--requirement)(?:=|$)|-r")  # -r FILE, -rFILE, --requirement=FILE
 _WITH_VALUE = ("-c", "--constraint", "-f", "--find-links", "-i", "--index-url", "--extra-index-url", "-t", "--target")
 
 # The language of a kernel whose notebooks do not name it (Colab's own do not).
@@ -300,18 +302,52 @@ def shell_commands(cell: str) -> Iterator[str]:
             yield from re.split(r"&&|\|\|?|;", re.sub(r"(^|\s)#.*", "", line))
 
 
-def installed_by(cell: str) -> Iterator[tuple[str, str]]:
-    """Yield (package, version or "") of every pip install in a cell; ("", "") for what has no name there."""
+def installed_by(cell: str, beside: Path) -> Iterator[tuple[str, str]]:
+    """Yield (package, version or "") of every pip install in a cell of a notebook in the folder `beside`.
+
+    What has no name there is ("", the list of requirements that is missing), or ("", "").
+    """
     for command_line in shell_commands(cell):
         found = _INSTALL.match(command_line)
-        words = iter((found.group(1) if found else "").replace('"', " ").replace("'", " ").split())
-        for word in words:
-            if word in _WITH_VALUE:
-                next(words, "")
-            elif word in _WITH_FILE:
-                yield from _named_by(next(words, "."))
-            elif not word.startswith("-"):
-                yield from _named_by(word)
+        if found:
+            yield from _installed_with(found.group(1), beside)
+
+
+def _installed_with(arguments: str, beside: Path, within: tuple[Path, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Yield the same of the arguments of one `pip install`; extras, as in name[extra], bring nothing of their own.
+
+    within: the lists of requirements that hold them, each in the one before.
+    """
+    arguments = re.sub(r"\s*([=<>!~]==?)\s*", r"\1", re.sub(r"\[[^\]]*\]", "", arguments))
+    words = iter(re.sub(r",\s+", ",", arguments).replace('"', " ").replace("'", " ").split())
+    for word in words:
+        listed = _WITH_LIST.match(word)
+        if word in _WITH_VALUE:
+            next(words, "")
+        elif word in _WITH_PLACE:
+            yield from _named_by(next(words, "."))
+        elif listed:
+            yield from _listed_in(word[listed.end() :] or next(words, ""), beside, within)
+        elif not word.startswith("-"):
+            yield from _named_by(word)
+
+
+def _listed_in(name: str, beside: Path, within: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the same of a list of requirements, which is read where it lies in the notebook's folder or below."""
+    if not re.match(r"[\w.-][\w./-]*$", name) or ".." in name.split("/"):
+        yield "", ""
+        return
+    path = beside / name
+    if path in within:
+        return
+    try:
+        text = documents.read_bytes(path).decode("utf-8-sig", "replace")
+    except (OSError, ValueError):
+        yield "", name
+        return
+    for line in text.replace("\\\n", " ").splitlines():
+        line = re.sub(r"(^|\s)#.*|;.*", "", line)
+        yield from _installed_with(re.sub(r"\s*([=<>!~]+)\s*", r"\1", line), path.parent, (*within, path))
 
 
 def _named_by(word: str) -> Iterator[tuple[str, str]]:
@@ -343,8 +379,13 @@ def needs_of(cells: list[str], beside: Path) -> Needs:
     added = re.findall(r"sys\.path\.(?:append|insert)\((?:-?\d+,\s*)?r?['\"]([^'\"\0]+)['\"]", text)
     folders = [beside, *(beside / folder for folder in added)]
     demanded: set[str] = set()
+    unknown: set[str] = set()
     for number, cell in enumerate(cells, 1):
-        found.installs.update(installed_by(cell))
+        for package, version in installed_by(cell, beside):
+            if package:
+                found.installs[package] = version
+            else:
+                unknown.add(version)
         try:
             modules = list(imported(python_of(cell)))
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets in brackets
@@ -360,9 +401,7 @@ def needs_of(cells: list[str], beside: Path) -> Needs:
                 demanded.add(module)
     found.tried.update(module for module in found.imports if module not in demanded)
     found.habits.extend(said for pattern, said in HABITS if re.search(pattern, text))
-    if "" in found.installs:
-        del found.installs[""]
-        found.habits.append(_UNKNOWN_SOURCE)
+    found.habits.extend(_NOT_BESIDE.format(name) if name else _UNKNOWN_SOURCE for name in sorted(unknown))
     return found
 
 

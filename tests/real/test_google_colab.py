@@ -10,6 +10,7 @@ import base64
 import itertools
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import REPO
 from tests.support.colab_client import TRANSPORTS, Colab, Outputs, Server, connect, open_transport
 from tests.support.jupyter_servers import JUPYTER, Running, make_environment, noise, pythons, serve, serve_lab
 
@@ -339,7 +341,7 @@ def test_magics_and_pictures(own_page: Colab) -> None:
 
 
 def test_without_a_mark_the_page_is_asked(prefix: Path, tmp_path: Path) -> None:
-    """nbconvert, papermill, VS Code: nobody answers, and local meanings follow after one question."""
+    """nbconvert, papermill: nobody answers, and local meanings follow after one question."""
     code = "from google.colab import files\nopen('f', 'w').close()\nfiles.download('f')\nfiles.download('f')"
     cell: dict[str, Any] = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     cell["source"] = code
@@ -354,6 +356,26 @@ def test_without_a_mark_the_page_is_asked(prefix: Path, tmp_path: Path) -> None:
         env={"PATH": os.defpath, "HOME": str(tmp_path)},
     )
     assert done.stdout.count(f"The file is on this machine: {tmp_path}/f") == 2, done.stderr
+
+
+def test_a_program_is_no_page_and_is_not_asked(server: Running, tmp_path: Path) -> None:
+    """VS Code's library in Deno: the printed address and token are enough, and local meanings follow at once."""
+    code = (
+        "import time; from google.colab import userdata; began = time.monotonic()\n"
+        "try: userdata.get('NONE')\n"
+        "except userdata.SecretNotFoundError as e: print(e, time.monotonic() - began < 4)"
+    )
+    client = [REPO / "tests/support/services_client.mjs", f"http://localhost:{server.port}/", server.token, code]
+    done = subprocess.run(
+        ["deno", "run", "--quiet", "--allow-all", "--no-lock", "--no-config", *client],
+        env={**os.environ, "DENO_DIR": str(tmp_path / "deno")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = r"said: Secret NONE does not exist\. Add it as a line NONE=\.\.\. in \S+/secrets \(chmod 600\)\. True\n"
+    assert re.search(said, done.stdout), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("how", ["variable", "file"])

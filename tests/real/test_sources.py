@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import http.server
@@ -12,7 +11,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +26,7 @@ from colab_local.locking import installers
 from colab_local.locking.wheels import web
 from tests.conftest import SCREEN
 from tests.support.jupyter_servers import pythons, uv
-
-WHEEL = "tiny-1.0-py3-none-any.whl"
+from tests.support.web import WHEEL, make_wheel
 
 
 @dataclass
@@ -45,25 +42,6 @@ class Index:
     def sha256(self) -> str:
         """Of its one wheel."""
         return hashlib.sha256(self.wheel.read_bytes()).hexdigest()
-
-
-def make_wheel(folder: Path) -> Path:
-    """Write a wheel with one module and return its path."""
-    folder.mkdir(parents=True)
-    path = folder / WHEEL
-    files = {
-        "tiny.py": b"found = True\n",
-        "tiny-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
-        "tiny-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = ""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-            record += f"{name},sha256={digest},{len(content)}\n"
-            archive.writestr(name, content)
-        archive.writestr("tiny-1.0.dist-info/RECORD", record + "tiny-1.0.dist-info/RECORD,,\n")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,8 @@ class Case:
 
 FOREIGN = "raise ImportError('this is another Python\\'s numpy')\n"
 GONE = json.dumps({"argv": ["/opt/gone/bin/python", "-m", "ipykernel_launcher"], "display_name": "Python 3"})
+SITES = [f".local/lib/python3.{minor}/site-packages" for minor in (11, 12, 13)]
+HOOKS = {"usercustomize.py": "raise SystemExit('no')\n", "old.pth": "import sys; sys.exit('no')\n"}
 CASES = {
     "clean": Case("a new user's home"),
     "keras.json of 2017": Case(
@@ -73,6 +75,14 @@ CASES = {
             "PYTHONVERBOSE": "1",
         },
     ),
+    "packages in ~/.local": Case(
+        "`pip install --user` of years ago, for the same Python",
+        {
+            f"{site}/{name}": text
+            for site in SITES
+            for name, text in {**HOOKS, "numpy/__init__.py": FOREIGN, "tensorflow.py": FOREIGN}.items()
+        },
+    ),
     "kernels of another Python": Case(
         "`ipython kernel install --user` of years ago; settings elsewhere, damaged",
         {
@@ -101,6 +111,13 @@ CASES = {
             "COLUMNS": "0",
             "CUDA_HOME": "/gone",
             "MPLCONFIGDIR": "/proc",
+        },
+    ),
+    "a proxy for everything": Case(
+        "of another network, in capitals and small letters, localhost not left out",
+        environ={
+            **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"), "http://127.0.0.1:9"),
+            "NO_PROXY": "example.org",
         },
     ),
     "variables of Keras and Matplotlib": Case(

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import http.server
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+
+WHEEL = "tiny-1.0-py3-none-any.whl"
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -42,6 +46,25 @@ def serving(folder: Path) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def make_wheel(folder: Path) -> Path:
+    """Write a wheel with one module and return its path."""
+    folder.mkdir(parents=True)
+    path = folder / WHEEL
+    files = {
+        "tiny.py": b"found = True\n",
+        "tiny-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
+        "tiny-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            record += f"{name},sha256={digest},{len(content)}\n"
+            archive.writestr(name, content)
+        archive.writestr("tiny-1.0.dist-info/RECORD", record + "tiny-1.0.dist-info/RECORD,,\n")
+    return path
 
 
 def main(folder: str, address: str, port: str, login: str = "") -> None:

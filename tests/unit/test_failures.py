@@ -170,3 +170,21 @@ def test_pip_is_called_pip_and_its_cause_is_the_innermost(path: str) -> None:
     with pytest.raises(Failure) as caught:
         run([sys.executable, "-I", "-m", "pip", "nosuch"], Screen())
     assert caught.value.what.startswith("pip failed")
+
+
+def test_pip_that_tries_once_alone_says_why_in_what_it_only_tells() -> None:
+    """pip 23.0.1 of Debian 12, `retries = 0`; the index has a certificate that nobody knows."""
+    said = (
+        "Looking in indexes: https://localhost:1/simple/\nCould not fetch URL https://localhost:1/simple/uv/: There "
+        "was a problem confirming the ssl certificate: HTTPSConnectionPool(host='localhost', port=1): Max retries "
+        "exceeded with url: /simple/uv/ (Caused by SSLError(SSLCertVerificationError(1, '[SSL: "
+        "CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate "
+        "(_ssl.c:992)'))) - skipping\n"
+    )
+    wrong = "ERROR: Could not find a version that satisfies the requirement uv==0.12.1 (from versions: none)\n"
+    problem = failure_of("pip", said, wrong, 1, ".", False)
+    assert problem.code == EXIT_NETWORK
+    assert problem.what == (
+        "pip failed, because a certificate is not trusted: Could not find a version that satisfies the requirement "
+        "uv==0.12.1 (from versions: none): unable to get local issuer certificate (_ssl.c:992) (exit status 1)"
+    )

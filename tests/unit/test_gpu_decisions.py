@@ -31,8 +31,8 @@ def decide_for(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> gpu
     monkeypatch.setattr(gpu_questions, "find_libcuda", lambda: "libcuda-that-is-not-there.so.1")
     said: list[str] = []
     assert gpu_questions.FIRST_WORD_S <= 5, "nobody waits longer without a word"
-    monkeypatch.setattr(gpu_questions, "FIRST_WORD_S", 0.5 if case.behave == "hang" else 25.0)
-    driver, smi = gpu_questions.ask(NEEDS, said.append, 2.0 if case.behave == "hang" else 30.0)
+    monkeypatch.setattr(gpu_questions, "FIRST_WORD_S", 0.2 if case.behave == "hang" else 25.0)
+    driver, smi = gpu_questions.ask(NEEDS, said.append, 0.7 if case.behave == "hang" else 30.0)
     assert bool(said) == (case.behave == "hang")
     return gpu.decide(
         NEEDS, driver, smi, Situation(hostname="box", visible=case.environment.get("CUDA_VISIBLE_DEVICES"))

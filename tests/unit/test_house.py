@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from colab_local.install.program import statements
 from tests.conftest import REPO
 
 PRODUCT = [
@@ -57,10 +59,16 @@ def test_the_floors_hold_and_a_planted_import_upwards_is_seen(
     assert (done.returncode != 0) == broken, done.stdout + done.stderr
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path: Path) -> list[tuple[str, int]]:
-    """Return (module, indentation) of every import of ours in a file."""
+    """Return (module, indentation) of every import in a file."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(tree_of(path).body):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.append((node.module, node.col_offset))
         elif isinstance(node, ast.Import):
@@ -73,10 +81,9 @@ def test_nobody_imports_a_program_and_no_import_of_ours_hides_in_a_function(path
     programs = {"bootstrap", "scripts", "ci"}
     for module, _ in imports(path):
         assert module.split(".")[0] not in programs, f"{path.name} imports {module}"
-    tree = ast.parse(path.read_text())
-    for function in ast.walk(tree):
+    for function in statements(tree_of(path).body):
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            for node in ast.walk(function):
+            for node in statements(function.body):
                 hidden = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "colab_local"
                 assert not hidden, f"{path.name}:{node.lineno} imports inside {function.name}()"  # type: ignore[attr-defined]
 
@@ -128,7 +135,7 @@ OPENERS = {"urlopen", "build_opener", "HTTPConnection", "HTTPSConnection", "crea
 
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(REPO)))
 def test_the_web_is_asked_in_one_way(path: Path) -> None:
-    called = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    called = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
     names = {func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "") for func in called}
     by_requests = any(
         isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name) and func.value.id == "requests"

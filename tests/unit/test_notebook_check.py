@@ -159,6 +159,8 @@ def test_a_package_under_another_name_is_installed(tmp_path: Path) -> None:
         ("!pip install -q transformers", {"transformers": ""}),
         ("%pip install 'torch==2.5.0' \"accelerate>=1,<2\"  # both", {"torch": "==2.5.0", "accelerate": ">=1,<2"}),
         ("!pip install -U tf_keras[extra]==2.20", {"tf-keras": "==2.20"}),
+        ("!pip install 'wandb[media, sweeps]' 'jax [cpu] >= 0.5, <1'", {"wandb": "", "jax": ">=0.5,<1"}),
+        ("!pip install polars > log.txt", {"polars": ""}),
         ("!python -m pip install git+https://example.org/x.git", {"x": ""}),
         ("!pip install git+https://example.org/docs@main#egg=tensorflow-docs", {"tensorflow-docs": ""}),
         ("!uv pip install polars", {"polars": ""}),
@@ -179,8 +181,37 @@ def test_a_package_under_another_name_is_installed(tmp_path: Path) -> None:
 def test_installs_of_a_cell(tmp_path: Path, line: str, installs: dict[str, str]) -> None:
     found = needs(tmp_path, line)
     assert found.installs == installs
-    unknown = any(word in line for word in ("git+", " -r ", " -e ", "{"))
+    unknown = any(word in line for word in ("git+", " -e ", "{", "log.txt"))
     assert ("it installs from an address or a file" in " ".join(found.habits)) is unknown
+
+
+@pytest.mark.parametrize(
+    "how", ["-r needs/a.txt", "-rneeds/a.txt", "--requirement=needs/a.txt", "--requirement needs/a.txt"]
+)
+def test_a_list_of_requirements_beside_the_notebook_is_read(tmp_path: Path, how: str) -> None:
+    (tmp_path / "needs").mkdir()
+    lines = "# all\n-i https://example.org/simple\npolars[gpu] < 2  # quick\nwandb == 0.2 ; python_version > '3'\n"
+    (tmp_path / "needs" / "a.txt").write_text(lines + "tqdm \\\n  --hash=sha256:00\n-r a.txt\n-r more.txt\n-e .\n")
+    found = needs(tmp_path, f"!pip install {how}\nimport polars, wandb")
+    assert found.installs == {"polars": "<2", "wandb": "==0.2", "tqdm": ""}
+    assert "it installs what more.txt lists, which is not beside the notebook" in found.habits
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "folder", "a.txt"])
+def test_a_list_of_requirements_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    found = needs(tmp_path, f"!pip install -r {name} polars")
+    assert (found.installs, len(found.habits)) == ({"polars": ""}, 1)
+    assert f"it installs what {name} lists" in found.habits[0]
+
+
+@pytest.mark.parametrize("name", ["../a.txt", "/etc/passwd", "https://example.org/a.txt", "{name}", "\x1b[2J"])
+def test_a_list_of_requirements_elsewhere_is_not_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.txt").write_text("polars")
+    (tmp_path / "book").mkdir()
+    found = needs(tmp_path / "book", f"!pip install -r {name}")
+    assert found.installs == {}
+    assert found.habits == ["it installs from an address or a file: what that brings is not known here"]
 
 
 def test_what_means_something_else_here(tmp_path: Path) -> None:
