@@ -365,7 +365,7 @@ def test_a_program_is_no_page_and_is_not_asked(server: Running, tmp_path: Path) 
         "try: userdata.get('NONE')\n"
         "except userdata.SecretNotFoundError as e: print(e, time.monotonic() - began < 4)"
     )
-    client = [REPO / "tests/support/services_client.mjs", f"http://localhost:{server.port}/", server.token, code]
+    client = [str(REPO / "tests/support/services_client.mjs"), f"http://localhost:{server.port}/", server.token, code]
     done = subprocess.run(
         ["deno", "run", "--quiet", "--allow-all", "--no-lock", "--no-config", *client],
         env={**os.environ, "DENO_DIR": str(tmp_path / "deno")},
