@@ -521,8 +521,8 @@ def test_the_far_command_means_the_same_to_every_login_shell(shell: str, tmp_pat
         far.stdin.write(json.dumps(agent) + "\n")
         far.stdin.flush()
         said = (line.partition(connect_agent.MARK)[2] for line in far.stdout)
-        ready, hello = (json.loads(text) for text in itertools.islice(filter(None, said), 2))
-        assert (ready["ready"], hello["hello"]) == (True, socket.gethostname())
+        trying, ready, hello = (json.loads(text) for text in itertools.islice(filter(None, said), 3))
+        assert (trying["trying"], ready["ready"], hello["hello"]) == ("python3", True, socket.gethostname())
         far.stdin.close()
         assert far.wait(30) == 0, "the agent ends with the line"
 
