@@ -433,7 +433,8 @@ def test_conda_packages_that_are_not_those_of_the_lock(conda: tuple[Home, Home])
     with mended(path):
         path.write_text("{")
         done = home.run("--verify", check=False)
-        assert done.returncode == EXIT_DIFFERS and "record" in done.stderr and "hint:" in done.stderr
+        said = done.stdout + done.stderr
+        assert done.returncode == EXIT_DIFFERS and path.name in said and "--repair" in said and "hint:" in done.stderr
 
 
 CONDAS_LAUNCHER = r"""#!{prefix}/bin/python
