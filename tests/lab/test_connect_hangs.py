@@ -13,19 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Installed
-from tests.support.connecting import install, run, run_hurried
+from tests.support.connecting import run, run_hurried
 from tests.support.hosts import Lab, Machine, needs_root, wait_for
 
 pytestmark = needs_root
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> Iterator[Lab]:
-    """A laptop and one host with colab-local."""
-    with Lab(tmp_path_factory.mktemp("hangs")) as made:
-        install(installed, made.host("gpubox"))
-        yield made
 
 
 @pytest.fixture

@@ -17,14 +17,6 @@ from tests.support.hosts import Lab, Machine, needs_root
 pytestmark = needs_root
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> Iterator[Lab]:
-    """A laptop and one host with colab-local."""
-    with Lab(tmp_path_factory.mktemp("odd")) as made:
-        install(installed, made.host("gpubox"))
-        yield made
-
-
 @pytest.fixture
 def gpubox(lab: Lab) -> Iterator[Machine]:
     """The host; its start-up file is gone again afterwards."""

@@ -20,6 +20,7 @@ UNIT = "vnc-desktop@1.service"
 HOME = f"/home/{USER} of gpubox"  # with spaces, as anywhere
 VNC = f"{HOME}/.vnc"
 PASSWORD = "s3cret88"
+PASSWORD_FILE = "/srv/password"  # root's alone, in the container
 
 SESSION_TYPES = (
     "loginctl list-sessions --no-legend | while read n _; do loginctl show-session $n -p Type --value; done"
@@ -38,7 +39,7 @@ sys.path.insert(0, {str(REPO)!r})
 from pathlib import Path
 from colab_local.base.terminal import Screen
 from colab_local.desktop import keyring, person, plan, rdp
-receipt = plan.Receipt(Path("/root/receipt"), person.find("root"), "mirror", Screen())
+receipt = plan.Receipt(Path("/srv/receipt"), person.find("root"), "mirror", Screen())
 todo = plan.pending([rdp.Firewall(receipt, keyring.RDP)]) if sys.argv[1] == "on" else plan.pending(rdp.undo(receipt))
 plan.carry_out(todo)
 print(len(todo), rdp.firewall_is_up(keyring.RDP))
@@ -70,7 +71,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     booted = Booted(tmp_path_factory.mktemp("desktop") / "m", prepare, [str(REPO)])
     try:
         wait_for(booted.is_up, 120, f"systemd, see {booted.log}")
-        booted.run(["sh", "-c", f"umask 077; echo {PASSWORD} >/root/password"])
+        booted.run(["sh", "-c", f"umask 077; echo {PASSWORD} >{PASSWORD_FILE}"])
         yield booted
     finally:
         booted.close()
@@ -121,13 +122,13 @@ def is_up(machine: Booted, but: Sequence[int] = ()) -> bool:
 
 def test_the_desktop_survives_crash_logout_and_reboot_and_goes_without_trace(machine: Booted) -> None:
     before = machine.run(["find", HOME]).stdout
-    said = desktop(machine, "virtual", "--session", "openbox", "--vnc-password-file", "/root/password")
+    said = desktop(machine, "virtual", "--session", "openbox", "--vnc-password-file", PASSWORD_FILE)
     assert f"start the desktop on display :1 ({UNIT})" in said and "enable-linger" in said
     assert "openbox has been running for 5 s" in said
     assert (ask(machine, "is-enabled", UNIT), ask(machine, "is-active", UNIT)) == ("enabled", "active")
     assert machine.run(["find", HOME, "!", "-user", USER]).stdout == ""
     assert (
-        machine.run(["sh", "-c", "ls -d /root/.vnc /root/.local/share/colab-local 2>/dev/null"], check=False).stdout
+        machine.run(["sh", "-c", "ls -d ~root/.vnc ~root/.local/share/colab-local 2>/dev/null"], check=False).stdout
         == ""
     )
     assert open_ports(machine) == {("loopback", 5901)}
@@ -219,7 +220,7 @@ def test_a_server_that_is_not_safe_is_stopped_and_disabled(machine: Booted) -> N
     script = f'#!/bin/sh\nexec {program}.real "$@" -SecurityTypes=None,VncAuth\n'
     machine.run(["sh", "-c", f"mv {program} {program}.real; printf '%s' '{script}' >{program}; chmod 755 {program}"])
     try:
-        options = ["--session", "openbox", "--vnc-password-file", "/root/password"]
+        options = ["--session", "openbox", "--vnc-password-file", PASSWORD_FILE]
         said = desktop(machine, "virtual", *options, code=1)
     finally:
         machine.run(["mv", f"{program}.real", program])
@@ -245,7 +246,7 @@ def test_a_wayland_session_is_seen_by_logind_and_refused(machine: Booted) -> Non
 
 
 def test_an_ordinary_user_in_a_login_session_is_told_about_lingering(machine: Booted) -> None:
-    machine.run(["install", "-o", USER, "-m", "600", "/root/password", f"{HOME}/password"])
+    machine.run(["install", "-o", USER, "-m", "600", PASSWORD_FILE, f"{HOME}/password"])
     argv = [PYTHON, "-B", str(REPO / "bootstrap.py"), "--desktop", "virtual", "--session", "openbox"]
     done = machine.run([*argv, "--vnc-password-file", f"{HOME}/password"], user=True)
     assert "openbox has been running for 5 s" in done.stdout

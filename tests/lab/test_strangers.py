@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPO, Installed
-from tests.support.connecting import DEFAULT_HOME, install, run, running
+from tests.support.connecting import DEFAULT_HOME, run, running
 from tests.support.hosts import Lab, Machine, needs_root
 
 pytestmark = needs_root
@@ -39,14 +39,6 @@ with socket.create_server((address, int(port)), family=family) as server:
     while True:
         threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
 """
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> Iterator[Lab]:
-    """A laptop and one host with colab-local."""
-    with Lab(tmp_path_factory.mktemp("two")) as made:
-        install(installed, made.host("gpubox"))
-        yield made
 
 
 @contextlib.contextmanager
