@@ -25,6 +25,9 @@ from tests.support.homes import Home
 from tests.support.mirror import snapshot
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="other users' files can be made by root alone")
+mounts = pytest.mark.skipif(
+    not faults.can_mount(), reason=HARDWARE + "a kernel that lets us mount a file system of our own"
+)
 OTHER = 61234  # a user's number that nobody has
 
 
@@ -132,16 +135,14 @@ def test_a_killed_child_is_called_killed(tmp_path: Path, lockfiles: Path, case: 
 
 
 @pytest.mark.parametrize("options", ["size=1m", "size=70m", "size=130m", "nr_inodes=400", "nr_inodes=4000"])
+@mounts
 def test_a_full_disk_is_called_so(tmp_path: Path, lockfiles: Path, options: str) -> None:
-    if not faults.can_mount():
-        pytest.skip(HARDWARE + "a kernel that lets us mount a file system of our own")
     assert faults.disks(tmp_path, lockfiles, [options]).lost == ()
 
 
 @root_only
+@mounts
 def test_nothing_is_run_from_the_cache_nor_from_tmp(tmp_path: Path, lockfiles: Path) -> None:
-    if not faults.can_mount():
-        pytest.skip(HARDWARE + "a kernel that lets us mount a file system of our own")
     home, folder = Home(tmp_path / "home", tmp_path / "user"), tmp_path / "tmp"
     folder.mkdir()
     line = 'for f in "$TMPDIR" "$UV_CACHE_DIR"; do mount --bind "$f" "$f" && mount -o remount,bind,noexec "$f"; done'
