@@ -53,13 +53,16 @@ CONFIGURATIONS = {
         "ProxyCommand on the way to gpubox does not answer",
         " -v true",
     ),
-    "keys": ("KnownHostsCommand /bin/sleep 600", "a KnownHostsCommand in ~/.ssh/config that hangs", " -v true"),
+    "keys": ("KnownHostsCommand /bin/sleep 600", "which keys gpubox may have (a KnownHostsCommand in", " -v true"),
     "host key": (
         'KnownHostsCommand /bin/sh -c "case %I in ORDER) exit;; esac; exec sleep 600"',
         "nobody has said yes to the host key of gpubox (or a KnownHostsCommand",
         " true   # compare",
     ),
     "identity": ("IdentityFile {folder}/fifo", "does not get past the key files", " -v true"),
+    "include": ("Include {folder}/fifo", "its own configuration (a `Match exec` or an Include", " -v true"),
+    "known hosts": ("UserKnownHostsFile {folder}/fifo", "or a file of known hosts on a disk", " -v true"),
+    "certificate": ("CertificateFile {folder}/fifo", "does not get past the key files", " -v true"),
     "agent": (
         "IdentityAgent {deaf}\nIdentitiesOnly no",
         "the ssh agent does not answer (SSH_AUTH_SOCK",
