@@ -5,7 +5,7 @@
 # the Python tools of pyproject.toml's group "dev" into .venv; then lints, type-checks and runs the tests.
 # An ordinary user gets the same without apt; tests of what is not there are then skipped, each with its reason.
 #
-# --fast: no apt, no network for the tests; lints, types, the floors of the house, and tests/unit. A minute.
+# --fast: no apt, no network for the tests; lints, types, the floors of the house, and tests/unit. Two minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -63,7 +63,7 @@ mypy
 
 say "Tests"
 if [ -n "$fast" ]; then
-    exec pytest tests/unit "$@"
+    exec pytest -n auto tests/unit "$@"
 elif [ $# -gt 0 ]; then
     exec pytest "$@"
 fi

@@ -48,8 +48,8 @@ STAGES = (
     Stage(
         r"Authenticating to ",
         MACHINE_SECONDS,
-        "ssh does not find out which keys {host} may have (a KnownHostsCommand in ~/.ssh/config that hangs, or a file "
-        "of known hosts on a disk that is gone?)",
+        "ssh does not find out which keys {host} may have (a KnownHostsCommand in ~/.ssh/config that hangs, or a "
+        "file of known hosts on a disk that is gone?)",
         LAST_LINES,
     ),
     Stage(
