@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -187,8 +188,8 @@ def refresh_index(environments: Path, lockfiles: Path) -> dict[str, str]:
     """Return all files with index.json made anew from them and from environments/, nothing solved."""
     files = read_files(lockfiles)
     if "index.json" not in files:
-        again = f"python3 scripts/lock.py --environments {environments} --lockfiles {lockfiles}"
-        raise Failure(f"{lockfiles} has no index.json yet", again)
+        folders = f"--environments {shlex.quote(str(environments))} --lockfiles {shlex.quote(str(lockfiles))}"
+        raise Failure(f"{lockfiles} has no index.json yet", f"python3 scripts/lock.py {folders}")
     old = read_index(lockfiles)
     return {**files, "index.json": index_text(environments, files, old["environments"], old["uv"]["version"])}
 

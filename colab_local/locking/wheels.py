@@ -218,9 +218,8 @@ def licence_of(metadata: str) -> str:
 def read_wheel(session: requests.Session, wheel: Wheel) -> About:
     """Return what a wheel says of itself, from its directory and METADATA alone."""
     remote = RemoteFile(session, wheel.url, wheel.size)
-    remote.fetch(
-        wheel.size // RemoteFile.BLOCK, wheel.size // RemoteFile.BLOCK
-    )  # zipfile takes a lost line for no zip
+    last = wheel.size // RemoteFile.BLOCK
+    remote.fetch(last, last)  # else zipfile takes a lost line for a file that is no zip
     with zipfile.ZipFile(remote) as archive:
         name = next(n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
         return About(
