@@ -24,6 +24,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -266,7 +267,10 @@ def make_request(args: argparse.Namespace) -> Request:
 def generate(args: argparse.Namespace, screen: Screen) -> int:
     """Write the user data; return the exit code."""
     if MISSING:
-        systems_own = sys.prefix == sys.base_prefix and shutil.which("apt-get")  # Debian's pip refuses (PEP 668)
+        marker = Path(
+            sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED"
+        )  # a distribution's pip refuses then (PEP 668)
+        systems_own = sys.prefix == sys.base_prefix and marker.exists() and shutil.which("apt-get")
         pip = f"{shlex.quote(sys.executable)} -m pip install pyyaml"
         raise Failure(
             f"cloud_init.py needs {MISSING}, which this Python does not have",

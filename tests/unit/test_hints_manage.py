@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,10 +116,14 @@ def interrupted(at: Path) -> str:
     return typed(connect, "--ssh", ssh, "--status", "me@host")
 
 
-def without_yaml(patch: pytest.MonkeyPatch, *managers: str) -> str:
+def without_yaml(at: Path, patch: pytest.MonkeyPatch, marked: bool) -> str:
+    """The distribution's own Python, whose pip refuses, or one of the user's."""
     patch.setattr(cloud_init, "MISSING", "yaml")
     patch.setattr(sys, "prefix", sys.base_prefix)
-    patch.setattr(shutil, "which", lambda name: name if name in managers else None)
+    patch.setattr(sysconfig, "get_path", lambda name: str(at))
+    if marked:
+        (at / "EXTERNALLY-MANAGED").touch()
+    patch.setattr(shutil, "which", lambda name: name)
     return typed(cloud_init, "--git", "https://x/y", "--commit", "0" * 40)
 
 
@@ -224,11 +229,15 @@ SAID: list[Row] = [
     ),
     (lambda at, _: interrupted(at), "interrupted", "type the same line again"),
     (
-        lambda _, patch: without_yaml(patch, "apt-get"),
+        lambda at, patch: without_yaml(at, patch, marked=True),
         "cloud_init.py needs yaml",
         "sudo apt-get install python3-yaml",
     ),
-    (lambda _, patch: without_yaml(patch), "cloud_init.py needs yaml", "{python} -m pip install pyyaml"),
+    (
+        lambda at, patch: without_yaml(at, patch, marked=False),
+        "cloud_init.py needs yaml",
+        "{python} -m pip install pyyaml",
+    ),
 ]
 
 
