@@ -267,9 +267,7 @@ def make_request(args: argparse.Namespace) -> Request:
 def generate(args: argparse.Namespace, screen: Screen) -> int:
     """Write the user data; return the exit code."""
     if MISSING:
-        marker = Path(
-            sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED"
-        )  # a distribution's pip refuses then (PEP 668)
+        marker = Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")  # PEP 668: its pip refuses
         systems_own = sys.prefix == sys.base_prefix and marker.exists() and shutil.which("apt-get")
         pip = f"{shlex.quote(sys.executable)} -m pip install pyyaml"
         raise Failure(
