@@ -196,9 +196,9 @@ def test_lingering_stays_for_the_one_that_is_left_and_then_is_as_it_was(machine:
         return machine.run(["env", "HOME=/root", PYTHON, "-B", "-c", SERVICE, state]).stdout
 
     def virtual(state: str) -> str:
-        argv = [PYTHON, "-B", str(REPO / "bootstrap.py"), "--prefix", "/srv/both", "--desktop", "virtual"]
-        more = "--session openbox --vnc-password-file ~/password" if state == "on" else "--uninstall"
-        return machine.run(["env", "HOME=/root", "sh", "-c", f'exec "$@" {more}', "sh", *argv]).stdout
+        said = ["--session", "openbox", "--vnc-password-file", PASSWORD_FILE] if state == "on" else ["--uninstall"]
+        argv = [PYTHON, "-B", str(REPO / "bootstrap.py"), "--prefix", "/srv/both", "--desktop", "virtual", *said]
+        return machine.run(["env", "HOME=/root", *argv]).stdout
 
     def runs(unit: str) -> bool:
         ask = ["env", "XDG_RUNTIME_DIR=/run/user/0", "systemctl", "--user", "is-active", unit]
