@@ -210,7 +210,7 @@ class Size(NamedTuple):
     """
 
     written: int
-    told: int
+    shown: int
 
 
 def written_by(pid: int, folder: Path, size: Size) -> Meter:
@@ -227,6 +227,6 @@ def written_by(pid: int, folder: Path, size: Size) -> Meter:
                 newest[0] = int(counted.read_text().split("wchar:")[1].split()[0])
             else:
                 newest[0] = max(newest[0], before - shutil.disk_usage(str(folder)).free)
-        return newest[0] * size.told / size.written
+        return newest[0] * size.shown / size.written
 
-    return Meter(size.told, count)
+    return Meter(size.shown, count)

@@ -452,11 +452,11 @@ def stop(receipt: Receipt) -> None:
         return
     for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + patience
-        told = set()
+        signalled = set()
         running = server(person, entry["screen"], entry["how"])
         while running and time.monotonic() < deadline:
-            if running.pid not in told:
-                told.add(running.pid)
+            if running.pid not in signalled:
+                signalled.add(running.pid)
                 with person.acting(), contextlib.suppress(ProcessLookupError):
                     os.kill(running.pid, number)
             time.sleep(0.1)

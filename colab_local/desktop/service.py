@@ -203,17 +203,17 @@ class Unlinger(Step):
 
 def stop(person: Person, display: int, with_systemd: bool) -> None:
     """Stop and disable a desktop. Only processes that belong to it are touched, jobs detached from it are not."""
-    told = True
+    manager_heard = True
     if with_systemd:
         try:
             _systemctl(person, "disable", "--now", unit(display))
         except Failure:
-            told = False
+            manager_heard = False
         with contextlib.suppress(Failure):
             _systemctl(person, "reset-failed", unit(display))
     ran = owned.leader(person, display) is not None
     owned.end(person, display)
-    if ran and not told:
+    if ran and not manager_heard:
         time.sleep(COMES_BACK_WITHIN)  # a manager that did not hear us starts it again
 
 

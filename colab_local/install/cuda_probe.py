@@ -22,9 +22,9 @@ PTX = ".version {}\n.target {}\n.address_size 64\n.visible .entry colab_local()\
 MIB = 1 << 20
 
 
-def say(**told: Any) -> None:
+def say(**words: Any) -> None:
     """Write one line of the answer."""
-    print(json.dumps(told), flush=True)
+    print(json.dumps(words), flush=True)
 
 
 class Driver:

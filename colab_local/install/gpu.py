@@ -64,20 +64,20 @@ class Verdict:
 
 def judge(gpu: Gpu, needs: Mapping[str, Need], cuda: str) -> Verdict:
     """Return what holds for a card; cuda: what libcuda said it runs, "" if it was not asked."""
-    told = gpu.compute_capability
-    capability = told or capability_by_name(gpu.name)
-    shown = f"{gpu.name} ({capability})" if told else gpu.name
+    answered = gpu.compute_capability
+    capability = answered or capability_by_name(gpu.name)
+    shown = f"{gpu.name} ({capability})" if answered else gpu.name
     served = sorted(needs, key=number)
     span = f"{served[0]} to {served[-1]}" if served else "none"
     need = needs.get(capability)
     if capability and need is None:
         old = bool(served) and number(capability) < number(served[0])
-        words = f"the locked packages have no code for {'' if told else 'what seems to be '}compute capability "
+        words = f"the locked packages have no code for {'' if answered else 'what seems to be '}compute capability "
         words += f"{capability} of {gpu.name} (need {span})"
         if old:
             last = LAST_DRIVER.get(capability[0], "")
             words += f"; no newer driver helps{f', the last one for it is {last}' if last == '470' else ''}"
-        if told or number(gpu.driver) < min((number(n.driver) for n in needs.values()), default=()):
+        if answered or number(gpu.driver) < min((number(n.driver) for n in needs.values()), default=()):
             return Verdict(gpu, False, "old-card" if old else "no-code", words)
         return Verdict(gpu, note=f"{words}: it will probably not work; nvidia-smi here does not tell the capability")
     need = need or Need(
@@ -92,7 +92,7 @@ def judge(gpu: Gpu, needs: Mapping[str, Need], cuda: str) -> Verdict:
     if not cuda and gpu.driver and number(gpu.driver) < number(need.driver):
         words = f"the NVIDIA driver is too old for {shown} (found {gpu.driver}, need {need.driver} or newer)"
         return Verdict(gpu, False, "old-driver", words + _last_series(capability))
-    return _judge_context(gpu, shown, need, not told)
+    return _judge_context(gpu, shown, need, not answered)
 
 
 def _last_series(capability: str) -> str:

@@ -158,8 +158,8 @@ def read_needs(requires: Mapping[str, Any]) -> dict[str, Need]:
     """Return {capability: what it needs} of an index's `requires`, in today's and in the older shape."""
     if "gpu" in requires:
         return {
-            capability: Need(told.get("cuda", ""), told.get("driver", "0"), told.get("ptx", ""), told.get("note", ""))
-            for capability, told in requires["gpu"].items()
+            capability: Need(need.get("cuda", ""), need.get("driver", "0"), need.get("ptx", ""), need.get("note", ""))
+            for capability, need in requires["gpu"].items()
         }
     least = number(requires.get("compute_capability", ""))
     if not least:

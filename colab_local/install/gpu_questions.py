@@ -123,22 +123,24 @@ def driver_question(needs: Mapping[str, Need], environment: Mapping[str, str]) -
 
 def read_driver(question: Question) -> DriverAnswer:
     """Return libcuda's answer from the lines that cuda_probe.py wrote."""
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     devices: list[Gpu] = []
     step = ""
     for line in question.answer().decode("utf-8", "replace").splitlines():
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             entry = json.loads(line)
             step = entry.get("step", step)
-            told.update({name: entry[name] for name in ("library", "cuda", "status", "status_name") if name in entry})
+            facts.update(
+                {name: entry[name] for name in ("library", "cuda", "status", "status_name") if name in entry}
+            )
             if "device" in entry:
                 devices.append(Gpu(**entry["device"]))
     crashed = not question.late and question.status() < 0
     return DriverAnswer(
-        library=told.get("library", ""),
-        cuda=told.get("cuda", ""),
-        status=told.get("status", 0),
-        status_name=told.get("status_name", ""),
+        library=facts.get("library", ""),
+        cuda=facts.get("cuda", ""),
+        status=facts.get("status", 0),
+        status_name=facts.get("status_name", ""),
         gpus=tuple(devices),
         silent_in=step if question.late else "",
         died=-question.status() if crashed else 0,
@@ -172,22 +174,22 @@ def ask(
     first = driver_question(needs, os.environ)
     smi = smi_question(program, FIELDS[0]) if program else None
     wait_for([first, *([smi] if smi else [])], limit_s, say)
-    driver, told = read_driver(first), SmiAnswer()
+    driver, cards = read_driver(first), SmiAnswer()
     if driver.status == NO_DEVICE and VISIBLE in os.environ:
         driver = _unhidden(needs, driver, say, limit_s)
     if smi:
-        told = read_smi(program, smi)
-        if not told.gpus and not told.problem:  # before driver 510 compute_cap was no field
+        cards = read_smi(program, smi)
+        if not cards.gpus and not cards.problem:  # before driver 510 compute_cap was no field
             older = smi_question(program, FIELDS[1])
             wait_for([older], limit_s, say)
             second = read_smi(program, older)
-            told = second if second.gpus else told
-        if any(VIRTUAL_GPU.search(card.name) for card in told.gpus):
+            cards = second if second.gpus else cards
+        if any(VIRTUAL_GPU.search(card.name) for card in cards.gpus):
             licence = Question([program, "-q"])
             wait_for([licence], limit_s, say)
-            told = replace(told, unlicensed=bool(re.search(rb"License Status\s*:\s*Unlicensed", licence.answer())))
-    version = told.gpus[0].driver if told.gpus else module_version()
-    return replace(driver, gpus=tuple(replace(card, driver=version) for card in driver.gpus)), told
+            cards = replace(cards, unlicensed=bool(re.search(rb"License Status\s*:\s*Unlicensed", licence.answer())))
+    version = cards.gpus[0].driver if cards.gpus else module_version()
+    return replace(driver, gpus=tuple(replace(card, driver=version) for card in driver.gpus)), cards
 
 
 def _unhidden(
@@ -213,9 +215,9 @@ def read_line(path: Path) -> str:
 
 def module_version(root: Path = Path("/")) -> str:
     """Return the version of the loaded NVIDIA kernel module, "" if none is loaded."""
-    told = read_line(root / "sys/module/nvidia/version")
+    loaded = read_line(root / "sys/module/nvidia/version")
     found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", read_line(root / "proc/driver/nvidia/version"))
-    return told or (found.group() if found else "")
+    return loaded or (found.group() if found else "")
 
 
 def display_controllers(root: Path = Path("/")) -> list[tuple[str, int]]:

@@ -171,7 +171,7 @@ def take_lock(home: Path, screen: Screen) -> int:
     """Return the descriptor that holds the lock on a home; it is that of the file that lies there now."""
     path = home / ".lock"
     home.mkdir(parents=True, exist_ok=True)
-    told = False
+    reported = False
     while True:
         try:
             descriptor = os.open(
@@ -186,9 +186,9 @@ def take_lock(home: Path, screen: Screen) -> int:
             if not stat.S_ISREG(mine.st_mode):
                 raise _no_lock(path)
             if not _try_lock(descriptor):
-                if not told:
+                if not reported:
                     screen.report(f"Another run is at work in {home} ({_owner(descriptor)}): waiting for it.")
-                told = True
+                reported = True
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             there = os.lstat(str(path))
             if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):

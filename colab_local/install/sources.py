@@ -248,10 +248,10 @@ def uv_environment(extra: bool = True) -> dict[str, str]:
     text = file.read_text(encoding="utf-8", errors="replace") if file else ""
     demand_toml(file, text)
     own = {name: value for name, value in os.environ.items() if UV_VARIABLES.match(name)}
-    told = any(own.get(name) for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL"))
+    has_index = any(own.get(name) for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL"))
     if not extra:
         settings = {name: value for name, value in settings.items() if name != "extra-index-url"}
-    mapped = to_uv(settings, told or bool(UV_INDEX_SETTING.search(text)), bool(shutil.which("keyring")))
+    mapped = to_uv(settings, has_index or bool(UV_INDEX_SETTING.search(text)), bool(shutil.which("keyring")))
     # Copied, not linked: a file that is changed in one environment is not changed in uv's cache and in the next one.
     # Where the file system can share blocks between copies (APFS, Btrfs, XFS), a copy costs no room.
     env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never", UV_LINK_MODE="copy")

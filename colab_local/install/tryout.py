@@ -99,9 +99,9 @@ def try_out(
         taken = sealing.result()
     demand_whole(taken)
     screen.log(json.dumps(found))
-    told = prove_gpu(prefix, cards, screen) if cards is not None else ""
-    notices = [told] if told.startswith("tried out without") else []
-    return TriedOut(notices, taken.sealed, "" if notices else told)
+    proof = prove_gpu(prefix, cards, screen) if cards is not None else ""
+    notices = [proof] if proof.startswith("tried out without") else []
+    return TriedOut(notices, taken.sealed, "" if notices else proof)
 
 
 def demand_whole(taken: seal.Seal) -> None:

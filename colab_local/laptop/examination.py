@@ -261,9 +261,9 @@ class Examination:
             ],
         )
         self.compare_environment()
-        told = self.ask_for_gpu() if not self.faults else ""
-        if told:
-            self._done(PageStep("", "use the GPU", "ok", told))
+        use = self.ask_for_gpu() if not self.faults else ""
+        if use:
+            self._done(PageStep("", "use the GPU", "ok", use))
 
     def _sequence(self, transport: str, steps: Sequence[tuple[str, Callable[[], str]]]) -> bool:
         for number, (title, action) in enumerate(steps):
@@ -504,10 +504,10 @@ class Examination:
         finally:
             if isinstance(transport, OverWebSocket):
                 transport.close()
-        told = imported.splitlines()[-1] if imported else ""
-        found = re.match(r"tensorflow (\S+) (/.+)", told)
-        if told and not found:
-            raise Fault("tensorflow-fails", f"`import tensorflow` fails in a cell: {told[:300]}")
+        last_line = imported.splitlines()[-1] if imported else ""
+        found = re.match(r"tensorflow (\S+) (/.+)", last_line)
+        if last_line and not found:
+            raise Fault("tensorflow-fails", f"`import tensorflow` fails in a cell: {last_line[:300]}")
         self.check_tensorflow(found.group(2) if found else "")
         return f"{CELL} printed {printed}" + (f"; TensorFlow {found.group(1)} from {found.group(2)}" if found else "")
 
@@ -550,13 +550,13 @@ class Examination:
         except (Failed, Closed, Refused, OSError, ValueError) as error:
             self.warnings.append(Fault("gpu-not-used", f"the kernel does not say whether the GPU is used ({error})"))
             return ""
-        told = [line for line in printed.splitlines() if line.startswith(GPU_MARK)]
-        if not told:  # TensorFlow or the driver took the kernel down
+        marked = [line for line in printed.splitlines() if line.startswith(GPU_MARK)]
+        if not marked:  # TensorFlow or the driver took the kernel down
             last = (printed.strip().splitlines() or ["nothing"])[-1]
             self.warnings.append(Fault("gpu-not-used", f"the kernel broke off when it used the GPU: {last[:200]}"))
             return ""
         try:
-            self.gpu = dict(documents.parse(told[-1][len(GPU_MARK) :], "the kernel's answer", GPU_SHAPE))
+            self.gpu = dict(documents.parse(marked[-1][len(GPU_MARK) :], "the kernel's answer", GPU_SHAPE))
         except ValueError as error:
             self.warnings.append(Fault("gpu-not-used", str(error)))
             return ""

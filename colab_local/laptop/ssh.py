@@ -159,7 +159,7 @@ BEFORE_LOGIN = (
     ),
     (
         r"Connection (closed|reset) by \S+ port \d+",
-        "{host} closed the line instead of letting you in; {told}",
+        "{host} closed the line instead of letting you in; {quoted}",
         "{typed} -v true   # if it says no more, its log does: journalctl -u ssh",
         EXIT_NETWORK,
     ),
@@ -320,19 +320,19 @@ def in_the_way(ssh: Ssh, heard: Iterable[str], status: int | None = None, python
     python: the far Python that was being started.
     """
     host, said = ssh.destination.rpartition("@")[2], words(heard)
-    told = f"; it said: {said[-1][:200]}" if said else ""
+    quoted = f"; it said: {said[-1][:200]}" if said else ""
     text = "\n".join(said)
     files = "its start-up files (~/.bashrc, ~/.profile, ~/.ssh/rc ...) or a ForceCommand of its sshd"
     for pattern, what, hint in AFTER_LOGIN:
         if re.search(pattern, text, re.IGNORECASE):
-            return Failure(f"{host} {what}{told}", hint.format(typed=typed(ssh)))
+            return Failure(f"{host} {what}{quoted}", hint.format(typed=typed(ssh)))
     if status == NOLOGIN:
-        what = f"{host} lets nobody in just now (it has a file /etc/nologin){told}"
+        what = f"{host} lets nobody in just now (it has a file /etc/nologin){quoted}"
         return Failure(what, "try again later", EXIT_NETWORK)  # it may be about to start
     if status is None and python:
         return Failure(
             f"{host} let you in, and its Python ({python}) does not start our program (nothing came within "
-            f"{HELLO_SECONDS:.0f} s){told}",
+            f"{HELLO_SECONDS:.0f} s){quoted}",
             typed(ssh, f" {shlex.quote(python)} -I -v -c 0")
             + "   # its last lines name what it waits for: a sitecustomize.py, a .pth file, a disk that is gone",
         )
@@ -346,10 +346,10 @@ def in_the_way(ssh: Ssh, heard: Iterable[str], status: int | None = None, python
     else:
         what = f"{start}: {files}, or its log-in shell, ended the session (exit status {status})"
         return Failure(
-            what + told, typed(ssh, " 'echo ok'") + "   # has to say ok; if not, look there for exit, set -e, exec"
+            what + quoted, typed(ssh, " 'echo ok'") + "   # has to say ok; if not, look there for exit, set -e, exec"
         )
     return Failure(
-        what + told,
+        what + quoted,
         typed(ssh, " true") + "   # has to end by itself; if not, look there for exec, tmux, screen or read",
     )
 
@@ -395,8 +395,8 @@ def explain(
             named = re.search(r"hostname (\S+?):|connect to host (\S+)|^(?:\S+@)?(\S+): Permission", line)
             name = next(filter(None, named.groups())) if named and jumped else host
             guess = "the account may be locked or expired, a file /etc/nologin there, or the log-in took too long"
-            told = next((f"it said: {other[:200]}" for other in reversed(said) if line not in other), guess)
-            given = {"host": name, "line": line, "typed": typed(ssh), "again": with_port(ssh), "told": told}
+            quoted = next((f"it said: {other[:200]}" for other in reversed(said) if line not in other), guess)
+            given = {"host": name, "line": line, "typed": typed(ssh), "again": with_port(ssh), "quoted": quoted}
             return Failure(what.format(**given), hint.format(**given), code)
     last = said[-1][:200] if said else "ssh ended without a word"
     return Failure(f"the ssh connection to {host} ended ({last})", typed(ssh, " -v true"), EXIT_NETWORK)

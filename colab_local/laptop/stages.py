@@ -80,14 +80,14 @@ class Progress:
     """How far one ssh has come. A thread tells it what ssh says, another asks it."""
 
     def __init__(self) -> None:
-        self._told = ""  # its newest words that name something
+        self._telling = ""  # its newest words that name something
         self._now, self._since = CONFIGURATION, time.monotonic()
 
     def hear(self, line: str) -> None:
         """Take a line that ssh said, which begins with SAID."""
         said = line[len(SAID) :]
         if TELLING.match(said):
-            self._told = said[:200]
+            self._telling = said[:200]
         for stage in STAGES:
             if re.match(stage.begins, said):
                 self._now, self._since = stage, time.monotonic()
@@ -96,5 +96,5 @@ class Progress:
         """Return (what, hint) of a part that takes longer than it may, with {host} and {typed} in them."""
         if self._now.seconds is None or time.monotonic() - self._since < self._now.seconds:
             return None
-        told = re.sub("[{}]", "", f"; it said last: {self._told}" if self._told else "")
-        return f"{self._now.what}: nothing came for {self._now.seconds:.0f} s{told}", self._now.hint
+        last = re.sub("[{}]", "", f"; it said last: {self._telling}" if self._telling else "")
+        return f"{self._now.what}: nothing came for {self._now.seconds:.0f} s{last}", self._now.hint

@@ -207,14 +207,14 @@ def build(
     anew = not keep and chosen == {name: set(spec.platforms) for name, spec in specs.items()}
     old = {} if anew or "pixi.lock" not in before else read_pixi_lock(lockfiles / "pixi.lock")
     known = {} if anew or "index.json" not in before else read_index(lockfiles)["environments"]
-    told, conda, files = {}, {}, {}
+    entries, conda, files = {}, {}, {}
     code: dict[str, Code] = {}  # by the wheel's hash: Colab's runtimes share many
     for path in before:
         if path.endswith(f"/{GPU_CODE}"):
             code.update(parse_code(before[path]))
     for name, spec in specs.items():
         if name not in chosen and name in known and name in old:
-            told[name], conda[name] = known[name], old[name]
+            entries[name], conda[name] = known[name], old[name]
             files.update({path: text for path, text in before.items() if path.startswith(f"{name}/")})
             continue
         platforms = set() if keep else chosen.get(name, set(spec.platforms))
@@ -224,7 +224,7 @@ def build(
         channel, wanted = channel_of(name, channels), constraints(pins, exceptions)
         lock = solve(spec, platforms, old.get(name, {}), kept, channel, wanted, code, screen)
         code.update(lock.code)
-        told[name], conda[name] = index_entry(lock), lock.conda
+        entries[name], conda[name] = index_entry(lock), lock.conda
         files.update(render(lock, environments, pins))
         if spec.accelerator == "gpu":
             report_cards(environments, name, files[f"{name}/{GPU_CODE}"], screen)
@@ -232,9 +232,9 @@ def build(
     uv_version = conda_version(one_layer, "uv")
     every_platform = sorted({platform for spec in specs.values() for platform in spec.platforms})
     files["host.txt"] = requirements_text(HOST_HEAD, host_tools(one_layer, every_platform))
-    files["pixi.toml"] = pixi_toml_text(specs, {name: entry["python"] for name, entry in told.items()})
+    files["pixi.toml"] = pixi_toml_text(specs, {name: entry["python"] for name, entry in entries.items()})
     files["pixi.lock"] = pixi_lock_text(conda)
-    files["index.json"] = index_text(environments, files, told, uv_version)
+    files["index.json"] = index_text(environments, files, entries, uv_version)
     return files
 
 

@@ -118,7 +118,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
     """Return what index.json has to say of an environment; the wheels' sizes are another check's matter."""
     spec = files.specs[name]
-    told = files.index["environments"].get(name, {}).get("platforms", {})
+    now = files.index["environments"].get(name, {}).get("platforms", {})
     return {
         "accelerator": spec.accelerator,
         "python": files.version(name, "python"),
@@ -127,7 +127,7 @@ def index_entry(files: Lockfiles, name: str) -> dict[str, Any]:
         "platforms": {
             platform: {
                 "requires": machine_needs(spec, platform, files.text(f"{name}/{GPU_CODE}")),
-                "bytes": told.get(platform, {}).get("bytes", {}) | conda_sizes(files.records(name, platform)),
+                "bytes": now.get(platform, {}).get("bytes", {}) | conda_sizes(files.records(name, platform)),
             }
             for platform in spec.platforms
         },
@@ -143,8 +143,8 @@ def check_digests(files: Lockfiles) -> Problems:
         made |= {f"{name}/{GPU_CODE}"} if spec.accelerator == "gpu" else set()
     texts = dict.fromkeys(made, "") | files.files
     uv = files.version(next(iter(files.specs)), "uv")
-    told = {name: index_entry(files, name) for name in files.specs}
-    need = index_text(files.environments, texts, told, uv)
+    entries = {name: index_entry(files, name) for name in files.specs}
+    need = index_text(files.environments, texts, entries, uv)
     found = list(compare("index.json", flat(files.index), flat(json.loads(need))))
     yield from found
     if not found and files.text("index.json") != need:
@@ -214,8 +214,8 @@ def check_requirements(files: Lockfiles, name: str) -> Problems:
     problems = list(check_packages_text(spec, conda, text, shown, files.pins(name), files.exceptions, missing))
     yield from problems
     if not problems:
-        told = next(iter(files.index["environments"][name]["platforms"].values()))["bytes"]["pypi_download"]
-        yield from check_download_size(spec, shown, text, told)
+        stated = next(iter(files.index["environments"][name]["platforms"].values()))["bytes"]["pypi_download"]
+        yield from check_download_size(spec, shown, text, stated)
 
 
 def check_host_text(files: Lockfiles) -> Problems:
@@ -242,11 +242,11 @@ def check_gpu_code(files: Lockfiles, name: str) -> Problems:
         if read.get(sha256, ("",))[0] == record.file_name:  # read itself: no need of a builder's word
             locked[sha256] = record.file_name
     try:
-        told = recipe_code(files.specs[name].recipes, conda_hashes(files.conda.get(name, {})), locked.values())
+        by_recipe = recipe_code(files.specs[name].recipes, conda_hashes(files.conda.get(name, {})), locked.values())
     except Failure as failure:
         yield failure.what
         return
-    for sha256, entry in told.items():
+    for sha256, entry in by_recipe.items():
         if read.pop(sha256, None) != entry:
             yield f"{name}/{GPU_CODE} does not say of {entry[0]} what gpu-recipes.yml says"
     known = {sha256: file for sha256, (file, _) in read.items()}

@@ -337,14 +337,14 @@ def recipe_code(recipes: Mapping[str, Any], locked: Mapping[str, str], read: Ite
     """
     known = {file.rsplit("-", 2)[0] for file in read}
     said: Mapping[str, Any] = recipes.get("packages", {})
-    packages = {name: told for name, told in said.items() if name.rsplit("-", 2)[0] not in known}
+    packages = {name: recipe for name, recipe in said.items() if name.rsplit("-", 2)[0] not in known}
     gone = sorted(set(packages) - set(locked))
     if gone:
         raise Failure(
             f"gpu-recipes.yml has {', '.join(gone)}, which is not locked",
             "say in environments/gpu-recipes.yml which cards the new one serves",
         )
-    return {locked[name]: (name, {told["source"]: {told["code"]: 1}}) for name, told in packages.items()}
+    return {locked[name]: (name, {recipe["source"]: {recipe["code"]: 1}}) for name, recipe in packages.items()}
 
 
 def has_gpu_code(name: str) -> bool:
@@ -394,7 +394,7 @@ def code_text(wheels: Mapping[str, Code]) -> str:
 def parse_code(text: str) -> dict[str, Code]:
     """Return {sha256: (file name, {library: kinds})} of gpu-code.json's text; {} for none."""
     wheels = json.loads(text)["wheels"] if text else {}
-    return {sha256: (told["file"], told["libraries"]) for sha256, told in wheels.items()}
+    return {sha256: (entry["file"], entry["libraries"]) for sha256, entry in wheels.items()}
 
 
 def joined(wheels: Iterable[Code]) -> Libraries:

@@ -460,10 +460,10 @@ def index_text(folder: Path, files: Mapping[str, str], entries: Mapping[str, Any
                     platform: {
                         "file": f"{name}/{platform}.txt",
                         "sha256": digest(files[f"{name}/{platform}.txt"]),
-                        "requires": told["requires"],
-                        "bytes": told["bytes"],
+                        "requires": facts["requires"],
+                        "bytes": facts["bytes"],
                     }
-                    for platform, told in entry["platforms"].items()
+                    for platform, facts in entry["platforms"].items()
                 },
             }
             for name, entry in sorted(entries.items())

@@ -160,10 +160,10 @@ def check_packages_text(
         packages = parse_requirements(requirements)
     except Failure:
         return  # that is told elsewhere
-    told = {(row[0], row[1]): row for row in table_rows(text, "Python layer") if len(row) == 6}
+    rows = {(row[0], row[1]): row for row in table_rows(text, "Python layer") if len(row) == 6}
     python, about = [], {}
     for package in packages:
-        row = told.get((package.name, package.version))
+        row = rows.get((package.name, package.version))
         size = re.fullmatch(r"([\d,]+) kB", row[3]) if row else None
         if row is None or not size:
             yield f"{path}: {package.name} {package.version} is missing, or has no size"
@@ -185,19 +185,19 @@ def check_packages_text(
         yield f"{path}: {difference}"
 
 
-def check_download_size(spec: Spec, shown: str, requirements: str, told: int) -> Iterator[str]:
+def check_download_size(spec: Spec, shown: str, requirements: str, stated: int) -> Iterator[str]:
     """Yield where index.json's pypi_download can't be the sum of what packages.txt says, rounded up to kB each.
 
-    shown: packages.txt; told: bytes for the first platform, whose wheels are those that packages.txt shows.
+    shown: packages.txt; stated: bytes for the first platform, whose wheels are those that packages.txt shows.
     """
     platform = next(iter(spec.platforms))
     names = {p.name: p for p in parse_requirements(requirements)}
     rows = [row for row in table_rows(shown, "Python layer") if len(row) == 6]
     here = [row for row in rows if row[5] == "everywhere" or platform in row[5] or row[5].startswith("Python ")]
     sizes = [int(row[3].removesuffix(" kB").replace(",", "")) * 1000 for row in here if row[0] in names]
-    if not sum(sizes) - 1000 * len(sizes) <= told <= sum(sizes):
+    if not sum(sizes) - 1000 * len(sizes) <= stated <= sum(sizes):
         what = f"index.json: {spec.name}/{platform}: pypi_download"
-        yield f"{what}: found {told}, packages.txt's sizes add up to {sum(sizes)}"
+        yield f"{what}: found {stated}, packages.txt's sizes add up to {sum(sizes)}"
 
 
 def check_jupyter_files(folder: Path, known: Mapping[str, Any]) -> Iterator[str]:

@@ -306,9 +306,9 @@ class Check:
             return
         need: dict[str, str] = self.receipt["seal"]
         found = sealed(self.prefix, self.tree, self.hashes)
-        told = {difference.path for difference in self.differences}
+        named = {difference.path for difference in self.differences}
         packages = {difference.package for difference in self.differences if not difference.path}
-        for path in sorted({*need, *found} - told):
+        for path in sorted({*need, *found} - named):
             owner = self.owners.get(path, "venv" if self.is_venvs_own(path) else "")
             record = re.match(r".*/([^/-]+)-[^/]*\.dist-info/RECORD$", path)
             if (requirements.normalise(record.group(1)) if record else owner.split(" ")[0]) in packages:
