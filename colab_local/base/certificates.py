@@ -33,6 +33,11 @@ CONDA_FILES = ("~/.condarc", "~/.conda/.condarc", "~/.mambarc", "~/.config/conda
 VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
+def machine_settings() -> list[Path]:
+    """Return the folders with settings for every user, the first counts most: XDG_CONFIG_DIRS."""
+    return [Path(one) for one in (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":") if one]
+
+
 def pip_files() -> list[Path]:
     """Return where pip's configuration may be, the weakest first, as pip reads it (pip/_internal/configuration.py).
 
@@ -47,8 +52,7 @@ def pip_files() -> list[Path]:
     if sys.platform == "darwin":
         folders = [Path("/Library/Application Support/pip")]
     else:
-        folders = [Path(one) / "pip" for one in (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":") if one]
-        folders += [Path("/etc")]
+        folders = [*(folder / "pip" for folder in machine_settings()), Path("/etc")]
     if not (named and Path(named).exists()):
         new = library if sys.platform == "darwin" and library.is_dir() else Path(config or home / ".config") / "pip"
         folders += [home / ".pip", new]

@@ -30,7 +30,7 @@ from colab_local.install.engines import demand_conda_layer
 from colab_local.install.home import default_home
 from colab_local.install.lockfiles import REPOSITORY, pythons_of, read_index, read_lock_file
 from colab_local.install.program import program_names
-from colab_local.install.sources import pip_texts, run_uv, uv_file
+from colab_local.install.sources import pip_texts, run_uv, uv_texts
 
 HELP = "python3 scripts/bundle.py --help"
 INDEX_VARIABLES = (
@@ -262,9 +262,7 @@ def wheel_source(wheel: dict[str, Any], folder: Path) -> Source:
 
 def fetch(sources: Sequence[Source], folder: Path, screen: Screen, parallel: int) -> dict[str, Path]:
     """Download what is not in the folder yet, where files are named by their hash; return {name: file}."""
-    texts = [text for _, text in pip_texts()]
-    settings = uv_file()
-    texts += [settings.read_text(encoding="utf-8", errors="replace")] if settings else []
+    texts = [text for _, text in [*pip_texts(), *uv_texts()]]
     logins = {**netrc_logins(), **index_logins(os.environ, texts)}
     wanted = {
         source.sha256: Download(with_login(source.url, logins), folder / source.sha256, source.sha256, source.size)

@@ -211,31 +211,73 @@ def _is_open(block: str) -> bool:
     return bare.count("[") + bare.count("{") > bare.count("]") + bare.count("}")
 
 
-def sources_of_uv(text: str) -> str:
-    """Return a uv.toml with nothing but the settings on where packages come from."""
+def sources_of_uv(*texts: str) -> str:
+    """Return one uv.toml with nothing but the settings on where packages come from.
+
+    texts: files of settings, the strongest first. As in uv, a list is both files' and anything else the strongest's
+    that has it (https://docs.astral.sh/uv/concepts/configuration-files/).
+    """
+    settings: dict[str, dict[str, str]] = {"": {}, "pip": {}}
+    indexes: dict[str, list[str]] = {"index": [], "pip.index": []}
+    for text in texts:
+        table = ""
+        for name, block in statements(text):
+            if name.startswith("["):
+                table = name.strip("[]")
+                indexes.get(table, []).append(block)
+            elif name and table in indexes:
+                indexes[table][-1] += "\n" + block
+            elif name and table in settings:
+                there, key = (table, name) if table or not name.startswith("pip.") else ("pip", name[4:])
+                if UV_SETTINGS.match(key.split(".")[0]):
+                    block = re.sub(r"^(\s*)pip\s*\.\s*", r"\1", block) if there != table else block
+                    before = settings[there].get(key)
+                    settings[there][key] = block if before is None else _of_both(before, block)
+    lines = [*settings[""].values(), *_without_twins(indexes["index"])]
+    in_pip = [*settings["pip"].values()]
+    lines += ["[pip]", *in_pip] if in_pip else []
+    return "\n".join([*lines, *_without_twins(indexes["pip.index"])]) + "\n"
+
+
+def _of_both(stronger: str, weaker: str) -> str:
+    """Return a setting that two files have."""
+    lists = [
+        re.fullmatch(r"\s*(.+?)\s*=\s*\[([\s\S]*)\]\s*", _without_comments(block)) for block in (stronger, weaker)
+    ]
+    if not (lists[0] and lists[1]):
+        return stronger
+    inside = [found.group(2).strip().rstrip(",") for found in lists if found]
+    return f"{lists[0].group(1)} = [{', '.join(text for text in inside if text)}]"
+
+
+def _without_comments(block: str) -> str:
+    return re.sub(r"(\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*')|#[^\n]*", lambda found: found.group(1) or "", block)
+
+
+def _without_twins(tables: Sequence[str]) -> list[str]:
+    """Return tables of indexes, but those that uv would not take beside a stronger one: same name, or default."""
     kept: list[str] = []
-    table = ""
-    for name, block in statements(text):
-        if name.startswith("["):
-            table = name.strip("[]")
-        first = name if name.startswith("[") else name.split(".")[0]
-        in_index, in_pip = table in ("index", "pip.index"), table == "pip"
-        if name.startswith("["):
-            wanted = in_index or in_pip
-        else:
-            wanted = bool(name) and (in_index or (table in ("", "pip") and bool(UV_SETTINGS.match(first))))
-        if wanted:
-            kept.append(block)
-    return "\n".join(kept) + "\n"
+    seen: set[str] = set()
+    for table in tables:
+        marks = set(re.findall(r"(?m)^\s*(name\s*=\s*\S+|default\s*=\s*true)", table))
+        if not marks & seen:
+            kept.append(table)
+            seen |= marks
+    return kept
 
 
-def uv_file() -> Path | None:
-    """Return uv's own file of settings that counts for this user: never one in or above the current folder."""
-    named = os.environ.get("UV_CONFIG_FILE")
+def uv_texts() -> list[tuple[str, str]]:
+    """Return uv's files of settings that count for this user as (name, content), the strongest first.
+
+    They are the user's and the first of the machine's; never one in or above the current folder.
+    """
     if os.environ.get("UV_NO_CONFIG", "").lower() in ON:
-        return None
-    places = [Path(named)] if named else [config_folder() / "uv" / "uv.toml", Path("/etc/uv/uv.toml")]
-    return next((path for path in places if path.is_file()), None)
+        return []
+    named = os.environ.get("UV_CONFIG_FILE")
+    shared = [folder / "uv" / "uv.toml" for folder in [*certificates.machine_settings(), Path("/etc")]]
+    user = Path(named) if named else config_folder() / "uv" / "uv.toml"
+    files = [user, *([] if named else [path for path in shared if path.is_file()][:1])]
+    return [(str(path), path.read_text(encoding="utf-8", errors="replace")) for path in files if path.is_file()]
 
 
 def uv_environment(extra: bool = True) -> dict[str, str]:
@@ -244,14 +286,15 @@ def uv_environment(extra: bool = True) -> dict[str, str]:
     extra: with pip's extra indexes.
     """
     settings = pip_settings()
-    file = uv_file()
-    text = file.read_text(encoding="utf-8", errors="replace") if file else ""
-    demand_toml(file, text)
+    texts = uv_texts()
+    for name, text in texts:
+        demand_toml(name, text)
+    uvs_own = sources_of_uv(*(text for _, text in texts))
     own = {name: value for name, value in os.environ.items() if UV_VARIABLES.match(name)}
     has_index = any(own.get(name) for name in ("UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL"))
     if not extra:
         settings = {name: value for name, value in settings.items() if name != "extra-index-url"}
-    mapped = to_uv(settings, has_index or bool(UV_INDEX_SETTING.search(text)), bool(shutil.which("keyring")))
+    mapped = to_uv(settings, has_index or bool(UV_INDEX_SETTING.search(uvs_own)), bool(shutil.which("keyring")))
     # Copied, not linked: a file that is changed in one environment is not changed in uv's cache and in the next one.
     # Where the file system can share blocks between copies (APFS, Btrfs, XFS), a copy costs no room.
     env = child_environment(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never", UV_LINK_MODE="copy")
@@ -261,11 +304,9 @@ def uv_environment(extra: bool = True) -> dict[str, str]:
     kept.update(UV_NO_PROGRESS="1", UV_PYTHON_DOWNLOADS="never", UV_LINK_MODE="copy")
     kept.update(certificates.environment())
     kept.pop("UV_NO_CONFIG", None)
-    no_index = "no-index = true\n" if asks_no_index(settings) else ""
-    sources = sources_of_uv(text)
-    if no_index:
-        sources = re.sub(r"(?m)^\s*no-index\s*=.*$", "", sources)
-    kept["UV_CONFIG_FILE"] = str(temporary_file((no_index + sources).encode(), ".toml"))
+    if asks_no_index(settings):
+        uvs_own = "no-index = true\n" + re.sub(r"(?m)^\s*no-index\s*=.*$", "", uvs_own)
+    kept["UV_CONFIG_FILE"] = str(temporary_file(uvs_own.encode(), ".toml"))
     return kept
 
 
@@ -292,7 +333,7 @@ def _is_set(environ: Mapping[str, str], name: str) -> bool:
     return bool(environ.get(name) or (name.endswith("_PROXY") and environ.get(name.lower())))
 
 
-def demand_toml(file: Path | None, text: str) -> None:
+def demand_toml(name: str, text: str) -> None:
     """Raise Failure for a file of uv's settings that is no TOML, where this Python can tell."""
     with contextlib.suppress(ImportError):
         import tomllib  # since Python 3.11; before, uv itself tells
@@ -302,9 +343,9 @@ def demand_toml(file: Path | None, text: str) -> None:
         except tomllib.TOMLDecodeError as problem:
             found = re.search(r"line (\d+)", str(problem))
             line = found.group(1) if found else "1"
-            where = f"nano +{line} {shlex.quote(str(file))}"
+            where = f"nano +{line} {shlex.quote(name)}"
             raise Failure(
-                f"uv's settings can't be read ({file}, line {line}: {problem})", where, EXIT_USAGE
+                f"uv's settings can't be read ({name}, line {line}: {problem})", where, EXIT_USAGE
             ) from None
 
 

@@ -17,6 +17,7 @@ import socket
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
+from colab_local.base import certificates
 from colab_local.base.terminal import Screen
 
 LONGEST = 1_000_000  # bytes of a dot file that are read
@@ -205,7 +206,7 @@ def packages(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
                 line = line_of(text, found.start(1))
                 what = f"there is no file {found.group(1)}: no download can be checked"
                 yield Finding(f"{path}:{line}", what, edit(path, line))
-    for path in (Path("/etc/uv/uv.toml"), config / "uv/uv.toml"):
+    for path in (folder / "uv/uv.toml" for folder in (Path("/etc"), *certificates.machine_settings(), config)):
         text = read(path)
         for found in re.finditer(r"(?m)^\s*required-version\s*=\s*(.+)$", text):
             line = line_of(text, found.start(1))

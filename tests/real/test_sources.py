@@ -7,10 +7,12 @@ import hashlib
 import http.server
 import os
 import pwd
+import shutil
 import ssl
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -303,6 +305,59 @@ index-url = no
 [tool.other]
 index-url = "https://c.example/"
 """
+
+
+MACHINES = """\
+no-index = true  # policy
+extra-index-url = ["https://d.example/"]
+offline = true
+[[index]]
+name = "b"
+url = "https://other.example/"
+[[index]]
+url = "https://e.example/"
+default = true
+[pip]
+find-links = ["/v", # more
+]
+"""
+USERS = """\
+extra-index-url = ["https://c.example/#a",]
+pip.find-links = []
+offline = false
+"""
+
+
+def test_the_machines_settings_of_uv_count_below_the_users() -> None:
+    merged = tomllib.loads(sources.sources_of_uv(USERS, UV_TOML, MACHINES))
+    assert merged == {
+        "no-index": True,
+        "offline": False,
+        "extra-index-url": ["https://c.example/#a", "https://d.example/"],
+        "index-url": "https://a.example/simple",
+        "index": [
+            {"name": "b", "url": "https://b.example/"},
+            {"url": "https://e.example/", "default": True},
+        ],
+        "pip": {"find-links": ["/w", "/v"]},
+    }
+
+
+@pytest.mark.parametrize("users", ["", "[pip]\nsystem = true\n", "http-timeout = 5\n", None])
+def test_no_index_of_the_machine_is_a_policy_of_uv(
+    index: Index, home: Path, monkeypatch: pytest.MonkeyPatch, users: str | None
+) -> None:
+    """Whatever else the user has; uv itself, asked the same, refuses too."""
+    write(home, ".config/pip/pip.conf", f"[global]\nindex-url = {index.url}\ncert = {index.authority}\n")
+    monkeypatch.setenv("XDG_CONFIG_DIRS", f"{home}/none:{home}/etc/xdg")
+    assert run_uv(home, index).returncode == 0
+    shutil.rmtree(home / "by-uv")
+    index.asked.clear()
+    write(home, "etc/xdg/uv/uv.toml", "no-index = true\n")
+    if users is not None:
+        write(home, ".config/uv/uv.toml", users)
+    done = run_uv(home, index)
+    assert done.returncode and index.asked == [], done
 
 
 def test_of_uvs_settings_only_sources_stay() -> None:
