@@ -94,6 +94,47 @@ def variables(environ: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding("XLA_FLAGS", f"{word} is no flag: TensorFlow ends at once", "unset XLA_FLAGS")
 
 
+START_FILES = (
+    ".bashrc",
+    ".bash_profile",
+    ".bash_login",
+    ".profile",
+    ".zshenv",
+    ".zshrc",
+    ".config/fish/config.fish",
+    ".cshrc",
+    ".tcshrc",
+    ".ssh/rc",
+)
+# Where variables are set for a log-in, a desktop or a user's services, besides the start-up files of shells.
+VARIABLE_FILES = (
+    ".pam_environment",
+    ".ssh/environment",
+    ".xprofile",
+    ".xsessionrc",
+    ".config/environment.d/*.conf",
+    ".config/plasma-workspace/env/*.sh",
+)
+ASSIGNMENT = re.compile(r"(?m)^[ \t]*(?:export\s+|setenv\s+|set\s+-\w+\s+)?([A-Z_]+)(?:\s+DEFAULT)?[= \t]\s*(\S.*)$")
+
+
+def variables_in_files(home: Path) -> Iterator[Finding]:
+    """Yield the lines that set such a variable: what starts programs the next time is not this process."""
+    names = (*START_FILES, *VARIABLE_FILES)
+    for path in [*(path for name in names for path in sorted(home.glob(name))), Path("/etc/environment")]:
+        text = read(path)
+        for found in ASSIGNMENT.finditer(text):
+            name, value = found.group(1), re.sub(r"^~|\$\{?HOME\b\}?|@\{HOME\}", str(home), found.group(2))
+            with contextlib.suppress(ValueError):  # an open quotation mark
+                value = (shlex.split(value, comments=True) or [""])[0]
+            if name not in VARIABLES and re.search(r"[$`]", value):
+                continue  # known only when it runs
+            line = line_of(text, found.start(1))
+            for one in variables({name: value}):
+                breaks = one.breaks or name == "PYTHONHOME"  # bootstrap.py itself would not start
+                yield Finding(f"{path}:{line}", f"`{name}`: {one.what}", edit(path, line), breaks)
+
+
 # -- Jupyter, Keras, IPython, Matplotlib
 
 
@@ -216,25 +257,12 @@ def packages(home: Path, environ: Mapping[str, str]) -> Iterator[Finding]:
 
 # -- shells
 
-START_FILES = (
-    ".bashrc",
-    ".bash_profile",
-    ".bash_login",
-    ".profile",
-    ".zshenv",
-    ".zshrc",
-    ".config/fish/config.fish",
-    ".cshrc",
-    ".tcshrc",
-    ".ssh/rc",
-)
 # What a start-up file must not do where a program, not a person, logs in: `ssh HOST COMMAND` reads .bashrc too.
 SHELL_FAULTS = (
     (r"exec\s+(-a\s+\S+\s+|-l\s+)?\S*\b(fish|zsh|bash|tmux|screen|byobu|nu|xonsh)\b", "replaces the shell"),
     (r"(tmux|screen|byobu)(\s+(new|attach|a)\b|\s*$|\s+-)", "starts a terminal program"),
     (r"read\s+(-\w+\s+)*\w+", "reads what another program sends"),
     (r"ulimit\s+(-S\s*|-H\s*)?-n\s+\d{1,3}\b", "allows few open files: a kernel needs more"),
-    (r"(export\s+|setenv\s+|set\s+-gx\s+)?PYTHONHOME[= ]\S+", "sets PYTHONHOME: every Python breaks"),
 )
 
 
@@ -250,7 +278,7 @@ def shells(home: Path) -> Iterator[Finding]:
         returns = re.search(r"(?m)^[^#\n]*(\$-|\$PS1|-t [01]|is-interactive|\$prompt)", text)
         for pattern, what in SHELL_FAULTS:
             for found in re.finditer(r"(?m)^(?!#)((?:export|setenv)?\s?)" + pattern, text):
-                if returns and found.start() > returns.start() and "PYTHONHOME" not in found.group():
+                if returns and found.start() > returns.start():
                     continue
                 line = line_of(text, found.end())
                 yield Finding(f"{path}:{line}", f"`{found.group().strip()}` {what}", edit(path, line))
@@ -277,6 +305,7 @@ def look(home: Path, environ: Mapping[str, str], notebooks: Path | None = None) 
     """
     looks: tuple[Callable[[], Iterator[Finding]], ...] = (
         lambda: variables(environ),
+        lambda: variables_in_files(home),
         lambda: jupyter(home, environ),
         lambda: keras(home, environ),
         lambda: ipython(home, environ),

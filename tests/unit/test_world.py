@@ -103,6 +103,14 @@ NAMED = (
     (".bashrc", "ulimit -n 40\n", 1, True),
     (".profile", "export PYTHONHOME=/opt/python2\n", 1, True),
     (".bashrc", "read -r project\n", 1, True),
+    (".zshenv", "\nexport SSL_CERT_FILE='/gone.pem'  # company\n", 2, True),
+    (".bashrc", "[ -t 0 ] || return\n  export PYTHONHOME=/opt/python2\n", 2, True),
+    (".config/fish/config.fish", "set -gx PIP_CERT /gone.pem\n", 1, True),
+    (".cshrc", "setenv REQUESTS_CA_BUNDLE ~/gone.pem\n", 1, True),
+    (".config/environment.d/50-gpu.conf", "A=b\nXLA_FLAGS=xla_gpu=1\n", 2, True),
+    (".pam_environment", "SSL_CERT_FILE DEFAULT=@{HOME}/gone.pem\n", 1, True),
+    (".ssh/environment", "PYTHONPATH=/opt/ros/lib\n", 1, False),
+    (".xsessionrc", "export LD_LIBRARY_PATH=$CUDA/lib64:$LD_LIBRARY_PATH\n", 1, False),
 )
 
 
@@ -123,6 +131,8 @@ HARMLESS = (
     (".keras/keras.json", "[1]"),
     (".config/pip/pip.conf", "[global]\nindex-url = https://a.example/\n"),
     (".jupyter/jupyter_notebook_config.json", "{}"),
+    (".profile", 'unset PYTHONPATH\nexport EDITOR=nano SSL_CERT="x\n# export PYTHONHOME=/x\nunset PYTHONHOME\n'),
+    (".ssh/environment", "SSL_CERT_FILE=$COMPANY/ca.pem\nXLA_FLAGS=\n"),
 )
 
 
