@@ -68,33 +68,24 @@ elif [ $# -gt 0 ]; then
     exec pytest "$@"
 fi
 
-# Two at a time: tests/lab waits for hosts, browsers and services most of the time. One installation serves both.
+# Most tests wait for hosts, browsers and services: two at a time for each core. A file's tests stay together, they
+# share its hosts; one installation serves all.
 work=$(mktemp -d /tmp/ciXXXX) # short: a socket's name is limited
-lab=
-trap '[ -z "$lab" ] || kill "$lab" 2>/dev/null; rm -rf "$work"' EXIT
+trap 'rm -rf "$work"' EXIT
 if [ -z "${COLAB_LOCAL_TEST_HOME:-}" ]; then
     export COLAB_LOCAL_TEST_HOME="$work/home"
     "$python" bootstrap.py --cpu --engine host --prefix "$COLAB_LOCAL_TEST_HOME" >"$work/install.log" 2>&1 ||
         { cat "$work/install.log"; exit 1; }
 fi
-pytest -o cache_dir="$work/lab.cache" --basetemp="$work/l" tests/lab >"$work/lab.log" 2>&1 &
-lab=$!
-failed=()
-pytest -o cache_dir="$work/real.cache" --basetemp="$work/r" -m "not alters_home" tests/unit tests/real ||
-    failed+=("real.cache tests/unit tests/real")
-wait "$lab" || failed+=("lab.cache tests/lab")
-lab=
-say "Tests of tests/lab, which ran meanwhile"
-cat "$work/lab.log"
+run() { pytest -o cache_dir="$work/cache" "$@"; }
+failed=
+run -n $((2 * $(nproc))) --dist loadfile --no-loadscope-reorder --basetemp="$work/t" -m "not alters_home" || failed=1
 say "Tests that need the installation for themselves"
-pytest -o cache_dir="$work/own.cache" --basetemp="$work/r" -m alters_home tests/real || failed+=("own.cache tests/real")
+run --basetemp="$work/own" -m alters_home tests/real || failed=1
 
-# What failed is tried once more by itself: two halves at a time are more than some time limits were made for. A
-# fault of ours fails again.
-status=0
-for half in "${failed[@]}"; do
-    read -r -a words <<<"$half"
-    say "Once more, alone: what failed in ${words[*]:1}"
-    pytest -o cache_dir="$work/${words[0]}" --basetemp="$work/a" --last-failed --last-failed-no-failures none "${words[@]:1}" || status=$?
-done
-exit "$status"
+# What failed is tried once more by itself: several at a time are more than some time limits were made for. A fault of
+# ours fails again.
+if [ -n "$failed" ]; then
+    say "Once more, alone: what failed"
+    run --basetemp="$work/a" --last-failed --last-failed-no-failures none
+fi
