@@ -9,7 +9,6 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
 
 
 @dataclass(frozen=True)
@@ -55,19 +54,6 @@ def processes(uid: int) -> list[Process]:
                 continue
             argv = (folder / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
             found.append(Process(int(folder.name), int(fields[1]), int(fields[3]), argv))
-    return found
-
-
-def descendants(of: int, among: Iterable[Process]) -> list[Process]:
-    """Return the processes below process `of`."""
-    below: dict[int, list[Process]] = {}
-    for process in among:
-        below.setdefault(process.parent, []).append(process)
-    found, todo = [], list(below.get(of, []))
-    while todo:
-        process = todo.pop()
-        found.append(process)
-        todo += below.get(process.pid, [])
     return found
 
 
