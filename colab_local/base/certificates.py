@@ -33,6 +33,25 @@ CONDA_FILES = ("~/.condarc", "~/.conda/.condarc", "~/.mambarc", "~/.config/conda
 VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
+# Where no further authority would help, in the words of OpenSSL (Python, pip, conda) and of rustls (uv, pixi).
+CURES = (
+    (
+        r"not yet valid|not valid yet|expired",
+        "date   # is that today? If not, set the clock; if so, whoever runs that server has to renew its certificate",
+    ),
+    (
+        r"mismatch|not valid for|doesn't match",
+        "open the address in a browser: it may lead to a log-in page of this network, or be misspelt",
+    ),
+    ("", "export SSL_CERT_FILE=/the/certificate/of/your/proxy.pem   # then the same command again"),
+)
+
+
+def cure(why: str) -> str:
+    """Return what to type where a server's certificate is not trusted; why: what was said of it."""
+    return next(hint for words, hint in CURES if re.search(words, why, re.IGNORECASE))
+
+
 def machine_settings() -> list[Path]:
     """Return the folders with settings for every user, the first counts most: XDG_CONFIG_DIRS."""
     return [Path(one) for one in (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":") if one]

@@ -350,7 +350,7 @@ def _untrusted(source: str, why: str) -> Failure:
     """Return the failure of a download from a server that does not prove who it is."""
     return Failure(
         f"can't download {mask(source)}: its certificate is not trusted ({why})",
-        "export SSL_CERT_FILE=/the/certificate/of/your/proxy.pem   # then the same command again",
+        certificates.cure(why),
         EXIT_NETWORK,
     )
 

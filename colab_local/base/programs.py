@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Sequence
 
+from colab_local.base import certificates
 from colab_local.base.errors import AGAIN, EXIT_FAILED, EXIT_INTEGRITY, EXIT_MACHINE, EXIT_NETWORK, Failure
 from colab_local.base.files import lacks_inodes
 from colab_local.base.progress import Size, written_by
@@ -75,7 +76,6 @@ HINTS = {
     "disk": "df -h {place}",
     "memory": "free -m",
     "integrity": "run the same command again; if files still arrive altered, from another network or mirror",
-    "certificate": "export SSL_CERT_FILE=/the/certificate/of/your/proxy.pem   # then the same command again",
     "network": "check the network, proxy and package index, and run the same command again: it goes on from here",
 }
 
@@ -179,6 +179,8 @@ def failure_of(program: str, out: str, err: str, status: int, place: str, starve
     hint = HINTS.get(kind, "").format(place=shlex.quote(place))
     if kind == "disk" and lacks_inodes(Path(place)):
         hint = hint.replace("-h", "-i", 1)
+    if kind == "certificate":
+        hint = certificates.cure(out + err)
     if kind == "killed":
         hint = "free -m   # then the same command again"
     return Failure(mask(what), hint, CODES.get(kind, EXIT_FAILED))

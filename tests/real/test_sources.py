@@ -15,6 +15,7 @@ import threading
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ import trustme
 
 from colab_local.base import certificates, temporary
 from colab_local.base.downloads import Download, download
-from colab_local.base.errors import Failure
+from colab_local.base.errors import EXIT_NETWORK, Failure
+from colab_local.base.programs import failure_of
 from colab_local.install import sources
 from colab_local.locking import installers
 from colab_local.locking.wheels import web
@@ -198,6 +200,45 @@ def test_without_it_nothing_is_fetched(index: Index, home: Path) -> None:
     assert "certificate" in run_uv(home, index).stderr.lower()
     assert run_pip(home, index).returncode
     assert index.asked == []
+
+
+AUTHORITY = "export SSL_CERT_FILE=/the/certificate/of/your/proxy.pem"
+LAST_WEEK, NEXT_WEEK = (datetime.now(UTC) + timedelta(days) for days in (-7, 7))
+
+
+@pytest.mark.parametrize(
+    ("name", "begins", "ends", "hint"),
+    [
+        ("localhost", NEXT_WEEK, None, "date   # is that today?"),
+        ("localhost", datetime(2010, 1, 1), LAST_WEEK, "date   # is that today?"),
+        ("wifi.example", None, None, "open the address in a browser"),
+        ("", None, None, AUTHORITY),
+    ],
+    ids=["clock behind", "run out", "log-in page", "unknown"],
+)
+def test_what_to_type_is_true_for_the_fault_of_the_certificate(
+    index: Index, home: Path, name: str, begins: datetime | None, ends: datetime | None, hint: str
+) -> None:
+    """Our own downloads, pip and uv, each in its own words: an authority helps against one fault alone."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(home / "known.pem"))
+    with http.server.ThreadingHTTPServer(("localhost", 0), http.server.SimpleHTTPRequestHandler) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        issued = authority.issue_cert(name or "localhost", not_before=begins, not_after=ends)
+        issued.configure_cert(context)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        other = Index(f"https://localhost:{server.server_address[1]}/simple/", index.wheel, index.authority)
+        known = f"cert = {home}/known.pem\n" if name else ""
+        write(home, ".config/pip/pip.conf", f"[global]\nindex-url = {other.url}\nretries = 0\n{known}")
+        with pytest.raises(Failure) as caught:
+            download(Download(f"{other.url}tiny/{WHEEL}", home / "by-us", index.sha256), SCREEN)
+        said = [caught.value]
+        for program, done in (("pip", run_pip(home, other)), ("uv", run_uv(home, other))):
+            said.append(failure_of(program, done.stdout, done.stderr, done.returncode, ".", False))
+        server.shutdown()
+    assert [one.hint[: len(hint)] for one in said] == [hint] * 3, [one.what for one in said]
+    assert {one.code for one in said} == {EXIT_NETWORK}
 
 
 # Settings that decide what or where, and must not: (file in the home or the current folder, text).
