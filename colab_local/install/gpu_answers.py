@@ -12,20 +12,26 @@ CAPABILITIES = ("6.0", "6.1", "6.2", "7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "
 
 # What a card's name tells of its capability where nvidia-smi is too old to tell (before 510). Sources: NVIDIA's pages
 # "CUDA GPU Compute Capability" and "Legacy CUDA GPU Compute Capability".
-NAMES = (
-    ("12.0", r"RTX 50\d\d|RTX PRO \d+ Blackwell|Blackwell"),
-    ("10.0", r"\b(GB|B)[12]00\b"),
+NAMES = (  # the first that fits: TITAN X is Maxwell's or Pascal's, RTX 5000 Turing's or Ada's
+    ("12.1", r"\bGB10\b"),
+    ("12.0", r"RTX 50[5-9]0|Blackwell"),
+    ("10.3", r"\bG?B300\b"),
+    ("10.0", r"\bG?B[12]00\b"),
     ("9.0", r"\b(GH|H)\d{2,3}\b"),
-    ("8.9", r"RTX 40\d\d|\bL(4|20|40S?)\b|\bAda\b"),
-    ("8.0", r"\bA(100|800|30)X?\b"),
-    ("8.6", r"RTX 30\d\d|\bA(2|10|10G|16|40)\b|RTX A\d{3,4}|MX570"),
-    ("7.5", r"RTX 20\d\d|GTX 16\d\d|\bT4G?\b|TITAN RTX|Quadro RTX|\bT\d{3,4}\b|MX(450|550)"),
-    ("7.0", r"\bV100|TITAN V|GV100"),
+    ("8.9", r"RTX 40[5-9]0|\bL(2|4|20|40[GS]?)\b|\bAda\b"),
+    ("8.0", r"\bA(100|800|30)X?\b|CMP 170HX"),
+    ("8.6", r"RTX 30[5-9]0|\bA(2|10|10[GM]|16|40)\b|RTX ?A\d{3,4}|MX570|CMP [79]0HX"),
+    ("7.5", r"RTX 20[5-8]0|GTX 16\d\d|\bT4G?\b|TITAN RTX|(Quadro|GRID) RTX ?\d|\bT\d{2,4}\b|MX[45]50|CMP [3-5]0HX"),
+    ("7.0", r"\bV100|TITAN V|GV100|CMP 100"),
+    ("2.0", r"GTX? ?[45]\d\d|GeForce [4-8][12]\dM|\b[CM]20[579][05]\b|Quadro (600|[1-7]000M?)$"),
+    (
+        "5.0",
+        r"GTX (745|750|8[56]0M|9\d\d)|GTX TITAN X|\bM\d{1,4}M?\b|\bK(620|[12]200)M?\b"
+        r"|GeForce (8[34]0M|920MX|9[34]0M)|MX1[13]0",
+    ),
     ("6.0", r"\bP100\b|GP100"),
-    ("6.1", r"GTX 10\d\d|GT 10[13]0|TITAN Xp?$|\bP\d{1,4}\b|MX(150|230|250|330|350)"),
-    ("5.0", r"GTX (745|750|8\d\dM|9\d\d)|GTX TITAN X|\bM\d{1,4}\b|GeForce (8[34]\d|9[1-4]\d)M|MX1[13]0"),
-    ("3.5", r"\bK\d{1,4}[a-z]?\b|GTX? ?[67]\d\d|GTX TITAN|GTX? ?7[1-4]0|NVS 510|GRID K"),
-    ("2.0", r"GTX? ?[45]\d\d|\b[CM]20[57]0\b|Quadro [4-6]000$"),
+    ("6.1", r"GTX 10\d\d|GT 10[13]0|TITAN (Xp\b|X$|X \(Pascal)|\bP\d{1,4}\b|MX(150|230|250|330|350)"),
+    ("3.5", r"\bK\d{1,4}[a-z]?M?\b|GTX? ?[67]\d\d|GTX 8[78]0M|GeForce 9[12]0M|GTX TITAN|NVS 510|GRID K"),
 )
 
 # cuInit's and the others' answers (cuda.h, CUresult).

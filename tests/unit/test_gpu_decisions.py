@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from colab_local.install import gpu, gpu_questions, gpu_reasons
-from colab_local.install.gpu_answers import DriverAnswer, Gpu, Need, Situation, SmiAnswer, hides_all, read_needs
+from colab_local.install.gpu_answers import (
+    DriverAnswer,
+    Gpu,
+    Need,
+    Situation,
+    SmiAnswer,
+    capability_by_name,
+    hides_all,
+    read_needs,
+)
 from colab_local.install.lockfiles import read_index
 from tests.conftest import REPO
 from tests.support.gpu_machines import Case, cases, make_nvidia_smi
@@ -151,6 +160,30 @@ KIN = {
     "not-loaded": ("Failed to initialize NVML: Driver Not Loaded\n", 9, "refuse", "module is not loaded"),
     "nothing": ("", 0, "refuse", "nvidia-smi says: nothing"),
     "killed": ("", 139, "refuse", "nvidia-smi says: nothing"),
+    # https://github.com/wutzebaer/tensorflow-5090/issues/1: the name alone looks like an RTX 5090's kin
+    "quadro-rtx5000": ("Quadro RTX 5000, 440.64, 16125\n", 0, "refuse", "driver is too old for Quadro RTX 5000"),
+    # https://github.com/akash-network/provider-configs/pull/12
+    "quadro-rtx4000": ("Quadro RTX 4000, 535.129.03, 8192, [N/A]\n", 0, "accept", "Quadro RTX 4000"),
+    # https://github.com/tensorflow/tensorflow/issues/36853: Maxwell's, not Pascal's
+    "gtx-titan-x": ("GeForce GTX TITAN X, 440.82, 12212\n", 0, "refuse", "no newer driver helps"),
+    # https://github.com/tensorflow/tensorflow/issues/8352
+    "titan-x-pascal": ("TITAN X (Pascal), 375.26, 12189\n", 0, "refuse", "last series for this card is 580"),
+    # https://github.com/NVIDIA/nvidia-docker/issues/688
+    "quadro-m1000m": ("Quadro M1000M, 375.82, 1994\n", 0, "refuse", "no newer driver helps"),
+    # https://github.com/cloud-hypervisor/cloud-hypervisor/issues/4353: Maxwell with a Kepler's letter
+    "quadro-k620": ("Quadro K620, 515.48.07, 2000, [N/A]\n", 0, "refuse", "capability 5.0 of Quadro K620"),
+    # https://github.com/1Panel-dev/1Panel/issues/9504
+    "geforce-410m": ("GeForce 410M, 390.157, 963\n", 0, "refuse", "no newer driver helps"),
+    # https://github.com/CFSworks/nvml_fix/issues/36: Kepler beside the 930M, which is Maxwell
+    "geforce-920m": ("GeForce 920M, 418.152.00, 2004\n", 0, "refuse", "the last one for it is 470"),
+    # https://github.com/tutulino/Megaminer/issues/235
+    "not-supported": ("GeForce GTX 770, 390.77, [Not Supported]\n", 0, "refuse", "the last one for it is 470"),
+    # https://github.com/dartraiden/NVIDIA-patcher/issues/73
+    "cmp-170hx": ("NVIDIA CMP 170HX, 580.95.05, 8192, [N/A]\n", 0, "accept", "NVIDIA CMP 170HX"),
+    # https://github.com/sgl-project/sglang/issues/27487: the header says KMD Version now, the query is as it was
+    "b200-610": ("NVIDIA B200, 610.43.02, 183359, 10.0\n", 0, "refuse", "no code for compute capability 10.0"),
+    # https://github.com/gkyle/startrails/pull/18
+    "ada-610": ("NVIDIA GeForce RTX 4070, 610.47, 12282, 8.9\r\n", 0, "accept", "driver 610.47"),
     "help-text": (
         "Option --query-gpu is not recognized. Please run 'nvidia-smi -h'.\n",
         1,
@@ -360,6 +393,30 @@ def test_what_the_two_locks_serve(name: str) -> None:
     assert all(word in said for word in words), said
     assert (found.refusal.hint if found.refusal else "") == hint
     assert ("gpu-forge" in said) == (hint == FORGE or "but the NVIDIA driver" in said or "this driver takes" in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("NVIDIA RTX 5000 Ada Generation", "8.9"),  # https://github.com/NVIDIA/open-gpu-kernel-modules/issues/901
+        ("NVIDIA GeForce RTX 5090 D", "12.0"),  # https://github.com/NVIDIA/open-gpu-kernel-modules/issues/862
+        ("Quadro RTX 3000 with Max-Q Design", "7.5"),
+        ("GRID RTX6000-24Q", "7.5"),  # https://github.com/openstack/charm-nova-compute-nvidia-vgpu
+        ("NVIDIA B300 SXM6 AC", "10.3"),  # https://github.com/spectral-compute/scale-docs/issues/15
+        ("NVIDIA GB10", "12.1"),
+        ("NVIDIA TITAN Xp COLLECTORS EDITION", "6.1"),
+        ("P106-100", "6.1"),  # https://github.com/dartraiden/NVIDIA-patcher/issues/54
+        ("GRID V100D-32C", "7.0"),  # https://github.com/InternLM/lmdeploy/issues/2414
+        ("NVIDIA A10G", "8.6"),  # https://github.com/NVIDIA/dcgm-exporter/issues/319
+        ("Tesla M2090", "2.0"),
+        ("Tesla K40m", "3.5"),  # https://github.com/NVIDIA/DIGITS/issues/2005
+        ("Quadro K1100M", "3.5"),
+        ("GeForce 940MX", "5.0"),  # https://github.com/Askannz/optimus-manager/issues/295
+        ("NVIDIA Thor", ""),
+    ],
+)
+def test_a_name_tells_the_capability(name: str, capability: str) -> None:
+    assert capability_by_name(name) == capability
 
 
 @pytest.mark.parametrize(
