@@ -34,6 +34,8 @@ NAMES = (  # the first that fits: TITAN X is Maxwell's or Pascal's, RTX 5000 Tur
     ("3.5", r"\bK\d{1,4}[a-z]?M?\b|GTX? ?[67]\d\d|GTX 8[78]0M|GeForce 9[12]0M|GTX TITAN|NVS 510|GRID K"),
 )
 
+UNTOLD = re.compile(r"\[[\w/ ]+\]")  # what nvidia-smi prints for a field that it can't tell: [N/A], [Not Supported]
+
 # cuInit's and the others' answers (cuda.h, CUresult).
 NO_DEVICE, BAD_DEVICE, OUT_OF_MEMORY, STUB, BUSY, ECC = 100, 101, 2, 34, 46, 214
 NO_CODE, BAD_PTX, NO_JIT, NEWER_PTX, OS_CALL = 209, 218, 221, 222, 304
@@ -137,21 +139,36 @@ def parse_nvidia_smi(text: str) -> list[Gpu]:
     """Return the GPUs in the output of `nvidia-smi --query-gpu=... --format=csv,noheader,nounits`.
 
     A line is `name, driver_version, memory.total, compute_cap`; drivers before about 510 have no compute_cap, and
-    what a card does not tell is `[N/A]`, `[Insufficient Permissions]`, `ERR!` ... Other lines are warnings.
+    what a card does not tell is `[N/A]`, `[Insufficient Permissions]`, `ERR!` ... Other lines are warnings, or cards
+    that are lost.
     """
     gpus = []
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) >= 3 and re.fullmatch(r"\d+\.\d+(\.\d+)?", fields[1]) and re.search("[A-Za-z]", fields[0]):
+        if len(fields) < 3 or not re.search("[A-Za-z]", fields[0]) or is_lost(line):
+            continue
+        capability = fields[3] if len(fields) > 3 and re.fullmatch(r"\d+\.\d+", fields[3]) else ""
+        driver = fields[1] if re.fullmatch(r"\d+\.\d+(\.\d+)?", fields[1]) else ""
+        if driver or (capability and UNTOLD.fullmatch(fields[1])):
             memory = int(number(fields[2])[0]) if number(fields[2]) else 0
-            capability = fields[3] if len(fields) > 3 and re.fullmatch(r"\d+\.\d+", fields[3]) else ""
-            gpus.append(Gpu(fields[0], fields[1], capability, memory))
+            gpus.append(Gpu(fields[0], driver, capability, memory))
     return gpus
 
 
+def is_lost(line: str) -> bool:
+    """Return whether a line of nvidia-smi shows a card that fell off the bus, or needs a reset (NVML's words).
+
+    The driver's version is told for such a card, too, and sometimes its name. A card that does not even tell its
+    name is one of them: https://github.com/NVIDIA/nvidia-docker/issues/464
+    """
+    lost = r"\[?(?:GPU is lost|GPU requires reset)\b"
+    handle = r"Unable to (?:determine|detect) the device handle(?!.*(?:Permission|Not Found|Not Supported))"
+    return bool(re.match(rf"{handle}|{lost}|(?:\[Unknown Error\]|ERR!),|.*, *{lost}", line))
+
+
 def lost_cards(text: str) -> int:
-    """Return how many cards nvidia-smi shows as lost: they fell off the bus, or need a reset (NVML's words)."""
-    return len(re.findall(r"(?m)^\[?GPU (?:is lost|requires reset)|^Unable to determine the device handle", text))
+    """Return how many cards nvidia-smi shows as lost."""
+    return sum(is_lost(line) for line in text.splitlines())
 
 
 def readable(raw: bytes) -> str:

@@ -188,8 +188,9 @@ def ask(
             licence = Question([program, "-q"])
             wait_for([licence], limit_s, say)
             cards = replace(cards, unlicensed=bool(re.search(rb"License Status\s*:\s*Unlicensed", licence.answer())))
-    version = cards.gpus[0].driver if cards.gpus else module_version()
-    return replace(driver, gpus=tuple(replace(card, driver=version) for card in driver.gpus)), cards
+    version = next((card.driver for card in cards.gpus if card.driver), "") or module_version()
+    asked, shown = (tuple(replace(card, driver=version) for card in found) for found in (driver.gpus, cards.gpus))
+    return replace(driver, gpus=asked), replace(cards, gpus=shown)
 
 
 def _unhidden(

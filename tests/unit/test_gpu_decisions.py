@@ -125,6 +125,39 @@ KIN = {
         "accept",
         "1 more card is lost",
     ),
+    # https://github.com/NVIDIA/dcgm-exporter/issues/319: the driver's version is told for a lost card, too
+    "one-that-tells-no-name": (
+        "NVIDIA A10G, 535.161.08, 23028, 8.6\nERR!, 535.161.08, ERR!, ERR!\n",
+        0,
+        "accept",
+        "1 more card is lost",
+    ),
+    "lost-with-its-driver": ("[GPU is lost], 535.161.08, [GPU is lost], [GPU is lost]\n", 15, "refuse", "is lost"),
+    "lost-with-its-name": ("NVIDIA A10G, 535.161.08, [GPU is lost], [GPU is lost]\n", 15, "refuse", "is lost"),
+    "reset-with-its-name": (
+        "NVIDIA A10G, 535.161.08, 23028, 8.6\nNVIDIA A10G, 535.161.08, [GPU requires reset], [GPU requires reset]\n",
+        15,
+        "accept",
+        "1 more card is lost",
+    ),
+    # https://github.com/NVIDIA/nvidia-docker/issues/464
+    "unknown-error-for-a-name": ("[Unknown Error], 535.54.03, 11172, [Unknown Error]\n", 0, "refuse", "is lost"),
+    # https://github.com/jamesstringer90/Easy-GPU-PV/issues/276
+    "detect-the-handle": (
+        "Unable to detect the device handle for GPU0000:B1:00.0: Unknown Error\n",
+        255,
+        "refuse",
+        "is lost",
+    ),
+    # https://github.com/AlexeyAB/darknet/issues/86
+    "handle-in-two-lines": (
+        "Unable to determine the device handle for GPU 0000:03:00.0: GPU is lost.  Reboot\n"
+        " the system to recover this GPU\n",
+        15,
+        "refuse",
+        "is lost",
+    ),
+    "no-version": ("NVIDIA GeForce RTX 3060, [N/A], 12288, 8.6\n", 0, "accept", "compute capability 8.6"),
     "just-too-old": ("Tesla T4, 525.60.11, 15360, 7.5\n", 0, "refuse", "found 525.60.11, need 525.60.13"),
     "h100-just-new-enough": ("NVIDIA H100 80GB HBM3, 555.42.02, 81559, 9.0\n", 0, "accept", "H100"),
     "h200": ("NVIDIA H200, 550.54.15, 143771, 9.0\n", 0, "refuse", "need 555.42.02 or newer"),
