@@ -112,16 +112,21 @@ class SmiAnswer:
 class Situation:
     """What else of the machine explains an answer.
 
-    vendors: of the display controllers, as PCI names them: nvidia, amd, intel; module: version of the loaded NVIDIA
-    kernel module, "" if none is; visible: CUDA_VISIBLE_DEVICES, None if it is not set.
+    vendors: of the display controllers, as PCI names them: nvidia, amd, intel; no_card: PCI lists devices, but no
+    NVIDIA card; old_cards_only: all NVIDIA cards are from before Turing, new_cards_only: from Blackwell on; module:
+    version of the loaded NVIDIA kernel module, "" if none is; open_module: it is the open one; visible:
+    CUDA_VISIBLE_DEVICES, None if it is not set.
     """
 
     wsl: bool = False
     container: bool = False
     hostname: str = ""
     vendors: tuple[str, ...] = ()
+    no_card: bool = False
     old_cards_only: bool = False
+    new_cards_only: bool = False
     module: str = ""
+    open_module: bool = False
     nouveau: bool = False
     secure_boot: bool = False
     ubuntu_drivers: bool = False

@@ -32,7 +32,7 @@ FIRST_WORD_S, EVERY_S = 3.0, 5.0
 FIELDS = ("name,driver_version,memory.total,compute_cap", "name,driver_version,memory.total")
 WSL_FOLDER, NIXOS_FOLDER = "/usr/lib/wsl/lib", "/run/opengl-driver/lib"
 VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
-TURING = 0x1E00  # PCI device ids: Turing begins with 1e02, what came before has lower ones
+TURING, BLACKWELL = 0x1E00, 0x2900  # PCI device ids: they begin with 1e02 and 2901, what came before has lower ones
 VIRTUAL_GPU = re.compile(r"^GRID |-\d+[QCAB]$")
 
 
@@ -255,8 +255,11 @@ def inspect(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> 
         container=in_container(root, environ),
         hostname=platform.node(),
         vendors=tuple(sorted({vendor for vendor, _ in cards})),
+        no_card=not nvidia and any((root / "sys/bus/pci/devices").glob("*")),
         old_cards_only=bool(nvidia) and max(nvidia) < TURING,
+        new_cards_only=bool(nvidia) and min(nvidia) >= BLACKWELL,
         module=module_version(root),
+        open_module="Open Kernel Module" in read_line(root / "proc/driver/nvidia/version"),
         nouveau=(root / "sys/module/nouveau").exists(),
         secure_boot=secure_boot(root),
         ubuntu_drivers=shutil.which("ubuntu-drivers") is not None,

@@ -78,7 +78,12 @@ def driver_failure(driver: DriverAnswer, smi: SmiAnswer, situation: Situation) -
 
 def mismatch(said: str, situation: Situation) -> Failure:
     """Return the failure of a driver whose library and kernel module are of two versions."""
-    return restart(f"the NVIDIA driver was updated under the running kernel module ({said})", situation)
+    words = "the NVIDIA driver was updated under the running kernel module"
+    if situation.wsl:
+        words = "Windows' NVIDIA driver was updated under the running WSL, or a Linux driver is installed inside it"
+    elif situation.container:  # https://github.com/NVIDIA/libnvidia-container/issues/266
+        words += ", or the image brings libraries of another driver than the host's"
+    return restart(f"{words} ({said})", situation)
 
 
 def blocked(said: str) -> Failure:
@@ -89,13 +94,45 @@ def blocked(said: str) -> Failure:
 
 def no_device(said: str, situation: Situation) -> Failure:
     """Return the failure of a driver that finds no card."""
-    if situation.old_cards_only and number(situation.module)[:1] >= (590,):
+    if situation.wsl:
+        return blocked(said)
+    series = number(situation.module)[:1]
+    if situation.old_cards_only and series >= (590,):
         words = f"driver {situation.module} does not serve this card ({said}): NVIDIA's last series for it is 580"
-        return _plain(words, "sudo apt install nvidia-driver-580" if situation.ubuntu_drivers else CPU)
+        return _plain(words, _package("nvidia-driver-580", situation))
+    if situation.old_cards_only and situation.open_module:
+        words = f"NVIDIA's open kernel modules don't serve this card ({said}): they begin with Turing (RTX 20xx); "
+        return _plain(words + "older cards need the others, of driver 580", _package("nvidia-driver-580", situation))
+    if situation.new_cards_only and series and not situation.open_module:
+        words = f"this card needs NVIDIA's open kernel modules ({said}): the others are loaded, which don't know it"
+        return _plain(words, _package(f"nvidia-driver-{series[0]}-open", situation))
+    if situation.container:
+        words = (
+            f"this container was given no GPU ({said}): it is started with --gpus all (NVIDIA_VISIBLE_DEVICES=all)"
+        )
+        return _plain(words + ", unless the host's driver finds none, too", CPU)
+    if _unseen(situation):
+        return switched_off(said, situation)
     words = f"the NVIDIA driver finds no card ({said}): the kernel's log says why (lines with NVRM)"
-    if situation.prime_select:
-        return _plain(words + "; a laptop may have it switched off", "sudo prime-select nvidia && sudo reboot")
     return _plain(words, "sudo dmesg | grep NVRM")
+
+
+def _package(name: str, situation: Situation) -> str:
+    """Return the command that installs one of Ubuntu's drivers, where there are such; else what works without."""
+    return f"sudo apt install {name}" if situation.ubuntu_drivers else CPU
+
+
+def _unseen(situation: Situation) -> bool:
+    """Return whether the kernel sees no NVIDIA card; prime-select takes a laptop's away."""
+    return situation.no_card or (situation.prime_select and "nvidia" not in situation.vendors)
+
+
+def switched_off(said: str, situation: Situation) -> Failure:
+    """Return the failure of a machine with NVIDIA's programs, whose kernel sees no NVIDIA card."""
+    words = f"the kernel sees no NVIDIA card ({said}): "
+    if situation.prime_select:
+        return _plain(words + "a laptop may have it switched off", "sudo prime-select nvidia && sudo reboot")
+    return _plain(words + "this machine has none, or it is switched off (in the firmware, or by the cloud)", CPU)
 
 
 def not_loaded(said: str, situation: Situation) -> Failure:
@@ -105,6 +142,8 @@ def not_loaded(said: str, situation: Situation) -> Failure:
     words = f"the NVIDIA kernel module is not loaded ({said}): "
     if situation.container:
         return _plain(words + "in a container it is the host's, start the driver there", CPU)
+    if _unseen(situation):  # https://github.com/canonical/nvidia-prime/issues/20
+        return switched_off(said, situation)
     if situation.nouveau:
         return _plain(words + "nouveau has the card; install NVIDIA's driver and reboot", _install(situation))
     if situation.secure_boot:
@@ -115,11 +154,32 @@ def not_loaded(said: str, situation: Situation) -> Failure:
     return _plain(words, "sudo reboot")
 
 
-SMI_SAYS = (
+def forbidden(said: str, situation: Situation) -> Failure:
+    """Return the failure of a user who may not open the GPU's devices."""
+    words = f"this user may not use the GPU's devices ({said})"
+    if situation.container:  # https://github.com/NVIDIA/nvidia-container-toolkit/issues/268
+        words += "; Podman gives them with --security-opt=label=disable"
+    return _plain(words, "ls -l /dev/nvidia*")
+
+
+def two_versions(said: str, situation: Situation) -> Failure:
+    """Return the failure of an nvidia-smi beside another driver's library."""
+    if situation.wsl:
+        return blocked(said)
+    words = f"nvidia-smi and the driver's library beside it are of two versions ({said}): "
+    if situation.container:
+        return _plain(words + "the image must not bring its own", CPU)
+    return _plain(words + "install the driver again", _install(situation))
+
+
+SMI_SAYS = (  # the first that fits: without permission nvidia-smi says, too, that it can't communicate
+    (r"Insufficient Permission|/dev/nvidia.*Permission denied", forbidden),
     (r"version mismatch", mismatch),
+    (r"Function Not Found", two_versions),  # https://github.com/NVIDIA/nvidia-docker/issues/584
     (r"blocked by the operating system", lambda said, _: blocked(said)),
     (r"couldn't communicate|could not communicate|Driver Not Loaded|driver is not loaded", not_loaded),
-    (r"No devices? (were|was)? ?found", no_device),
+    # The open modules find a Volta, but don't serve it: https://github.com/NVIDIA/open-gpu-kernel-modules/issues/259
+    (r"No devices? (were|was)? ?found|device handle.*: Not Found", no_device),
 )
 
 
@@ -140,15 +200,22 @@ def smi_failure(smi: SmiAnswer, situation: Situation) -> Failure:
     if "libnvidia-ml" in smi.words:
         return incomplete(said, situation)
     if re.search(r"permission", smi.words, re.IGNORECASE):
-        return _plain(f"this user may not use the GPU's devices ({said})", "ls -l /dev/nvidia*")
+        return forbidden(said, situation)
+    if "External Power" in smi.words:
+        return _plain(f"the card's power cables are not plugged in ({said})", CPU)
     if "Unknown Error" in smi.words:
         lost = "this container has lost its GPU" if situation.container else "the NVIDIA driver is in a bad state"
-        return restart(f"{lost} ({said})" + ("" if situation.container else "; a container must restart"), situation)
+        hint = "; a container must restart" if not situation.container and not situation.wsl else ""
+        return restart(f"{lost} ({said}){hint}", situation)
+    if situation.wsl:  # https://github.com/microsoft/WSL/issues/11755: "Failed to initialize NVML: N/A"
+        return blocked(said)
     return _plain(f"no NVIDIA GPU can be used ({said})", CPU)
 
 
 def incomplete(said: str, situation: Situation) -> Failure:
     """Return the failure of nvidia-smi without the driver's libraries."""
+    if situation.wsl:
+        return blocked(said)
     words = f"the NVIDIA driver's libraries are missing ({said}); a container gets them with --gpus all"
     return _plain(words, CPU if situation.container else _install(situation))
 
@@ -189,6 +256,8 @@ def newer_driver(words: str, situation: Situation) -> Failure:
 
 def whole_driver(situation: Situation) -> str:
     """Return what brings a missing library of the driver."""
+    if situation.wsl:
+        return "Windows' own NVIDIA driver brings it, no Linux driver inside WSL; update it and `wsl.exe --shutdown`"
     if situation.container:
         return "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
     return "install the whole driver (Debian, Ubuntu: libnvidia-compute)"
