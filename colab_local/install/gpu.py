@@ -20,6 +20,7 @@ from colab_local.install.gpu_answers import (
     NEWER_PTX,
     NO_CODE,
     NO_JIT,
+    NOT_SUPPORTED,
     OUT_OF_MEMORY,
     DriverAnswer,
     Gpu,
@@ -29,6 +30,7 @@ from colab_local.install.gpu_answers import (
     capability_by_name,
     hides_all,
     number,
+    without_cuda,
 )
 from colab_local.install.gpu_reasons import CPU
 
@@ -57,13 +59,15 @@ class Verdict:
 
     gpu: Gpu
     usable: bool = True
-    reason: str = ""  # old-card, no-code, old-driver, no-jit, busy, broken
+    reason: str = ""  # old-card, no-code, no-cuda, old-driver, no-jit, busy, broken
     words: str = ""
     note: str = ""
 
 
 def judge(gpu: Gpu, needs: Mapping[str, Need], cuda: str) -> Verdict:
     """Return what holds for a card; cuda: what libcuda said it runs, "" if it was not asked."""
+    if not cuda and without_cuda(gpu.name):
+        return Verdict(gpu, False, "no-cuda", gpu_reasons.graphics_alone(gpu.name))
     answered = gpu.compute_capability
     capability = answered or capability_by_name(gpu.name)
     shown = f"{gpu.name} ({capability})" if answered else gpu.name
@@ -110,6 +114,11 @@ def _judge_context(gpu: Gpu, shown: str, need: Need, guessed: bool) -> Verdict:
         return Verdict(gpu, False, "no-jit", words)
     if gpu.context in (OUT_OF_MEMORY, BUSY, BAD_DEVICE):
         return Verdict(gpu, note=f"{shown} is taken by another program now: nothing can run on it until that ends")
+    if gpu.context == NOT_SUPPORTED:  # https://github.com/tensorflow/tensorflow/issues/23820
+        words = (
+            f"{shown} lets no program compute (CUDA error {gpu.context}): a virtual GPU's profile or host forbids it"
+        )
+        return Verdict(gpu, False, "no-cuda", words)
     if gpu.context > 0:
         words = f"{shown} does not work (CUDA error {gpu.context} when a context is made)"
         return Verdict(gpu, False, "broken", words)
@@ -150,6 +159,8 @@ def decide(
         )
     if not gpus:
         return _refused(gpu_reasons.smi_failure(smi, situation))
+    if smi.prohibited:
+        return _refused(gpu_reasons.prohibited(gpus[0], situation))
     verdicts = [judge(gpu, needs, driver.cuda) for gpu in gpus]
     cards = tuple(card_document(verdict) for verdict in verdicts)
     usable = [verdict for verdict in verdicts if verdict.usable]

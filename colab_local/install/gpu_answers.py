@@ -37,9 +37,11 @@ NAMES = (  # the first that fits: TITAN X is Maxwell's or Pascal's, RTX 5000 Tur
 UNTOLD = re.compile(r"\[[\w/ ]+\]")  # what nvidia-smi prints for a field that it can't tell: [N/A], [Not Supported]
 
 # cuInit's and the others' answers (cuda.h, CUresult).
-NO_DEVICE, BAD_DEVICE, OUT_OF_MEMORY, STUB, BUSY, ECC = 100, 101, 2, 34, 46, 214
+OUT_OF_MEMORY, NOT_INITIALIZED, STUB, BUSY = 2, 3, 34, 46
+NO_DEVICE, BAD_DEVICE, UNLICENSED, ECC = 100, 101, 102, 214
 NO_CODE, BAD_PTX, NO_JIT, NEWER_PTX, OS_CALL = 209, 218, 221, 222, 304
-FABRIC, MISMATCH, COMPAT, UNKNOWN = 802, 803, 804, 999
+NOT_SUPPORTED, FABRIC, MISMATCH, COMPAT, UNKNOWN = 801, 802, 803, 804, 999
+MPS = range(805, 810)  # CUDA_ERROR_MPS_...
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ class SmiAnswer:
     """What nvidia-smi said.
 
     program: its path, "" if it is not there; problem: why it could not be asked; words: what it said beside cards;
-    lost: lines of cards that do not answer; unlicensed: a virtual GPU without its licence.
+    lost: lines of cards that do not answer; unlicensed: a virtual GPU without its licence; mig: a card is split into
+    instances; prohibited: no card may be used for computing (its compute mode). The last two are asked where CUDA
+    does not take the cards.
     """
 
     program: str = ""
@@ -106,6 +110,8 @@ class SmiAnswer:
     problem: str = ""
     lost: int = 0
     unlicensed: bool = False
+    mig: bool = False
+    prohibited: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,20 @@ def parse_nvidia_smi(text: str) -> list[Gpu]:
             memory = int(number(fields[2])[0]) if number(fields[2]) else 0
             gpus.append(Gpu(fields[0], driver, capability, memory))
     return gpus
+
+
+def read_modes(text: str) -> tuple[bool, bool]:
+    """Return whether a card is in MIG mode, and whether all are prohibited: `mig.mode.current,compute_mode`."""
+    rows = [[field.strip() for field in line.split(",")] for line in text.splitlines() if line.count(",") == 1]
+    return any(row[0] == "Enabled" for row in rows), bool(rows) and all(row[1] == "Prohibited" for row in rows)
+
+
+def without_cuda(name: str) -> bool:
+    """Return whether this is a virtual GPU whose profile is for graphics alone: GRID P40-8A, T4-2B4, not 8Q or 8C.
+
+    NVIDIA's vGPU manager lists them with "CUDA enabled: 0x0": https://github.com/DualCoder/vgpu_unlock/issues/70
+    """
+    return bool(re.search(r"-\d+[AB]\d?$", name))
 
 
 def is_lost(line: str) -> bool:

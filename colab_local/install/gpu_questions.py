@@ -24,12 +24,13 @@ from typing import IO, Any, Callable, Mapping, Sequence
 from colab_local.base.terminal import Screen
 from colab_local.install import gpu, gpu_answers
 from colab_local.install.gpu import Decision
-from colab_local.install.gpu_answers import NO_DEVICE, DriverAnswer, Gpu, Need, Situation, SmiAnswer
+from colab_local.install.gpu_answers import BAD_DEVICE, BUSY, NO_DEVICE, DriverAnswer, Gpu, Need, Situation, SmiAnswer
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIMIT_S = 30.0  # eight cards without nvidia-persistenced take 10 to 20 s to wake up
 FIRST_WORD_S, EVERY_S = 3.0, 5.0
 FIELDS = ("name,driver_version,memory.total,compute_cap", "name,driver_version,memory.total")
+MODES = "mig.mode.current,compute_mode"
 WSL_FOLDER, NIXOS_FOLDER = "/usr/lib/wsl/lib", "/run/opengl-driver/lib"
 VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
 TURING, BLACKWELL = 0x1E00, 0x2900  # PCI device ids: they begin with 1e02 and 2901, what came before has lower ones
@@ -188,6 +189,11 @@ def ask(
             licence = Question([program, "-q"])
             wait_for([licence], limit_s, say)
             cards = replace(cards, unlicensed=bool(re.search(rb"License Status\s*:\s*Unlicensed", licence.answer())))
+    if cards.gpus and (driver.status == NO_DEVICE or any(card.context in (BUSY, BAD_DEVICE) for card in driver.gpus)):
+        modes = smi_question(program, MODES)
+        wait_for([modes], limit_s, say)
+        mig, prohibited = gpu_answers.read_modes(modes.answer().decode("utf-8", "replace"))
+        cards = replace(cards, mig=mig, prohibited=prohibited)
     version = next((card.driver for card in cards.gpus if card.driver), "") or module_version()
     asked, shown = (tuple(replace(card, driver=version) for card in found) for found in (driver.gpus, cards.gpus))
     return replace(driver, gpus=asked), replace(cards, gpus=shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Sequence
 
 from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.install.gpu_answers import (
@@ -10,14 +11,20 @@ from colab_local.install.gpu_answers import (
     ECC,
     FABRIC,
     MISMATCH,
+    MPS,
     NO_DEVICE,
+    NOT_INITIALIZED,
     OS_CALL,
+    OUT_OF_MEMORY,
     STUB,
     UNKNOWN,
+    UNLICENSED,
     DriverAnswer,
+    Gpu,
     Situation,
     SmiAnswer,
     number,
+    without_cuda,
 )
 
 WITHOUT = "; --cpu goes without a GPU, --gpu --no-gpu-check builds an image without one"
@@ -47,33 +54,91 @@ def silent(what: str, situation: Situation) -> Failure:
 def driver_failure(driver: DriverAnswer, smi: SmiAnswer, situation: Situation) -> Failure:
     """Return why libcuda does not start; driver.status: cuInit's answer."""
     status, code = driver.status, f"CUDA error {driver.status}{' ' if driver.status_name else ''}{driver.status_name}"
+    if status in (NO_DEVICE, UNKNOWN, NOT_INITIALIZED) and smi.words and not smi.gpus:
+        return smi_failure(smi, situation)  # its words say more
     if status == NO_DEVICE:
-        if situation.visible is not None:
-            words = f"CUDA_VISIBLE_DEVICES={situation.visible} names no GPU of this machine ({code})"
-            return _plain(words, "unset CUDA_VISIBLE_DEVICES")
-        if smi.gpus:
-            words = f"nvidia-smi shows {smi.gpus[0].name}, but CUDA has no device ({code})"
-            return _plain(words, "ls -l /dev/nvidia*")
-        return smi_failure(smi, situation) if smi.words and not smi.gpus else no_device(code, situation)
+        return without_device(smi.gpus, smi, code, situation) if smi.gpus else no_device(code, situation)
+    if status == NOT_INITIALIZED:
+        return without_hmm(code, situation)
     if status == FABRIC:
         words = f"the cards' NVSwitch is not ready ({code}): the fabric manager must run, in the driver's own version"
-        return _plain(words, "sudo systemctl restart nvidia-fabricmanager")
-    if status in (MISMATCH, COMPAT):
+        words += " (in a confidential VM: nvidia-smi conf-compute -srs 1)"  # NVIDIA/nvtrust#56
+        return _plain(words, CPU if situation.container else "sudo systemctl restart nvidia-fabricmanager")
+    if status == MISMATCH:
         return mismatch(code, situation)
+    if status == COMPAT:
+        return too_new(code, situation)
     if status == STUB:
         words = f"{driver.library} is CUDA's stub, not the driver: LD_LIBRARY_PATH leads to it"
         return _plain(words, "unset LD_LIBRARY_PATH")
     if status == OS_CALL:
-        return _plain(f"this user may not use the GPU's devices ({code})", "ls -l /dev/nvidia*")
+        return forbidden(code, situation)
+    if status in MPS:  # https://github.com/NVIDIA/nvidia-container-toolkit/issues/714
+        words = f"CUDA's service for many processes (MPS) does not answer ({code}); it must run where this runs"
+        return _plain(words, "nvidia-cuda-mps-control -d")
+    if status == OUT_OF_MEMORY:
+        words = f"the NVIDIA driver gets too little memory to start ({code}): this machine's is full, or a limit of"
+        return _plain(f"{words} virtual memory (ulimit -v) is too low", "free -m; ulimit -v")
+    if status == UNLICENSED:
+        return _plain(f"this virtual GPU has no licence ({code})", "nvidia-smi -q | grep -i license")
     if status == UNKNOWN and situation.wsl:
         return blocked(code)
     if status == UNKNOWN:
-        words = f"the NVIDIA driver is in a bad state ({code}), after a suspend say"
-        reload = "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm"
+        words = f"the NVIDIA driver is in a bad state ({code}), after a suspend say, or nvidia_uvm is not loaded"
+        reload = "sudo rmmod nvidia_uvm; sudo modprobe nvidia_uvm"
         return restart(words, situation) if situation.container else _plain(words, reload)
     if status == ECC:
         return restart(f"a card's memory has an error that can't be corrected ({code}) and needs a reset", situation)
     return restart(f"the NVIDIA driver does not start ({code})", situation)
+
+
+def without_device(gpus: Sequence[Gpu], smi: SmiAnswer, code: str, situation: Situation) -> Failure:
+    """Return why CUDA has no device though nvidia-smi shows cards."""
+    if all(without_cuda(gpu.name) for gpu in gpus):
+        return _plain(f"{graphics_alone(gpus[0].name)} ({code})", CPU)
+    words = f"nvidia-smi shows {gpus[0].name}, but CUDA has no device ({code})"
+    if smi.mig:  # https://github.com/wilicc/gpu-burn/issues/36
+        words += ": the card is split into instances (MIG), and none is there, or none for this user"
+        return _plain(words, CPU if situation.container else "sudo nvidia-smi mig -cgi 0 -C")
+    return _plain(words, "ls -l /dev/nvidia*")
+
+
+def graphics_alone(name: str) -> str:
+    """Return what is wrong with a virtual GPU of this name."""
+    return f"{name} is a virtual GPU for graphics alone: CUDA needs a profile that ends in Q or C"
+
+
+def prohibited(gpu: Gpu, situation: Situation) -> Failure:
+    """Return the failure of cards whose compute mode forbids CUDA."""
+    words = f"the compute mode of {gpu.name} forbids every program to compute on it (Prohibited)"
+    return _plain(words, CPU if situation.container else "sudo nvidia-smi -c DEFAULT")
+
+
+def without_hmm(code: str, situation: Situation) -> Failure:
+    """Return the failure of a driver that does not start beside some kernels: a known fault of nvidia_uvm.
+
+    https://github.com/NVIDIA/open-gpu-kernel-modules/issues/901 and 947
+    """
+    words = (
+        f"the NVIDIA driver does not start ({code}): on many kernels a setting of its module nvidia_uvm cures it, "
+    )
+    words += "uvm_disable_hmm=1"
+    if situation.wsl:
+        return restart(f"the NVIDIA driver does not start ({code})", situation)
+    if situation.container:
+        return _plain(words + " (on the host)", CPU)
+    setting = "echo options nvidia_uvm uvm_disable_hmm=1 | sudo tee /etc/modprobe.d/nvidia-uvm.conf"
+    return _plain(words, f"{setting} && sudo reboot")
+
+
+def too_new(code: str, situation: Situation) -> Failure:
+    """Return the failure of a libcuda that is newer than the kernel module, on a card that does not take that."""
+    if not situation.container:
+        words = "the NVIDIA driver was updated under the running kernel module, or LD_LIBRARY_PATH leads to a newer"
+        return restart(f"{words} libcuda, cuda-compat's ({code})", situation)
+    # https://github.com/NVIDIA/nvidia-docker/issues/1515
+    words = f"this container's libcuda is newer than the host's driver, which this card does not take ({code}): "
+    return _plain(words + "update the driver on the host, or leave the image's cuda-compat out", CPU)
 
 
 def mismatch(said: str, situation: Situation) -> Failure:
