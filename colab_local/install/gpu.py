@@ -96,7 +96,8 @@ def judge(gpu: Gpu, needs: Mapping[str, Need], cuda: str) -> Verdict:
     if not cuda and gpu.driver and number(gpu.driver) < number(need.driver):
         words = f"the NVIDIA driver is too old for {shown} (found {gpu.driver}, need {need.driver} or newer)"
         return Verdict(gpu, False, "old-driver", words + _last_series(capability))
-    return _judge_context(gpu, shown, need, not answered)
+    guess = f"by its name it is {capability}" if capability else "it may be too old or too new"
+    return _judge_context(gpu, shown, need, "" if answered else guess)
 
 
 def _last_series(capability: str) -> str:
@@ -104,8 +105,11 @@ def _last_series(capability: str) -> str:
     return f"; NVIDIA's last series for this card is {last}" if last == "580" else ""
 
 
-def _judge_context(gpu: Gpu, shown: str, need: Need, guessed: bool) -> Verdict:
-    """Return what holds for a card whose capability and driver are fine: did it give a context, did it take PTX?"""
+def _judge_context(gpu: Gpu, shown: str, need: Need, guess: str) -> Verdict:
+    """Return what holds for a card whose capability and driver are fine: did it give a context, did it take PTX?
+
+    guess: what to say of a capability that was not told.
+    """
     if gpu.ptx in (NEWER_PTX, BAD_PTX, NO_CODE):
         words = f"the driver does not take the packages' code for {shown} (PTX {need.ptx}, CUDA error {gpu.ptx})"
         return Verdict(gpu, False, "old-driver", words + f"; need driver {need.driver} or newer")
@@ -123,8 +127,8 @@ def _judge_context(gpu: Gpu, shown: str, need: Need, guessed: bool) -> Verdict:
         words = f"{shown} does not work (CUDA error {gpu.context} when a context is made)"
         return Verdict(gpu, False, "broken", words)
     notes = [need.note] if need.note else []
-    if guessed:
-        notes.append(f"nvidia-smi does not tell the compute capability of {gpu.name}: it may be too old or too new")
+    if guess:
+        notes.append(f"nvidia-smi does not tell the compute capability of {gpu.name}: {guess}")
     if 0 < gpu.memory_mib < SIZE_TOO_SMALL_MIB:
         notes.append(f"{gpu.name} has {gpu.memory_mib} MiB: enough for small networks alone")
     elif 0 <= gpu.free_mib < min(SIZE_TOO_SMALL_MIB, gpu.memory_mib):

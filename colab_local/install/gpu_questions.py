@@ -184,7 +184,7 @@ def ask(
             older = smi_question(program, FIELDS[1])
             wait_for([older], limit_s, say)
             second = read_smi(program, older)
-            cards = second if second.gpus else cards
+            cards = second if second.gpus or "not a valid field" in cards.words else cards
         if any(VIRTUAL_GPU.search(card.name) for card in cards.gpus):
             licence = Question([program, "-q"])
             wait_for([licence], limit_s, say)
@@ -247,18 +247,24 @@ def secure_boot(root: Path = Path("/")) -> bool:
 
 
 def in_container(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this is a container: what Docker, Podman, systemd-nspawn, LXC and Kubernetes leave to see."""
-    marks = (root / ".dockerenv", root / "run/.containerenv", root / "run/systemd/container")
-    return "container" in environ or "KUBERNETES_SERVICE_HOST" in environ or any(mark.exists() for mark in marks)
+    """Return whether this is a container: what Docker, Podman, LXC, Apptainer, Kubernetes and systemd leave to see.
+
+    systemd calls WSL a container, too.
+    """
+    marks = (root / ".dockerenv", root / "run/.containerenv", root / ".singularity.d")
+    kinds = {environ.get("container", ""), read_line(root / "run/systemd/container")}
+    return "KUBERNETES_SERVICE_HOST" in environ or bool(kinds - {"", "wsl"}) or any(mark.exists() for mark in marks)
 
 
 def inspect(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Situation:
     """Return what else of this machine explains an answer; root: where the system is, for tests."""
     cards = display_controllers(root)
     nvidia = [device for vendor, device in cards if vendor == "nvidia"]
+    container = in_container(root, environ)
+    wsl = "microsoft" in read_line(root / "proc/sys/kernel/osrelease").lower() or (root / "dev/dxg").exists()
     return Situation(
-        wsl="microsoft" in read_line(root / "proc/sys/kernel/osrelease").lower() or (root / "dev/dxg").exists(),
-        container=in_container(root, environ),
+        wsl=wsl and not container,  # Docker Desktop's containers have WSL's kernel, but none of its programs
+        container=container,
         hostname=platform.node(),
         vendors=tuple(sorted({vendor for vendor, _ in cards})),
         no_card=not nvidia and any((root / "sys/bus/pci/devices").glob("*")),

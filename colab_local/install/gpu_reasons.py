@@ -296,7 +296,8 @@ def absent(situation: Situation) -> Failure:
     if "nvidia" not in vendors and "intel" in vendors:
         return _plain(f"{words}, and the GPU here is Intel's: these packages are for NVIDIA's alone", CPU)
     if situation.container:
-        words += "; a container sees the GPU when it is started with --gpus all (NVIDIA Container Toolkit)"
+        words += "; a container sees the GPU when it is started with --gpus all (NVIDIA Container Toolkit), "
+        words += "Apptainer's with --nv"
         return _plain(words, CPU)
     if "nvidia" in vendors:
         words += ", though an NVIDIA card is here" + (" and nouveau has it" if situation.nouveau else "")

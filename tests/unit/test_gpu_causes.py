@@ -254,3 +254,27 @@ def test_what_the_kernel_tells_of_cards_and_module(name: str, tmp_path: Path) ->
     found = gpu_questions.inspect(tmp_path, {})
     assert (found.no_card, found.old_cards_only, found.new_cards_only, found.open_module) == right
     assert found.module in module and bool(found.module) == bool(module)
+
+
+@pytest.mark.parametrize(
+    ("files", "environ", "container", "wsl"),
+    [
+        ({}, {}, False, False),
+        ({"proc/sys/kernel/osrelease": "5.15.153.1-microsoft-standard-WSL2"}, {}, False, True),
+        ({"dev/dxg": "", "run/systemd/container": "wsl"}, {"container": "wsl"}, False, True),
+        # https://github.com/docker/for-win/issues/10524: Docker Desktop's container without --gpus all
+        ({"proc/sys/kernel/osrelease": "5.15.153.1-microsoft-standard-WSL2", ".dockerenv": ""}, {}, True, False),
+        ({".singularity.d/env": ""}, {}, True, False),
+        ({"run/.containerenv": ""}, {}, True, False),
+        ({}, {"container": "lxc"}, True, False),
+        ({}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, True, False),
+    ],
+)
+def test_containers_and_wsl(
+    files: dict[str, str], environ: dict[str, str], container: bool, wsl: bool, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = gpu_questions.inspect(tmp_path, environ)
+    assert (found.container, found.wsl) == (container, wsl)

@@ -217,6 +217,7 @@ KIN = {
     "grid-p40-8a": ("GRID P40-8A, 535.129.03, 8192, 6.1\n", 0, "refuse", "for graphics alone"),
     # https://github.com/InternLM/lmdeploy/issues/2414
     "grid-v100d-32c": ("GRID V100D-32C, 535.129.03, 32768, 7.0\n", 0, "accept", "GRID V100D-32C"),
+    "capability-by-name": ("GRID T4-16Q, 535.183.06, [N/A], [N/A]\n", 0, "accept", "by its name it is 7.5"),
     # https://github.com/sgl-project/sglang/issues/27487: the header says KMD Version now, the query is as it was
     "b200-610": ("NVIDIA B200, 610.43.02, 183359, 10.0\n", 0, "refuse", "no code for compute capability 10.0"),
     # https://github.com/gkyle/startrails/pull/18
@@ -228,6 +229,14 @@ KIN = {
         "is not recognized",
     ),
 }
+
+
+def test_an_old_driver_says_why_without_compute_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first answer is about the field, whatever else is wrong: https://github.com/NVIDIA/nvidia-docker/issues/464"""
+    answers = ['Field "compute_cap" is not a valid field to query.\n', "[Unknown Error], 375.26, 11172\n"]
+    case = Case("old", "x86_64", 2, "print", {}, "refuse", dict(zip(gpu_questions.FIELDS, answers, strict=True)))
+    found = decide_for(case, tmp_path / "bin", monkeypatch).refusal
+    assert found and "the card is lost" in found.what and "valid field" not in found.what
 
 
 @pytest.mark.parametrize("name", KIN)
