@@ -29,6 +29,7 @@ from colab_local.install.gpu_answers import (
 
 WITHOUT = "; --cpu goes without a GPU, --gpu --no-gpu-check builds an image without one"
 CPU = "python3 bootstrap.py --cpu"
+NVIDIA_PRIME = "sudo prime-select nvidia && sudo reboot"
 DRIVERS = "https://www.nvidia.com/drivers"
 
 
@@ -171,33 +172,19 @@ def no_device(said: str, situation: Situation) -> Failure:
     if situation.new_cards_only and series and not situation.open_module:
         words = f"this card needs NVIDIA's open kernel modules ({said}): the others are loaded, which don't know it"
         return _plain(words, _package(f"nvidia-driver-{series[0]}-open", situation))
+    words = f"the NVIDIA driver finds no card ({said}): "
     if situation.container:
-        words = (
-            f"this container was given no GPU ({said}): it is started with --gpus all (NVIDIA_VISIBLE_DEVICES=all)"
-        )
-        return _plain(words + ", unless the host's driver finds none, too", CPU)
-    if _unseen(situation):
-        return switched_off(said, situation)
-    words = f"the NVIDIA driver finds no card ({said}): the kernel's log says why (lines with NVRM)"
+        words += "this container was given none (it is started with --gpus all, NVIDIA_VISIBLE_DEVICES=all), or the "
+        return _plain(words + "host's kernel log says why (dmesg | grep NVRM)", CPU)
+    words += "the kernel's log says why (lines with NVRM)"
+    if situation.prime_select and set(situation.vendors) != {"nvidia"}:
+        return _plain(words + "; a laptop may have it switched off", NVIDIA_PRIME)
     return _plain(words, "sudo dmesg | grep NVRM")
 
 
 def _package(name: str, situation: Situation) -> str:
     """Return the command that installs one of Ubuntu's drivers, where there are such; else what works without."""
     return f"sudo apt install {name}" if situation.ubuntu_drivers else CPU
-
-
-def _unseen(situation: Situation) -> bool:
-    """Return whether the kernel sees no NVIDIA card; prime-select takes a laptop's away."""
-    return situation.no_card or (situation.prime_select and "nvidia" not in situation.vendors)
-
-
-def switched_off(said: str, situation: Situation) -> Failure:
-    """Return the failure of a machine with NVIDIA's programs, whose kernel sees no NVIDIA card."""
-    words = f"the kernel sees no NVIDIA card ({said}): "
-    if situation.prime_select:
-        return _plain(words + "a laptop may have it switched off", "sudo prime-select nvidia && sudo reboot")
-    return _plain(words + "this machine has none, or it is switched off (in the firmware, or by the cloud)", CPU)
 
 
 def not_loaded(said: str, situation: Situation) -> Failure:
@@ -207,8 +194,10 @@ def not_loaded(said: str, situation: Situation) -> Failure:
     words = f"the NVIDIA kernel module is not loaded ({said}): "
     if situation.container:
         return _plain(words + "in a container it is the host's, start the driver there", CPU)
-    if _unseen(situation):  # https://github.com/canonical/nvidia-prime/issues/20
-        return switched_off(said, situation)
+    if situation.no_card and situation.prime_select:  # https://github.com/canonical/nvidia-prime/issues/20
+        return _plain(words + "the kernel sees no NVIDIA card; a laptop may have it switched off", NVIDIA_PRIME)
+    if situation.no_card:  # https://github.com/NVIDIA/DIGITS/issues/1628
+        words += "the kernel sees no NVIDIA card, so there is none here, or it is switched off; else "
     if situation.nouveau:
         return _plain(words + "nouveau has the card; install NVIDIA's driver and reboot", _install(situation))
     if situation.secure_boot:

@@ -314,6 +314,13 @@ SITUATIONS = {  # the same answer means another thing in a container, under WSL,
         "a laptop may have it switched off",
         "sudo prime-select nvidia && sudo reboot",
     ),
+    # https://github.com/JackHack96/dell-xps-9570-ubuntu-respin/issues/125: switched off, and still listed
+    "laptop-listed": (
+        "no-devices",
+        Situation(prime_select=True, vendors=("intel", "nvidia")),
+        "switched off",
+        "sudo prime-select nvidia && sudo reboot",
+    ),
     "desktop-with-prime": (
         "no-devices",
         Situation(prime_select=True, vendors=("nvidia",)),
@@ -321,7 +328,7 @@ SITUATIONS = {  # the same answer means another thing in a container, under WSL,
         "sudo dmesg | grep NVRM",
     ),
     # https://github.com/NVIDIA/DIGITS/issues/1628: a cloud's machine that came back without its card
-    "no-card": ("cant-communicate", Situation(no_card=True), "the kernel sees no NVIDIA card", gpu_reasons.CPU),
+    "no-card": ("cant-communicate", Situation(no_card=True), "the kernel sees no NVIDIA card", "sudo reboot"),
     # https://github.com/zzzhouuu/truenas-nvidia-drivers/issues/20
     "pascal-open-module": (
         "no-devices",
@@ -343,7 +350,7 @@ SITUATIONS = {  # the same answer means another thing in a container, under WSL,
         "finds no card",
         "sudo dmesg | grep NVRM",
     ),
-    "container-no-devices": ("no-devices", Situation(container=True), "was given no GPU", gpu_reasons.CPU),
+    "container-no-devices": ("no-devices", Situation(container=True), "container was given none", gpu_reasons.CPU),
     "wsl-no-devices": (
         "no-devices",
         Situation(wsl=True, no_card=True),
