@@ -163,7 +163,22 @@ def parse_nvidia_smi(text: str) -> list[Gpu]:
         if driver or (capability and UNTOLD.fullmatch(fields[1])):
             memory = int(number(fields[2])[0]) if number(fields[2]) else 0
             gpus.append(Gpu(fields[0], driver, capability, memory))
-    return gpus
+    return gpus or parse_table(text)
+
+
+def parse_table(text: str) -> list[Gpu]:
+    """Return the GPUs in nvidia-smi's table, which a wrapper around it prints whatever it is asked for.
+
+    The driver's version is called KMD Version from 610 on; long names end in dots before 530.
+    """
+    head = re.search(r"NVIDIA-SMI.*(?:Driver|KMD) Version: *(\d+\.\d+(?:\.\d+)?)", text)
+    rows = re.findall(r"(?m)^\| +\d+ +([A-Z]\w.*?) +(?:On|Off|N/A|WDDM|TCC|MCDM) *\| +[\dA-Fa-f]{4,8}:.*\n(.*)", text)
+    memory = [re.search(r"/ *(\d+)MiB", second) for _, second in rows]
+    return [
+        Gpu(name, head.group(1), "", int(found.group(1)) if found else 0)
+        for (name, _), found in zip(rows, memory)
+        if head and name != "ERR!"
+    ]
 
 
 def read_modes(text: str) -> tuple[bool, bool]:

@@ -218,6 +218,35 @@ KIN = {
     # https://github.com/InternLM/lmdeploy/issues/2414
     "grid-v100d-32c": ("GRID V100D-32C, 535.129.03, 32768, 7.0\n", 0, "accept", "GRID V100D-32C"),
     "capability-by-name": ("GRID T4-16Q, 535.183.06, [N/A], [N/A]\n", 0, "accept", "by its name it is 7.5"),
+    # https://github.com/NVIDIA/nvidia-docker/issues/393: a wrapper that prints the table, whatever it is asked
+    "table-k80": (
+        "| NVIDIA-SMI 361.21     Driver Version: 361.21         |\n"
+        "| GPU  Name        Persistence-M| Bus-Id        Disp.A | Volatile Uncorr. ECC |\n"
+        "|   0  Tesla K80           On   | 0000:04:00.0     Off |                    0 |\n"
+        "| N/A   32C    P8    28W / 149W |     22MiB / 11519MiB |      0%   E. Process |\n",
+        0,
+        "refuse",
+        "the last one for it is 470",
+    ),
+    # https://github.com/ethanwharris/gnome-nvidia-extension/pull/221
+    "table-3080": (
+        "| NVIDIA-SMI 580.95.05              Driver Version: 580.95.05      CUDA Version: 13.0     |\r\n"
+        "| GPU  Name                 Persistence-M | Bus-Id          Disp.A | Volatile Uncorr. ECC |\r\n"
+        "|   0  NVIDIA GeForce RTX 3080        Off |   00000000:09:00.0  On |                  N/A |\r\n"
+        "| 50%   41C    P8             25W /  320W |   18307MiB /  20480MiB |     31%      Default |\r\n"
+        "|    0   N/A  N/A            1676      G   /usr/lib/xorg/Xorg                       25MiB |\r\n",
+        0,
+        "accept",
+        "NVIDIA GeForce RTX 3080, driver 580.95.05",
+    ),
+    "table-b200-610": (
+        "| NVIDIA-SMI 610.43.02              KMD Version: 610.43.02     CUDA UMD Version: 13.3     |\n"
+        "|   0  NVIDIA B200                    On  |   00000000:63:00.0 Off |                    0 |\n"
+        "| N/A   26C    P0            139W / 1000W |       0MiB / 183359MiB |      0%      Default |\n",
+        0,
+        "accept",
+        "seems to be compute capability 10.0 of NVIDIA B200",
+    ),
     # https://github.com/sgl-project/sglang/issues/27487: the header says KMD Version now, the query is as it was
     "b200-610": ("NVIDIA B200, 610.43.02, 183359, 10.0\n", 0, "refuse", "no code for compute capability 10.0"),
     # https://github.com/gkyle/startrails/pull/18
