@@ -20,6 +20,7 @@ from colab_local.install.gpu_answers import (
     NEWER_PTX,
     NO_CODE,
     NO_JIT,
+    NOT_SUPPORTED,
     OUT_OF_MEMORY,
     DriverAnswer,
     Gpu,
@@ -29,6 +30,7 @@ from colab_local.install.gpu_answers import (
     capability_by_name,
     hides_all,
     number,
+    without_cuda,
 )
 from colab_local.install.gpu_reasons import CPU
 
@@ -57,13 +59,15 @@ class Verdict:
 
     gpu: Gpu
     usable: bool = True
-    reason: str = ""  # old-card, no-code, old-driver, no-jit, busy, broken
+    reason: str = ""  # old-card, no-code, no-cuda, old-driver, no-jit, busy, broken
     words: str = ""
     note: str = ""
 
 
 def judge(gpu: Gpu, needs: Mapping[str, Need], cuda: str) -> Verdict:
     """Return what holds for a card; cuda: what libcuda said it runs, "" if it was not asked."""
+    if not cuda and without_cuda(gpu.name):
+        return Verdict(gpu, False, "no-cuda", gpu_reasons.graphics_alone(gpu.name))
     answered = gpu.compute_capability
     capability = answered or capability_by_name(gpu.name)
     shown = f"{gpu.name} ({capability})" if answered else gpu.name
@@ -92,7 +96,8 @@ def judge(gpu: Gpu, needs: Mapping[str, Need], cuda: str) -> Verdict:
     if not cuda and gpu.driver and number(gpu.driver) < number(need.driver):
         words = f"the NVIDIA driver is too old for {shown} (found {gpu.driver}, need {need.driver} or newer)"
         return Verdict(gpu, False, "old-driver", words + _last_series(capability))
-    return _judge_context(gpu, shown, need, not answered)
+    guess = f"by its name it is {capability}" if capability else "it may be too old or too new"
+    return _judge_context(gpu, shown, need, "" if answered else guess)
 
 
 def _last_series(capability: str) -> str:
@@ -100,8 +105,11 @@ def _last_series(capability: str) -> str:
     return f"; NVIDIA's last series for this card is {last}" if last == "580" else ""
 
 
-def _judge_context(gpu: Gpu, shown: str, need: Need, guessed: bool) -> Verdict:
-    """Return what holds for a card whose capability and driver are fine: did it give a context, did it take PTX?"""
+def _judge_context(gpu: Gpu, shown: str, need: Need, guess: str) -> Verdict:
+    """Return what holds for a card whose capability and driver are fine: did it give a context, did it take PTX?
+
+    guess: what to say of a capability that was not told.
+    """
     if gpu.ptx in (NEWER_PTX, BAD_PTX, NO_CODE):
         words = f"the driver does not take the packages' code for {shown} (PTX {need.ptx}, CUDA error {gpu.ptx})"
         return Verdict(gpu, False, "old-driver", words + f"; need driver {need.driver} or newer")
@@ -110,12 +118,17 @@ def _judge_context(gpu: Gpu, shown: str, need: Need, guessed: bool) -> Verdict:
         return Verdict(gpu, False, "no-jit", words)
     if gpu.context in (OUT_OF_MEMORY, BUSY, BAD_DEVICE):
         return Verdict(gpu, note=f"{shown} is taken by another program now: nothing can run on it until that ends")
+    if gpu.context == NOT_SUPPORTED:  # https://github.com/tensorflow/tensorflow/issues/23820
+        words = (
+            f"{shown} lets no program compute (CUDA error {gpu.context}): a virtual GPU's profile or host forbids it"
+        )
+        return Verdict(gpu, False, "no-cuda", words)
     if gpu.context > 0:
         words = f"{shown} does not work (CUDA error {gpu.context} when a context is made)"
         return Verdict(gpu, False, "broken", words)
     notes = [need.note] if need.note else []
-    if guessed:
-        notes.append(f"nvidia-smi does not tell the compute capability of {gpu.name}: it may be too old or too new")
+    if guess:
+        notes.append(f"nvidia-smi does not tell the compute capability of {gpu.name}: {guess}")
     if 0 < gpu.memory_mib < SIZE_TOO_SMALL_MIB:
         notes.append(f"{gpu.name} has {gpu.memory_mib} MiB: enough for small networks alone")
     elif 0 <= gpu.free_mib < min(SIZE_TOO_SMALL_MIB, gpu.memory_mib):
@@ -150,6 +163,8 @@ def decide(
         )
     if not gpus:
         return _refused(gpu_reasons.smi_failure(smi, situation))
+    if smi.prohibited:
+        return _refused(gpu_reasons.prohibited(gpus[0], situation))
     verdicts = [judge(gpu, needs, driver.cuda) for gpu in gpus]
     cards = tuple(card_document(verdict) for verdict in verdicts)
     usable = [verdict for verdict in verdicts if verdict.usable]

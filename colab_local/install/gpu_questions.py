@@ -24,15 +24,16 @@ from typing import IO, Any, Callable, Mapping, Sequence
 from colab_local.base.terminal import Screen
 from colab_local.install import gpu, gpu_answers
 from colab_local.install.gpu import Decision
-from colab_local.install.gpu_answers import NO_DEVICE, DriverAnswer, Gpu, Need, Situation, SmiAnswer
+from colab_local.install.gpu_answers import BAD_DEVICE, BUSY, NO_DEVICE, DriverAnswer, Gpu, Need, Situation, SmiAnswer
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIMIT_S = 30.0  # eight cards without nvidia-persistenced take 10 to 20 s to wake up
 FIRST_WORD_S, EVERY_S = 3.0, 5.0
 FIELDS = ("name,driver_version,memory.total,compute_cap", "name,driver_version,memory.total")
+MODES = "mig.mode.current,compute_mode"
 WSL_FOLDER, NIXOS_FOLDER = "/usr/lib/wsl/lib", "/run/opengl-driver/lib"
 VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x8086": "intel"}
-TURING = 0x1E00  # PCI device ids: Turing begins with 1e02, what came before has lower ones
+TURING, BLACKWELL = 0x1E00, 0x2900  # PCI device ids: they begin with 1e02 and 2901, what came before has lower ones
 VIRTUAL_GPU = re.compile(r"^GRID |-\d+[QCAB]$")
 
 
@@ -183,13 +184,19 @@ def ask(
             older = smi_question(program, FIELDS[1])
             wait_for([older], limit_s, say)
             second = read_smi(program, older)
-            cards = second if second.gpus else cards
+            cards = second if second.gpus or "not a valid field" in cards.words else cards
         if any(VIRTUAL_GPU.search(card.name) for card in cards.gpus):
             licence = Question([program, "-q"])
             wait_for([licence], limit_s, say)
             cards = replace(cards, unlicensed=bool(re.search(rb"License Status\s*:\s*Unlicensed", licence.answer())))
-    version = cards.gpus[0].driver if cards.gpus else module_version()
-    return replace(driver, gpus=tuple(replace(card, driver=version) for card in driver.gpus)), cards
+    if cards.gpus and (driver.status == NO_DEVICE or any(card.context in (BUSY, BAD_DEVICE) for card in driver.gpus)):
+        modes = smi_question(program, MODES)
+        wait_for([modes], limit_s, say)
+        mig, prohibited = gpu_answers.read_modes(modes.answer().decode("utf-8", "replace"))
+        cards = replace(cards, mig=mig, prohibited=prohibited)
+    version = next((card.driver for card in cards.gpus if card.driver), "") or module_version()
+    asked, shown = (tuple(replace(card, driver=version) for card in found) for found in (driver.gpus, cards.gpus))
+    return replace(driver, gpus=asked), replace(cards, gpus=shown)
 
 
 def _unhidden(
@@ -240,22 +247,31 @@ def secure_boot(root: Path = Path("/")) -> bool:
 
 
 def in_container(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this is a container: what Docker, Podman, systemd-nspawn, LXC and Kubernetes leave to see."""
-    marks = (root / ".dockerenv", root / "run/.containerenv", root / "run/systemd/container")
-    return "container" in environ or "KUBERNETES_SERVICE_HOST" in environ or any(mark.exists() for mark in marks)
+    """Return whether this is a container: what Docker, Podman, LXC, Apptainer, Kubernetes and systemd leave to see.
+
+    systemd calls WSL a container, too.
+    """
+    marks = (root / ".dockerenv", root / "run/.containerenv", root / ".singularity.d")
+    kinds = {environ.get("container", ""), read_line(root / "run/systemd/container")}
+    return "KUBERNETES_SERVICE_HOST" in environ or bool(kinds - {"", "wsl"}) or any(mark.exists() for mark in marks)
 
 
 def inspect(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Situation:
     """Return what else of this machine explains an answer; root: where the system is, for tests."""
     cards = display_controllers(root)
     nvidia = [device for vendor, device in cards if vendor == "nvidia"]
+    container = in_container(root, environ)
+    wsl = "microsoft" in read_line(root / "proc/sys/kernel/osrelease").lower() or (root / "dev/dxg").exists()
     return Situation(
-        wsl="microsoft" in read_line(root / "proc/sys/kernel/osrelease").lower() or (root / "dev/dxg").exists(),
-        container=in_container(root, environ),
+        wsl=wsl and not container,  # Docker Desktop's containers have WSL's kernel, but none of its programs
+        container=container,
         hostname=platform.node(),
         vendors=tuple(sorted({vendor for vendor, _ in cards})),
+        no_card=not nvidia and any((root / "sys/bus/pci/devices").glob("*")),
         old_cards_only=bool(nvidia) and max(nvidia) < TURING,
+        new_cards_only=bool(nvidia) and min(nvidia) >= BLACKWELL,
         module=module_version(root),
+        open_module="Open Kernel Module" in read_line(root / "proc/driver/nvidia/version"),
         nouveau=(root / "sys/module/nouveau").exists(),
         secure_boot=secure_boot(root),
         ubuntu_drivers=shutil.which("ubuntu-drivers") is not None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Sequence
 
 from colab_local.base.errors import EXIT_MACHINE, Failure
 from colab_local.install.gpu_answers import (
@@ -10,18 +11,25 @@ from colab_local.install.gpu_answers import (
     ECC,
     FABRIC,
     MISMATCH,
+    MPS,
     NO_DEVICE,
+    NOT_INITIALIZED,
     OS_CALL,
+    OUT_OF_MEMORY,
     STUB,
     UNKNOWN,
+    UNLICENSED,
     DriverAnswer,
+    Gpu,
     Situation,
     SmiAnswer,
     number,
+    without_cuda,
 )
 
 WITHOUT = "; --cpu goes without a GPU, --gpu --no-gpu-check builds an image without one"
 CPU = "python3 bootstrap.py --cpu"
+NVIDIA_PRIME = "sudo prime-select nvidia && sudo reboot"
 DRIVERS = "https://www.nvidia.com/drivers"
 
 
@@ -47,38 +55,101 @@ def silent(what: str, situation: Situation) -> Failure:
 def driver_failure(driver: DriverAnswer, smi: SmiAnswer, situation: Situation) -> Failure:
     """Return why libcuda does not start; driver.status: cuInit's answer."""
     status, code = driver.status, f"CUDA error {driver.status}{' ' if driver.status_name else ''}{driver.status_name}"
+    if status in (NO_DEVICE, UNKNOWN, NOT_INITIALIZED) and smi.words and not smi.gpus:
+        return smi_failure(smi, situation)  # its words say more
     if status == NO_DEVICE:
-        if situation.visible is not None:
-            words = f"CUDA_VISIBLE_DEVICES={situation.visible} names no GPU of this machine ({code})"
-            return _plain(words, "unset CUDA_VISIBLE_DEVICES")
-        if smi.gpus:
-            words = f"nvidia-smi shows {smi.gpus[0].name}, but CUDA has no device ({code})"
-            return _plain(words, "ls -l /dev/nvidia*")
-        return smi_failure(smi, situation) if smi.words and not smi.gpus else no_device(code, situation)
+        return without_device(smi.gpus, smi, code, situation) if smi.gpus else no_device(code, situation)
+    if status == NOT_INITIALIZED:
+        return without_hmm(code, situation)
     if status == FABRIC:
         words = f"the cards' NVSwitch is not ready ({code}): the fabric manager must run, in the driver's own version"
-        return _plain(words, "sudo systemctl restart nvidia-fabricmanager")
-    if status in (MISMATCH, COMPAT):
+        words += " (in a confidential VM: nvidia-smi conf-compute -srs 1)"  # NVIDIA/nvtrust#56
+        return _plain(words, CPU if situation.container else "sudo systemctl restart nvidia-fabricmanager")
+    if status == MISMATCH:
         return mismatch(code, situation)
+    if status == COMPAT:
+        return too_new(code, situation)
     if status == STUB:
         words = f"{driver.library} is CUDA's stub, not the driver: LD_LIBRARY_PATH leads to it"
         return _plain(words, "unset LD_LIBRARY_PATH")
     if status == OS_CALL:
-        return _plain(f"this user may not use the GPU's devices ({code})", "ls -l /dev/nvidia*")
+        return forbidden(code, situation)
+    if status in MPS:  # https://github.com/NVIDIA/nvidia-container-toolkit/issues/714
+        words = f"CUDA's service for many processes (MPS) does not answer ({code}); it must run where this runs"
+        return _plain(words, "nvidia-cuda-mps-control -d")
+    if status == OUT_OF_MEMORY:
+        words = f"the NVIDIA driver gets too little memory to start ({code}): this machine's is full, or a limit of"
+        return _plain(f"{words} virtual memory (ulimit -v) is too low", "free -m; ulimit -v")
+    if status == UNLICENSED:
+        return _plain(f"this virtual GPU has no licence ({code})", "nvidia-smi -q | grep -i license")
     if status == UNKNOWN and situation.wsl:
         return blocked(code)
     if status == UNKNOWN:
-        words = f"the NVIDIA driver is in a bad state ({code}), after a suspend say"
-        reload = "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm"
+        words = f"the NVIDIA driver is in a bad state ({code}), after a suspend say, or nvidia_uvm is not loaded"
+        reload = "sudo rmmod nvidia_uvm; sudo modprobe nvidia_uvm"
         return restart(words, situation) if situation.container else _plain(words, reload)
     if status == ECC:
         return restart(f"a card's memory has an error that can't be corrected ({code}) and needs a reset", situation)
     return restart(f"the NVIDIA driver does not start ({code})", situation)
 
 
+def without_device(gpus: Sequence[Gpu], smi: SmiAnswer, code: str, situation: Situation) -> Failure:
+    """Return why CUDA has no device though nvidia-smi shows cards."""
+    if all(without_cuda(gpu.name) for gpu in gpus):
+        return _plain(f"{graphics_alone(gpus[0].name)} ({code})", CPU)
+    words = f"nvidia-smi shows {gpus[0].name}, but CUDA has no device ({code})"
+    if smi.mig:  # https://github.com/wilicc/gpu-burn/issues/36
+        words += ": the card is split into instances (MIG), and none is there, or none for this user"
+        return _plain(words, CPU if situation.container else "sudo nvidia-smi mig -cgi 0 -C")
+    return _plain(words, "ls -l /dev/nvidia*")
+
+
+def graphics_alone(name: str) -> str:
+    """Return what is wrong with a virtual GPU of this name."""
+    return f"{name} is a virtual GPU for graphics alone: CUDA needs a profile that ends in Q or C"
+
+
+def prohibited(gpu: Gpu, situation: Situation) -> Failure:
+    """Return the failure of cards whose compute mode forbids CUDA."""
+    words = f"the compute mode of {gpu.name} forbids every program to compute on it (Prohibited)"
+    return _plain(words, CPU if situation.container else "sudo nvidia-smi -c DEFAULT")
+
+
+def without_hmm(code: str, situation: Situation) -> Failure:
+    """Return the failure of a driver that does not start beside some kernels: a known fault of nvidia_uvm.
+
+    https://github.com/NVIDIA/open-gpu-kernel-modules/issues/901 and 947
+    """
+    words = (
+        f"the NVIDIA driver does not start ({code}): on many kernels a setting of its module nvidia_uvm cures it, "
+    )
+    words += "uvm_disable_hmm=1"
+    if situation.wsl:
+        return restart(f"the NVIDIA driver does not start ({code})", situation)
+    if situation.container:
+        return _plain(words + " (on the host)", CPU)
+    setting = "echo options nvidia_uvm uvm_disable_hmm=1 | sudo tee /etc/modprobe.d/nvidia-uvm.conf"
+    return _plain(words, f"{setting} && sudo reboot")
+
+
+def too_new(code: str, situation: Situation) -> Failure:
+    """Return the failure of a libcuda that is newer than the kernel module, on a card that does not take that."""
+    if not situation.container:
+        words = "the NVIDIA driver was updated under the running kernel module, or LD_LIBRARY_PATH leads to a newer"
+        return restart(f"{words} libcuda, cuda-compat's ({code})", situation)
+    # https://github.com/NVIDIA/nvidia-docker/issues/1515
+    words = f"this container's libcuda is newer than the host's driver, which this card does not take ({code}): "
+    return _plain(words + "update the driver on the host, or leave the image's cuda-compat out", CPU)
+
+
 def mismatch(said: str, situation: Situation) -> Failure:
     """Return the failure of a driver whose library and kernel module are of two versions."""
-    return restart(f"the NVIDIA driver was updated under the running kernel module ({said})", situation)
+    words = "the NVIDIA driver was updated under the running kernel module"
+    if situation.wsl:
+        words = "Windows' NVIDIA driver was updated under the running WSL, or a Linux driver is installed inside it"
+    elif situation.container:  # https://github.com/NVIDIA/libnvidia-container/issues/266
+        words += ", or the image brings libraries of another driver than the host's"
+    return restart(f"{words} ({said})", situation)
 
 
 def blocked(said: str) -> Failure:
@@ -89,13 +160,31 @@ def blocked(said: str) -> Failure:
 
 def no_device(said: str, situation: Situation) -> Failure:
     """Return the failure of a driver that finds no card."""
-    if situation.old_cards_only and number(situation.module)[:1] >= (590,):
+    if situation.wsl:
+        return blocked(said)
+    series = number(situation.module)[:1]
+    if situation.old_cards_only and series >= (590,):
         words = f"driver {situation.module} does not serve this card ({said}): NVIDIA's last series for it is 580"
-        return _plain(words, "sudo apt install nvidia-driver-580" if situation.ubuntu_drivers else CPU)
-    words = f"the NVIDIA driver finds no card ({said}): the kernel's log says why (lines with NVRM)"
-    if situation.prime_select:
-        return _plain(words + "; a laptop may have it switched off", "sudo prime-select nvidia && sudo reboot")
+        return _plain(words, _package("nvidia-driver-580", situation))
+    if situation.old_cards_only and situation.open_module:
+        words = f"NVIDIA's open kernel modules don't serve this card ({said}): they begin with Turing (RTX 20xx); "
+        return _plain(words + "older cards need the others, of driver 580", _package("nvidia-driver-580", situation))
+    if situation.new_cards_only and series and not situation.open_module:
+        words = f"this card needs NVIDIA's open kernel modules ({said}): the others are loaded, which don't know it"
+        return _plain(words, _package(f"nvidia-driver-{series[0]}-open", situation))
+    words = f"the NVIDIA driver finds no card ({said}): "
+    if situation.container:
+        words += "this container was given none (it is started with --gpus all, NVIDIA_VISIBLE_DEVICES=all), or the "
+        return _plain(words + "host's kernel log says why (dmesg | grep NVRM)", CPU)
+    words += "the kernel's log says why (lines with NVRM)"
+    if situation.prime_select and set(situation.vendors) != {"nvidia"}:
+        return _plain(words + "; a laptop may have it switched off", NVIDIA_PRIME)
     return _plain(words, "sudo dmesg | grep NVRM")
+
+
+def _package(name: str, situation: Situation) -> str:
+    """Return the command that installs one of Ubuntu's drivers, where there are such; else what works without."""
+    return f"sudo apt install {name}" if situation.ubuntu_drivers else CPU
 
 
 def not_loaded(said: str, situation: Situation) -> Failure:
@@ -105,6 +194,10 @@ def not_loaded(said: str, situation: Situation) -> Failure:
     words = f"the NVIDIA kernel module is not loaded ({said}): "
     if situation.container:
         return _plain(words + "in a container it is the host's, start the driver there", CPU)
+    if situation.no_card and situation.prime_select:  # https://github.com/canonical/nvidia-prime/issues/20
+        return _plain(words + "the kernel sees no NVIDIA card; a laptop may have it switched off", NVIDIA_PRIME)
+    if situation.no_card:  # https://github.com/NVIDIA/DIGITS/issues/1628
+        words += "the kernel sees no NVIDIA card, so there is none here, or it is switched off; else "
     if situation.nouveau:
         return _plain(words + "nouveau has the card; install NVIDIA's driver and reboot", _install(situation))
     if situation.secure_boot:
@@ -115,11 +208,32 @@ def not_loaded(said: str, situation: Situation) -> Failure:
     return _plain(words, "sudo reboot")
 
 
-SMI_SAYS = (
+def forbidden(said: str, situation: Situation) -> Failure:
+    """Return the failure of a user who may not open the GPU's devices."""
+    words = f"this user may not use the GPU's devices ({said})"
+    if situation.container:  # https://github.com/NVIDIA/nvidia-container-toolkit/issues/268
+        words += "; Podman gives them with --security-opt=label=disable"
+    return _plain(words, "ls -l /dev/nvidia*")
+
+
+def two_versions(said: str, situation: Situation) -> Failure:
+    """Return the failure of an nvidia-smi beside another driver's library."""
+    if situation.wsl:
+        return blocked(said)
+    words = f"nvidia-smi and the driver's library beside it are of two versions ({said}): "
+    if situation.container:
+        return _plain(words + "the image must not bring its own", CPU)
+    return _plain(words + "install the driver again", _install(situation))
+
+
+SMI_SAYS = (  # the first that fits: without permission nvidia-smi says, too, that it can't communicate
+    (r"Insufficient Permission|/dev/nvidia.*Permission denied", forbidden),
     (r"version mismatch", mismatch),
+    (r"Function Not Found", two_versions),  # https://github.com/NVIDIA/nvidia-docker/issues/584
     (r"blocked by the operating system", lambda said, _: blocked(said)),
     (r"couldn't communicate|could not communicate|Driver Not Loaded|driver is not loaded", not_loaded),
-    (r"No devices? (were|was)? ?found", no_device),
+    # The open modules find a Volta, but don't serve it: https://github.com/NVIDIA/open-gpu-kernel-modules/issues/259
+    (r"No devices? (were|was)? ?found|device handle.*: Not Found", no_device),
 )
 
 
@@ -140,15 +254,22 @@ def smi_failure(smi: SmiAnswer, situation: Situation) -> Failure:
     if "libnvidia-ml" in smi.words:
         return incomplete(said, situation)
     if re.search(r"permission", smi.words, re.IGNORECASE):
-        return _plain(f"this user may not use the GPU's devices ({said})", "ls -l /dev/nvidia*")
+        return forbidden(said, situation)
+    if "External Power" in smi.words:
+        return _plain(f"the card's power cables are not plugged in ({said})", CPU)
     if "Unknown Error" in smi.words:
         lost = "this container has lost its GPU" if situation.container else "the NVIDIA driver is in a bad state"
-        return restart(f"{lost} ({said})" + ("" if situation.container else "; a container must restart"), situation)
+        hint = "; a container must restart" if not situation.container and not situation.wsl else ""
+        return restart(f"{lost} ({said}){hint}", situation)
+    if situation.wsl:  # https://github.com/microsoft/WSL/issues/11755: "Failed to initialize NVML: N/A"
+        return blocked(said)
     return _plain(f"no NVIDIA GPU can be used ({said})", CPU)
 
 
 def incomplete(said: str, situation: Situation) -> Failure:
     """Return the failure of nvidia-smi without the driver's libraries."""
+    if situation.wsl:
+        return blocked(said)
     words = f"the NVIDIA driver's libraries are missing ({said}); a container gets them with --gpus all"
     return _plain(words, CPU if situation.container else _install(situation))
 
@@ -164,7 +285,8 @@ def absent(situation: Situation) -> Failure:
     if "nvidia" not in vendors and "intel" in vendors:
         return _plain(f"{words}, and the GPU here is Intel's: these packages are for NVIDIA's alone", CPU)
     if situation.container:
-        words += "; a container sees the GPU when it is started with --gpus all (NVIDIA Container Toolkit)"
+        words += "; a container sees the GPU when it is started with --gpus all (NVIDIA Container Toolkit), "
+        words += "Apptainer's with --nv"
         return _plain(words, CPU)
     if "nvidia" in vendors:
         words += ", though an NVIDIA card is here" + (" and nouveau has it" if situation.nouveau else "")
@@ -189,6 +311,8 @@ def newer_driver(words: str, situation: Situation) -> Failure:
 
 def whole_driver(situation: Situation) -> str:
     """Return what brings a missing library of the driver."""
+    if situation.wsl:
+        return "Windows' own NVIDIA driver brings it, no Linux driver inside WSL; update it and `wsl.exe --shutdown`"
     if situation.container:
         return "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
     return "install the whole driver (Debian, Ubuntu: libnvidia-compute)"

@@ -69,13 +69,20 @@ STATUS = {
     "804": ("updated under the running kernel module", "sudo reboot"),
     "999": (
         "in a bad state (CUDA error 999 CUDA_ERROR_UNKNOWN)",
-        "sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm",
+        "sudo rmmod nvidia_uvm; sudo modprobe nvidia_uvm",
     ),
     "304": ("may not use the GPU's devices", "ls -l /dev/nvidia*"),
     "100": ("finds no card", "sudo dmesg | grep NVRM"),
     "34": ("is CUDA's stub", "unset LD_LIBRARY_PATH"),
     "214": ("can't be corrected", "sudo reboot"),
-    "3": ("does not start (CUDA error 3", "sudo reboot"),
+    "3": (
+        "does not start (CUDA error 3",
+        "echo options nvidia_uvm uvm_disable_hmm=1 | sudo tee /etc/modprobe.d/nvidia-uvm.conf && sudo reboot",
+    ),
+    "805": ("MPS", "nvidia-cuda-mps-control -d"),
+    "2": ("ulimit -v", "free -m; ulimit -v"),
+    "102": ("no licence", "nvidia-smi -q | grep -i license"),
+    "719": ("does not start (CUDA error 719", "sudo reboot"),
 }
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from colab_local.install import gpu, gpu_questions, gpu_reasons
-from colab_local.install.gpu_answers import DriverAnswer, Gpu, Need, Situation, SmiAnswer, hides_all, read_needs
+from colab_local.install.gpu_answers import (
+    DriverAnswer,
+    Gpu,
+    Need,
+    Situation,
+    SmiAnswer,
+    capability_by_name,
+    hides_all,
+    read_needs,
+)
 from colab_local.install.lockfiles import read_index
 from tests.conftest import REPO
 from tests.support.gpu_machines import Case, cases, make_nvidia_smi
@@ -116,6 +125,39 @@ KIN = {
         "accept",
         "1 more card is lost",
     ),
+    # https://github.com/NVIDIA/dcgm-exporter/issues/319: the driver's version is told for a lost card, too
+    "one-that-tells-no-name": (
+        "NVIDIA A10G, 535.161.08, 23028, 8.6\nERR!, 535.161.08, ERR!, ERR!\n",
+        0,
+        "accept",
+        "1 more card is lost",
+    ),
+    "lost-with-its-driver": ("[GPU is lost], 535.161.08, [GPU is lost], [GPU is lost]\n", 15, "refuse", "is lost"),
+    "lost-with-its-name": ("NVIDIA A10G, 535.161.08, [GPU is lost], [GPU is lost]\n", 15, "refuse", "is lost"),
+    "reset-with-its-name": (
+        "NVIDIA A10G, 535.161.08, 23028, 8.6\nNVIDIA A10G, 535.161.08, [GPU requires reset], [GPU requires reset]\n",
+        15,
+        "accept",
+        "1 more card is lost",
+    ),
+    # https://github.com/NVIDIA/nvidia-docker/issues/464
+    "unknown-error-for-a-name": ("[Unknown Error], 535.54.03, 11172, [Unknown Error]\n", 0, "refuse", "is lost"),
+    # https://github.com/jamesstringer90/Easy-GPU-PV/issues/276
+    "detect-the-handle": (
+        "Unable to detect the device handle for GPU0000:B1:00.0: Unknown Error\n",
+        255,
+        "refuse",
+        "is lost",
+    ),
+    # https://github.com/AlexeyAB/darknet/issues/86
+    "handle-in-two-lines": (
+        "Unable to determine the device handle for GPU 0000:03:00.0: GPU is lost.  Reboot\n"
+        " the system to recover this GPU\n",
+        15,
+        "refuse",
+        "is lost",
+    ),
+    "no-version": ("NVIDIA GeForce RTX 3060, [N/A], 12288, 8.6\n", 0, "accept", "compute capability 8.6"),
     "just-too-old": ("Tesla T4, 525.60.11, 15360, 7.5\n", 0, "refuse", "found 525.60.11, need 525.60.13"),
     "h100-just-new-enough": ("NVIDIA H100 80GB HBM3, 555.42.02, 81559, 9.0\n", 0, "accept", "H100"),
     "h200": ("NVIDIA H200, 550.54.15, 143771, 9.0\n", 0, "refuse", "need 555.42.02 or newer"),
@@ -151,6 +193,64 @@ KIN = {
     "not-loaded": ("Failed to initialize NVML: Driver Not Loaded\n", 9, "refuse", "module is not loaded"),
     "nothing": ("", 0, "refuse", "nvidia-smi says: nothing"),
     "killed": ("", 139, "refuse", "nvidia-smi says: nothing"),
+    # https://github.com/wutzebaer/tensorflow-5090/issues/1: the name alone looks like an RTX 5090's kin
+    "quadro-rtx5000": ("Quadro RTX 5000, 440.64, 16125\n", 0, "refuse", "driver is too old for Quadro RTX 5000"),
+    # https://github.com/akash-network/provider-configs/pull/12
+    "quadro-rtx4000": ("Quadro RTX 4000, 535.129.03, 8192, [N/A]\n", 0, "accept", "Quadro RTX 4000"),
+    # https://github.com/tensorflow/tensorflow/issues/36853: Maxwell's, not Pascal's
+    "gtx-titan-x": ("GeForce GTX TITAN X, 440.82, 12212\n", 0, "refuse", "no newer driver helps"),
+    # https://github.com/tensorflow/tensorflow/issues/8352
+    "titan-x-pascal": ("TITAN X (Pascal), 375.26, 12189\n", 0, "refuse", "last series for this card is 580"),
+    # https://github.com/NVIDIA/nvidia-docker/issues/688
+    "quadro-m1000m": ("Quadro M1000M, 375.82, 1994\n", 0, "refuse", "no newer driver helps"),
+    # https://github.com/cloud-hypervisor/cloud-hypervisor/issues/4353: Maxwell with a Kepler's letter
+    "quadro-k620": ("Quadro K620, 515.48.07, 2000, [N/A]\n", 0, "refuse", "capability 5.0 of Quadro K620"),
+    # https://github.com/1Panel-dev/1Panel/issues/9504
+    "geforce-410m": ("GeForce 410M, 390.157, 963\n", 0, "refuse", "no newer driver helps"),
+    # https://github.com/CFSworks/nvml_fix/issues/36: Kepler beside the 930M, which is Maxwell
+    "geforce-920m": ("GeForce 920M, 418.152.00, 2004\n", 0, "refuse", "the last one for it is 470"),
+    # https://github.com/tutulino/Megaminer/issues/235
+    "not-supported": ("GeForce GTX 770, 390.77, [Not Supported]\n", 0, "refuse", "the last one for it is 470"),
+    # https://github.com/dartraiden/NVIDIA-patcher/issues/73
+    "cmp-170hx": ("NVIDIA CMP 170HX, 580.95.05, 8192, [N/A]\n", 0, "accept", "NVIDIA CMP 170HX"),
+    # https://github.com/DualCoder/vgpu_unlock/issues/70: NVIDIA's list says "CUDA enabled: 0x0"
+    "grid-p40-8a": ("GRID P40-8A, 535.129.03, 8192, 6.1\n", 0, "refuse", "for graphics alone"),
+    # https://github.com/InternLM/lmdeploy/issues/2414
+    "grid-v100d-32c": ("GRID V100D-32C, 535.129.03, 32768, 7.0\n", 0, "accept", "GRID V100D-32C"),
+    "capability-by-name": ("GRID T4-16Q, 535.183.06, [N/A], [N/A]\n", 0, "accept", "by its name it is 7.5"),
+    # https://github.com/NVIDIA/nvidia-docker/issues/393: a wrapper that prints the table, whatever it is asked
+    "table-k80": (
+        "| NVIDIA-SMI 361.21     Driver Version: 361.21         |\n"
+        "| GPU  Name        Persistence-M| Bus-Id        Disp.A | Volatile Uncorr. ECC |\n"
+        "|   0  Tesla K80           On   | 0000:04:00.0     Off |                    0 |\n"
+        "| N/A   32C    P8    28W / 149W |     22MiB / 11519MiB |      0%   E. Process |\n",
+        0,
+        "refuse",
+        "the last one for it is 470",
+    ),
+    # https://github.com/ethanwharris/gnome-nvidia-extension/pull/221
+    "table-3080": (
+        "| NVIDIA-SMI 580.95.05              Driver Version: 580.95.05      CUDA Version: 13.0     |\r\n"
+        "| GPU  Name                 Persistence-M | Bus-Id          Disp.A | Volatile Uncorr. ECC |\r\n"
+        "|   0  NVIDIA GeForce RTX 3080        Off |   00000000:09:00.0  On |                  N/A |\r\n"
+        "| 50%   41C    P8             25W /  320W |   18307MiB /  20480MiB |     31%      Default |\r\n"
+        "|    0   N/A  N/A            1676      G   /usr/lib/xorg/Xorg                       25MiB |\r\n",
+        0,
+        "accept",
+        "NVIDIA GeForce RTX 3080, driver 580.95.05",
+    ),
+    "table-b200-610": (
+        "| NVIDIA-SMI 610.43.02              KMD Version: 610.43.02     CUDA UMD Version: 13.3     |\n"
+        "|   0  NVIDIA B200                    On  |   00000000:63:00.0 Off |                    0 |\n"
+        "| N/A   26C    P0            139W / 1000W |       0MiB / 183359MiB |      0%      Default |\n",
+        0,
+        "accept",
+        "seems to be compute capability 10.0 of NVIDIA B200",
+    ),
+    # https://github.com/sgl-project/sglang/issues/27487: the header says KMD Version now, the query is as it was
+    "b200-610": ("NVIDIA B200, 610.43.02, 183359, 10.0\n", 0, "refuse", "no code for compute capability 10.0"),
+    # https://github.com/gkyle/startrails/pull/18
+    "ada-610": ("NVIDIA GeForce RTX 4070, 610.47, 12282, 8.9\r\n", 0, "accept", "driver 610.47"),
     "help-text": (
         "Option --query-gpu is not recognized. Please run 'nvidia-smi -h'.\n",
         1,
@@ -158,6 +258,14 @@ KIN = {
         "is not recognized",
     ),
 }
+
+
+def test_an_old_driver_says_why_without_compute_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first answer is about the field, whatever else is wrong: https://github.com/NVIDIA/nvidia-docker/issues/464"""
+    answers = ['Field "compute_cap" is not a valid field to query.\n', "[Unknown Error], 375.26, 11172\n"]
+    case = Case("old", "x86_64", 2, "print", {}, "refuse", dict(zip(gpu_questions.FIELDS, answers, strict=True)))
+    found = decide_for(case, tmp_path / "bin", monkeypatch).refusal
+    assert found and "the card is lost" in found.what and "valid field" not in found.what
 
 
 @pytest.mark.parametrize("name", KIN)
@@ -228,6 +336,60 @@ SITUATIONS = {  # the same answer means another thing in a container, under WSL,
         "this container has lost its GPU",
         gpu_reasons.CPU,
     ),
+    # https://github.com/canonical/nvidia-prime/issues/20
+    "laptop-not-loaded": (
+        "cant-communicate",
+        Situation(prime_select=True, vendors=("intel",), no_card=True),
+        "a laptop may have it switched off",
+        "sudo prime-select nvidia && sudo reboot",
+    ),
+    # https://github.com/JackHack96/dell-xps-9570-ubuntu-respin/issues/125: switched off, and still listed
+    "laptop-listed": (
+        "no-devices",
+        Situation(prime_select=True, vendors=("intel", "nvidia")),
+        "switched off",
+        "sudo prime-select nvidia && sudo reboot",
+    ),
+    "desktop-with-prime": (
+        "no-devices",
+        Situation(prime_select=True, vendors=("nvidia",)),
+        "the kernel's log says why",
+        "sudo dmesg | grep NVRM",
+    ),
+    # https://github.com/NVIDIA/DIGITS/issues/1628: a cloud's machine that came back without its card
+    "no-card": ("cant-communicate", Situation(no_card=True), "the kernel sees no NVIDIA card", "sudo reboot"),
+    # https://github.com/zzzhouuu/truenas-nvidia-drivers/issues/20
+    "pascal-open-module": (
+        "no-devices",
+        Situation(old_cards_only=True, module="580.178.04", open_module=True, vendors=("nvidia",)),
+        "open kernel modules don't serve this card",
+        gpu_reasons.CPU,
+    ),
+    # https://github.com/NVIDIA/open-gpu-kernel-modules/issues/872
+    "blackwell-closed-module": (
+        "no-devices",
+        Situation(new_cards_only=True, module="575.51.03", vendors=("nvidia",), ubuntu_drivers=True),
+        "needs NVIDIA's open kernel modules",
+        "sudo apt install nvidia-driver-575-open",
+    ),
+    # https://github.com/NVIDIA/open-gpu-kernel-modules/issues/935: the open module is there, the log knows why
+    "blackwell-open-module": (
+        "no-devices",
+        Situation(new_cards_only=True, module="580.82.09", open_module=True, vendors=("nvidia",)),
+        "finds no card",
+        "sudo dmesg | grep NVRM",
+    ),
+    "container-no-devices": ("no-devices", Situation(container=True), "container was given none", gpu_reasons.CPU),
+    "wsl-no-devices": (
+        "no-devices",
+        Situation(wsl=True, no_card=True),
+        "Windows gives WSL no GPU",
+        "wsl.exe --update",
+    ),
+    "wsl-mismatch": ("mismatch", Situation(wsl=True), "or a Linux driver is installed inside", "wsl.exe --shutdown"),
+    "wsl-no-libnvidia-ml": ("no-libnvidia-ml", Situation(wsl=True), "no Linux driver inside", "wsl.exe --update"),
+    # https://github.com/charmed-kubernetes/bundle/issues/284
+    "container-two-drivers": ("mismatch", Situation(container=True), "libraries of another driver", gpu_reasons.CPU),
     "wsl-old-driver": ("rtx3080-515", Situation(wsl=True), "under WSL the driver is Windows'", gpu_reasons.CPU),
     "ubuntu-old-driver": (
         "rtx3080-515",
@@ -360,6 +522,30 @@ def test_what_the_two_locks_serve(name: str) -> None:
     assert all(word in said for word in words), said
     assert (found.refusal.hint if found.refusal else "") == hint
     assert ("gpu-forge" in said) == (hint == FORGE or "but the NVIDIA driver" in said or "this driver takes" in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("NVIDIA RTX 5000 Ada Generation", "8.9"),  # https://github.com/NVIDIA/open-gpu-kernel-modules/issues/901
+        ("NVIDIA GeForce RTX 5090 D", "12.0"),  # https://github.com/NVIDIA/open-gpu-kernel-modules/issues/862
+        ("Quadro RTX 3000 with Max-Q Design", "7.5"),
+        ("GRID RTX6000-24Q", "7.5"),  # https://github.com/openstack/charm-nova-compute-nvidia-vgpu
+        ("NVIDIA B300 SXM6 AC", "10.3"),  # https://github.com/spectral-compute/scale-docs/issues/15
+        ("NVIDIA GB10", "12.1"),
+        ("NVIDIA TITAN Xp COLLECTORS EDITION", "6.1"),
+        ("P106-100", "6.1"),  # https://github.com/dartraiden/NVIDIA-patcher/issues/54
+        ("GRID V100D-32C", "7.0"),  # https://github.com/InternLM/lmdeploy/issues/2414
+        ("NVIDIA A10G", "8.6"),  # https://github.com/NVIDIA/dcgm-exporter/issues/319
+        ("Tesla M2090", "2.0"),
+        ("Tesla K40m", "3.5"),  # https://github.com/NVIDIA/DIGITS/issues/2005
+        ("Quadro K1100M", "3.5"),
+        ("GeForce 940MX", "5.0"),  # https://github.com/Askannz/optimus-manager/issues/295
+        ("NVIDIA Thor", ""),
+    ],
+)
+def test_a_name_tells_the_capability(name: str, capability: str) -> None:
+    assert capability_by_name(name) == capability
 
 
 @pytest.mark.parametrize(
