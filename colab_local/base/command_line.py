@@ -21,7 +21,7 @@ from colab_local.base.completion import SHELLS, completion
 from colab_local.base.errors import AGAIN, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MACHINE, EXIT_USAGE, Failure
 from colab_local.base.files import UMASK, disk_failure, existing_parent, is_full
 from colab_local.base.hints import true_here, typed_now
-from colab_local.base.terminal import Screen
+from colab_local.base.terminal import Screen, to_nowhere
 
 # What argparse says, and what is said instead.
 ARGPARSE = (
@@ -179,11 +179,24 @@ def catch_signals(screen: Screen) -> None:
             signal.signal(number, interrupt)
 
 
+def open_standard_streams() -> None:
+    """Open what the caller has closed (`>&-`, some daemons): else the next file that we open gets what we print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, interrupted: str = AGAIN) -> int:
     """Run a program: parse its command line, do its work, end every error in two lines; return the exit code.
 
     interrupted: the hint after Ctrl-C.
     """
+    open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     screen = Screen("--json" in words)  # also for errors in the command line itself
     screen.put_right = lambda hint: true_here(hint, typed_now(words), parser, parser.modes)
@@ -200,7 +213,7 @@ def run_program(parser: Parser, work: Work, argv: Sequence[str] | None = None, i
     except KeyboardInterrupt:
         return screen.fail(Failure("interrupted", interrupted, EXIT_INTERRUPTED))
     except BrokenPipeError:  # whoever read our output (head, less) has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        to_nowhere(sys.stdout)
         return EXIT_FAILED
     except OSError as problem:
         if is_full(problem):

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
 
-# A command of ours in a hint; it goes up to what is no option or value any more.
-COMMAND = re.compile(r"python3 ((?:scripts/)?\w+\.py)((?: (?!&&|\||python3 )[^\s#()]+)*)")
+# A command of ours in a hint, not yet as it was typed (`/usr/bin/python3 ...`); it goes up to what is no option or
+# value any more.
+COMMAND = re.compile(r"(?<![\w./-])python3 ((?:scripts/)?\w+\.py)((?: (?!&&|\||python3 )[^\s#()]+)*)")
 GIT = re.compile(r"\bgit (checkout -- [a-z]+(?: [a-z]+)*|pull|status(?: [a-z]+)?)")  # of our own repository
 WHERE = frozenset({"home", "env", "lockfiles"})  # what says which installation is meant: true for every mode
 

@@ -35,6 +35,11 @@ def folded(text: str, width: int) -> str:
     return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
+def to_nowhere(stream: Any) -> None:
+    """Lead a stream that can't be written any more to the null device, or Python would complain at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class Screen:
     """Where a run speaks: the terminal, or with --json people on stderr and one document on stdout; and its log.
 
@@ -82,7 +87,12 @@ class Screen:
 
     def report(self, text: str) -> None:
         """Print a line about progress on stderr, and into the log."""
-        self._print(text, sys.stderr)
+        try:
+            self._print(text, sys.stderr)
+        except BrokenPipeError:
+            raise
+        except OSError:  # a full disk behind `2> file`: the exit code remains
+            to_nowhere(sys.stderr)
 
     def _print(self, text: str, stream: Any) -> None:
         with self._lock:
@@ -138,7 +148,10 @@ class Screen:
         last = f"tail -n 40 {shlex.quote(self.log_path)}" if self.log_path else AGAIN
         hint = self.put_right(problem.hint) or last
         document = {"ok": False, "error": problem.what, "hint": hint, "code": problem.code}
-        self.show_document({**document, **problem.details})
+        try:
+            self.show_document({**document, **problem.details})
+        except OSError:  # a full disk behind `> file`: the two lines and the code remain
+            to_nowhere(sys.stdout)
         self.report("error: " + problem.what)
         self.report("hint: " + hint)
         if self.log_path and problem.code == EXIT_FAILED and hint != last:

@@ -54,9 +54,19 @@ RECEIPT_SHAPE = {
 def user_home() -> Path:
     """Return the user's home folder; raise Failure where there is none (containers, users without an entry)."""
     with contextlib.suppress(RuntimeError):
-        if os.environ.get("HOME") != "":
+        if os.environ.get("HOME") != "" and Path.home().is_absolute():
             return Path.home()
-    raise Failure("you have no home folder here (HOME is not set)", "export HOME=/a/folder/of/yours", EXIT_MACHINE)
+    found = os.environ.get("HOME") or "not set"
+    raise Failure(f"you have no home folder here (HOME is {found})", "export HOME=/a/folder/of/yours", EXIT_MACHINE)
+
+
+def in_another_folder() -> str:
+    """Return the command for another home: in the user's own folder, where that can be written (a daemon's can't)."""
+    own = user_home()
+    usable = existing_parent(own).is_dir() and os.access(str(existing_parent(own)), os.W_OK | os.X_OK)
+    return (
+        f"python3 bootstrap.py --prefix {shlex.quote(str(own / 'colab-local')) if usable else '/a/folder/of/yours'}"
+    )
 
 
 def user_name() -> str:
@@ -85,7 +95,7 @@ def config_folder() -> Path:
 
 def check_home(home: Path) -> None:
     """Raise Failure unless the home folder is there and ours to write, or can be made."""
-    elsewhere = "python3 bootstrap.py --prefix {}".format(shlex.quote(str(user_home() / "colab-local")))
+    elsewhere = in_another_folder()
     if not re.match(r"[^:\n\ud800-\udfff]+\Z", str(home)):
         raise Failure(
             f"--prefix can't have a colon, a line break or undecodable bytes (found {str(home)!a})",
@@ -106,7 +116,7 @@ def demand_ours(home: Path) -> None:
 
     Looked at: every folder from the home upwards, the folders in it, each environment, and the tools that we run.
     """
-    elsewhere = "python3 bootstrap.py --prefix {}".format(shlex.quote(str(user_home() / "colab-local")))
+    elsewhere = in_another_folder()
     place = open_to_others(home)
     hint = elsewhere
     if place is None:

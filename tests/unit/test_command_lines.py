@@ -134,6 +134,31 @@ def test_what_was_meant_is_offered_as_the_whole_line(arguments: str, hint: str) 
     assert done.stderr.splitlines()[1] == f"hint: python3 bootstrap.py {hint}"
 
 
+def test_an_interpreter_with_its_path_stands_once_in_a_hint() -> None:
+    """As pyenv's shims start Python: the parser's hint is a whole line already."""
+    argv = [sys.executable, "bootstrap.py", "--gup"]
+    done = subprocess.run(argv, cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[1] == f"hint: {sys.executable} bootstrap.py --gpu"
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&- <&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [("--gup", EXIT_USAGE), ("--json --list --home x", EXIT_USAGE)])
+def test_closed_and_full_streams_change_nothing_but_what_is_seen(words: str, code: int, streams: str) -> None:
+    line = f"python3 bootstrap.py {words} {streams}"
+    done = subprocess.run(["sh", "-c", line], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    seen = "2>" not in streams
+    assert len(done.stderr.splitlines()) == (2 if seen else 0), done.stderr
+
+
+def test_a_closed_stream_is_no_file_of_ours(tmp_path: Path) -> None:
+    """Whatever is opened next would get its number, and with it what we print."""
+    line = f"exec {shlex.quote(sys.executable)} bootstrap.py --list --prefix {shlex.quote(str(tmp_path))} >&- 2>&-"
+    done = subprocess.run(["sh", "-c", line], cwd=REPO, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_nothing_that_removes_is_ever_offered(tmp_path: Path) -> None:
     words = ("install", "--install", "--instal", "--uninstal", "--unistall", "--prun", "prune", "--rollbak")
     ended = call_each("bootstrap.py", [[word] for word in words], tmp_path / "said")

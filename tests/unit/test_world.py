@@ -13,7 +13,7 @@ import pytest
 
 from colab_local.base import network
 from colab_local.base.errors import EXIT_MACHINE, Failure
-from colab_local.install import surroundings
+from colab_local.install import home, surroundings
 from colab_local.install.engines.host import find_python, other_python
 from colab_local.install.machine import folder_refusal, memory_limit, memory_refusal
 from colab_local.install.servers import demand_alone
@@ -141,6 +141,24 @@ def test_ordinary_dot_files_are_not_complained_of(tmp_path: Path, name: str, tex
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
     assert [str(one) for one in surroundings.look(tmp_path, {}) if str(tmp_path) in one.where] == []
+
+
+@pytest.mark.parametrize(
+    ("own", "hint"), [("/dev/null", "/a/folder/of/yours"), ("/proc/1", "/a/folder/of/yours"), ("", "")]
+)
+def test_a_hint_names_a_folder_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, hint: str
+) -> None:
+    """A daemon's home is /dev/null, /nonexistent or root's: there is no room in it."""
+    monkeypatch.setenv("HOME", own or str(tmp_path))
+    folder = hint or str(tmp_path / "colab-local")
+    assert home.in_another_folder() == f"python3 bootstrap.py --prefix {folder}"
+
+
+def test_a_home_that_is_no_absolute_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "relative")
+    with pytest.raises(Failure, match="HOME is relative"):
+        home.user_home()
 
 
 def test_variables_are_named_and_a_token_is_not_shown(tmp_path: Path) -> None:
