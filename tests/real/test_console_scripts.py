@@ -33,8 +33,8 @@ def scripts(prefix: Path) -> list[Path]:
     return found
 
 
-def start(path: Path) -> str:
-    """Return why a command does not start; "" if it does."""
+def start(path: Path, home: Path) -> str:
+    """Return why a command does not start; "" if it does. home: of whoever starts it."""
     options, code = HELP.get(path.name, (["--help"], 0))
     done = subprocess.run(
         [str(path), *options],
@@ -42,18 +42,22 @@ def start(path: Path) -> str:
         capture_output=True,
         text=True,
         timeout=300,
-        env={"PATH": os.defpath, "HOME": "/nonexistent", "LANG": "C.UTF-8"},
+        env={"PATH": os.defpath, "HOME": str(home), "LANG": "C.UTF-8"},
     )
     said = done.stdout + done.stderr
     return "" if done.returncode == code and "Traceback" not in said else said[-500:]
 
 
-def test_every_console_script_starts(installed: Installed) -> None:
+def test_every_console_script_starts(installed: Installed, tmp_path: Path) -> None:
     paths = scripts(installed.prefix)
     names = {path.name for path in paths}
     assert {"tensorboard", "jupyter-lab", "jupyter-notebook", "pip", "httpx", "jupyter-events"} <= names
     with ThreadPoolExecutor(4) as pool:
-        failed = {path.name: said for path, said in zip(paths, pool.map(start, paths), strict=True) if said}
+        failed = {
+            path.name: said
+            for path, said in zip(paths, pool.map(lambda path: start(path, tmp_path), paths), strict=True)
+            if said
+        }
     unknown = {name: said for name, said in failed.items() if KNOWN.get(name, "\0") not in said}
     assert not unknown
     assert set(failed) >= set(KNOWN) & names, "a command of KNOWN works again: take it off the list"
