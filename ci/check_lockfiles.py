@@ -57,7 +57,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from colab_local.base.command_line import Parser, leave, run_program
 from colab_local.base.downloads import is_reachable
 from colab_local.base.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Failure
-from colab_local.base.programs import child_environment
+from colab_local.base.programs import causes, child_environment
 from colab_local.base.terminal import Screen
 from colab_local.install.bundling import find_uv
 from colab_local.install.lockfiles import REPOSITORY, conda_platform
@@ -217,8 +217,7 @@ def check_accepted(files: Lockfiles, name: str, target: Target, options: Sequenc
         status, said = attempt([*argv, "--requirements", str(files.folder / name / "pypi.txt")])
     found = re.search(r"Resolved (\d+) packages?", said)
     if status or not found or int(found.group(1)) != count:
-        last = (said.strip().splitlines() or ["nothing"])[-1]
-        yield f"{name}/pypi.txt: {count} packages are for {' '.join(options)}; uv said: {last}"
+        yield f"{name}/pypi.txt: {count} packages are for {' '.join(options)}; uv said: {': '.join(causes('', said))}"
 
 
 def attempt(argv: Sequence[str]) -> tuple[int, str]:
