@@ -84,6 +84,7 @@ def evil(site: Site) -> str:
     return "{{ lookup('pipe', 'touch " + str(site.pwned) + "') }}"
 
 
+@pytest.mark.parametrize("site", ["newest"], indirect=True)  # what is believed is decided in our own plugins
 @pytest.mark.parametrize(
     "lie",
     ["keys", "path", "newline", "name", "difference", "error", "plan", "list", "nothing", "long", "environment"],

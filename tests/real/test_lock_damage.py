@@ -26,20 +26,28 @@ from tests.support.lock_lab import REPO, Lab
 Edit = Callable[[str], str]
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A copy of the repository's lock, and of its conda records as a channel; gpu-forge's are one of their own."""
+    root = tmp_path_factory.mktemp("made")
     for name in ("environments", "lockfiles"):
-        shutil.copytree(REPO / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".pixi"))
+        shutil.copytree(REPO / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".pixi"))
     found: dict[tuple[Lab, str], dict[str, Any]] = {}
     for name, environment in read_pixi_lock(REPO / "lockfiles/pixi.lock").items():
-        channel = Lab(tmp_path / "forge" if name == "gpu-forge" else tmp_path)
+        channel = Lab(root / "forge" if name == "gpu-forge" else root)
         for records in environment.values():
             for record in records:
                 packages = found.setdefault((channel, record.url.split("/")[-2]), {})
                 packages[record.file_name] = json.loads(record.to_json())
     for (channel, subdir), packages in found.items():
         channel.write_subdir(subdir, packages)
+    return Lab(root)
+
+
+@pytest.fixture
+def lab(made: Lab, tmp_path: Path) -> Lab:
+    """A copy of it, to be changed at will."""
+    shutil.copytree(made.root, tmp_path, dirs_exist_ok=True)
     return Lab(tmp_path)
 
 
@@ -56,6 +64,11 @@ def problems(lab: Lab, *options: str) -> list[str]:
     found = [line.strip() for line in out.getvalue().splitlines() if line.startswith("       ")]
     assert (code != 0) == bool(found or err.getvalue())
     return found or err.getvalue().splitlines()
+
+
+def is_seen(lab: Lab) -> bool:
+    """Return whether the check finds anything: by one environment if it can, which takes a third of the time."""
+    return bool(problems(lab, DEFAULT_ENVIRONMENT) or problems(lab))
 
 
 def vouch(lab: Lab) -> None:
@@ -191,14 +204,14 @@ DAMAGES: dict[str, tuple[str, Edit]] = {
 
 
 def test_the_lock_itself_is_well(lab: Lab) -> None:
-    assert problems(lab) == []
+    assert problems(lab, DEFAULT_ENVIRONMENT) == problems(lab) == []
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_seen_without_a_network(lab: Lab, name: str) -> None:
     path, edit = DAMAGES[name]
     damage(lab, path, edit)
-    assert problems(lab), name
+    assert is_seen(lab), name
 
 
 @pytest.mark.parametrize(
@@ -218,7 +231,7 @@ def test_files_of_a_wrong_kind_are_seen(lab: Lab, path: str, make: Callable[[Pat
     make(lab.root / path)
     with contextlib.suppress(Exception):
         vouch(lab)
-    assert problems(lab)
+    assert is_seen(lab)
 
 
 def test_both_sides_hash_the_same_bytes(lab: Lab) -> None:
