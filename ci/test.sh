@@ -71,7 +71,7 @@ fi
 work=$(mktemp -d /tmp/ciXXXX) # short: a socket's name is limited
 clean() {
     umount -l "$work" 2>/dev/null || true
-    rm -rf "$work" "$work.disk"
+    rm -rf "$work" "$work.disk" || true
 }
 trap clean EXIT
 # Environments are made a hundred times from uv's cache. Where copies share blocks (XFS, in a file) each takes 3 s; on
