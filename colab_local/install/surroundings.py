@@ -84,7 +84,7 @@ def variables(environ: Mapping[str, str]) -> Iterator[Finding]:
         if environ.get(name):
             shown = environ[name] if not name.endswith("TOKEN") else "..."
             yield Finding(name, f"{effect} (found {shown[:80]}); not in our Jupyter", f"unset {name}", False)
-    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT"):
+    for name in certificates.VARIABLES:
         value = environ.get(name)
         if value and not Path(value).is_file():
             yield Finding(name, f"there is no file {value}: no download can be checked", f"unset {name}")
@@ -115,24 +115,58 @@ VARIABLE_FILES = (
     ".config/environment.d/*.conf",
     ".config/plasma-workspace/env/*.sh",
 )
-ASSIGNMENT = re.compile(r"(?m)^[ \t]*(?:export\s+|setenv\s+|set\s+-\w+\s+)?([A-Z_]+)(?:\s+DEFAULT)?[= \t]\s*(\S.*)$")
+
+
+def assignments(line: str) -> list[tuple[str, str]]:
+    """Return the (name, value) that a line sets, in the languages of shells, systemd and PAM; [] where that is open.
+
+    >>> assignments("[ -d /x ] && export A=1 B='2 3'; setenv C 4; D=5 ls  # E=6")
+    [('A', '1'), ('B', '2 3'), ('C', '4')]
+    """
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    try:
+        words = [*lexer, ";"]
+    except ValueError:  # an open quotation mark
+        return []
+    found: list[tuple[str, str]] = []
+    command: list[str] = []
+    for word in words:
+        if set(word) <= set(";&|()"):
+            first = next((number for number, one in enumerate(command) if one not in ("then", "else", "do", "{")), 0)
+            found += _assigned(command[first:])
+            command = []
+        else:
+            command.append(word)
+    return found
+
+
+def _assigned(words: list[str]) -> list[tuple[str, str]]:
+    """Return what one command sets."""
+    pairs = [word.partition("=") for word in words]
+    plain = [word for word in words[1:] if not word.startswith("-")]
+    if words[:1] in (["setenv"], ["set"]) and len(plain) >= 2:  # csh's; fish's
+        return [(plain[0], plain[1])]
+    if words[1:] and re.match("(DEFAULT|OVERRIDE)=", words[1]):  # PAM's
+        return [(words[0], pairs[1][2])]
+    if words[:1] in (["export"], ["declare"], ["typeset"]) or all(sign for _, sign, _ in pairs):
+        return [(name, value) for name, sign, value in pairs if sign]
+    return []
 
 
 def variables_in_files(home: Path) -> Iterator[Finding]:
     """Yield the lines that set such a variable: what starts programs the next time is not this process."""
     names = (*START_FILES, *VARIABLE_FILES)
+    known = re.compile("|".join((*VARIABLES, *certificates.VARIABLES, "XLA_FLAGS")))
     for path in [*(path for name in names for path in sorted(home.glob(name))), Path("/etc/environment")]:
-        text = read(path)
-        for found in ASSIGNMENT.finditer(text):
-            name, value = found.group(1), re.sub(r"^~|\$\{?HOME\b\}?|@\{HOME\}", str(home), found.group(2))
-            with contextlib.suppress(ValueError):  # an open quotation mark
-                value = (shlex.split(value, comments=True) or [""])[0]
-            if name not in VARIABLES and re.search(r"[$`]", value):
-                continue  # known only when it runs
-            line = line_of(text, found.start(1))
-            for one in variables({name: value}):
-                breaks = one.breaks or name == "PYTHONHOME"  # bootstrap.py itself would not start
-                yield Finding(f"{path}:{line}", f"`{name}`: {one.what}", edit(path, line), breaks)
+        for number, line in enumerate(read(path).splitlines(), 1):
+            for name, value in assignments(line) if known.search(line) else []:
+                value = re.sub(r"^~|\$\{?HOME\b\}?|@\{HOME\}", str(home), value)
+                if name not in VARIABLES and re.search(r"[$`]", value):
+                    continue  # known only when it runs
+                for one in variables({name: value}):
+                    breaks = one.breaks or name == "PYTHONHOME"  # bootstrap.py itself would not start
+                    yield Finding(f"{path}:{number}", f"`{name}`: {one.what}", edit(path, number), breaks)
 
 
 # -- Jupyter, Keras, IPython, Matplotlib

@@ -110,6 +110,8 @@ NAMED = (
     (".config/environment.d/50-gpu.conf", "A=b\nXLA_FLAGS=xla_gpu=1\n", 2, True),
     (".pam_environment", "SSL_CERT_FILE DEFAULT=@{HOME}/gone.pem\n", 1, True),
     (".ssh/environment", "PYTHONPATH=/opt/ros/lib\n", 1, False),
+    (".bashrc", "case $- in *i*) ;; *) return;; esac\n[ -d /x ] && export A=1 PYTHONHOME=/opt/python2\n", 2, True),
+    (".bash_profile", "if [ -d /x ]; then export SSL_CERT_FILE=/gone.pem; fi\n", 1, True),
     (".xsessionrc", "export LD_LIBRARY_PATH=$CUDA/lib64:$LD_LIBRARY_PATH\n", 1, False),
 )
 
@@ -132,6 +134,7 @@ HARMLESS = (
     (".config/pip/pip.conf", "[global]\nindex-url = https://a.example/\n"),
     (".jupyter/jupyter_notebook_config.json", "{}"),
     (".profile", 'unset PYTHONPATH\nexport EDITOR=nano SSL_CERT="x\n# export PYTHONHOME=/x\nunset PYTHONHOME\n'),
+    (".bashrc", "alias p='PYTHONHOME=/x python2'\nPYTHONHOME=/x python2 -V\nexport A='\nPYTHONHOME=/x'\n"),
     (".ssh/environment", "SSL_CERT_FILE=$COMPANY/ca.pem\nXLA_FLAGS=\n"),
 )
 
