@@ -47,14 +47,14 @@ lower=$1 work=$2
 mount --make-rprivate /
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs "$work"
-mkdir "$work/up" "$work/work" "$work/root"
-mount -t overlay overlay -o "lowerdir=$lower,upperdir=$work/up,workdir=$work/work" "$work/root"
-mkdir -p "$work/root/repo"
+mkdir "$work/up" "$work/work" "$work/merged"
+mount -t overlay overlay -o "lowerdir=$lower,upperdir=$work/up,workdir=$work/work" "$work/merged"
+mkdir -p "$work/merged/repo"
 for base in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
     [ ! -e $base/cgroup.procs ] || { mkdir "$base/$NAME"; echo $$ >"$base/$NAME/cgroup.procs"; }
 done
 while
-    systemd-nspawn --quiet --directory="$work/root" --private-network --register=no --keep-unit --boot \
+    systemd-nspawn --quiet --directory="$work/merged" --private-network --register=no --keep-unit --boot \
         --bind-ro="$REPO:/repo" --machine="$NAME" --hostname=gpubox --console=pipe --link-journal=no \
         --resolv-conf=off --timezone=off || [ $? = 133 ]
 do :; done
