@@ -120,12 +120,10 @@ def without_hmm(code: str, situation: Situation) -> Failure:
 
     https://github.com/NVIDIA/open-gpu-kernel-modules/issues/901 and 947
     """
-    words = (
-        f"the NVIDIA driver does not start ({code}): on many kernels a setting of its module nvidia_uvm cures it, "
-    )
-    words += "uvm_disable_hmm=1"
+    words = f"the NVIDIA driver does not start ({code})"
     if situation.wsl:
-        return restart(f"the NVIDIA driver does not start ({code})", situation)
+        return restart(words, situation)
+    words += ": on many kernels a setting of its module nvidia_uvm cures it, uvm_disable_hmm=1"
     if situation.container:
         return _plain(words + " (on the host)", CPU)
     setting = "echo options nvidia_uvm uvm_disable_hmm=1 | sudo tee /etc/modprobe.d/nvidia-uvm.conf"

@@ -63,10 +63,10 @@ def user_home() -> Path:
 def in_another_folder() -> str:
     """Return the command for another home: in the user's own folder, where that can be written (a daemon's can't)."""
     own = user_home()
-    usable = existing_parent(own).is_dir() and os.access(str(existing_parent(own)), os.W_OK | os.X_OK)
-    return (
-        f"python3 bootstrap.py --prefix {shlex.quote(str(own / 'colab-local')) if usable else '/a/folder/of/yours'}"
-    )
+    parent = existing_parent(own)
+    usable = parent.is_dir() and os.access(str(parent), os.W_OK | os.X_OK)
+    folder = shlex.quote(str(own / "colab-local")) if usable else "/a/folder/of/yours"
+    return f"python3 bootstrap.py --prefix {folder}"
 
 
 def user_name() -> str:
