@@ -182,6 +182,10 @@ def to_uv(settings: Mapping[str, str], keeps_own_index: bool, has_keyring: bool 
     return env
 
 
+# In TOML; the text of a string is the first group.
+TEXT_OR_COMMENT = re.compile(r'("""[\s\S]*?"""|\'\'\'[\s\S]*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\')|#[^\n]*')
+
+
 def statements(text: str) -> list[tuple[str, str]]:
     """Return the statements of a TOML text as (key, lines): "[name]" for a table's header, "" for the rest.
 
@@ -207,7 +211,7 @@ def _is_open(block: str) -> bool:
     for quotes in ('"""', "'''"):
         if block.count(quotes) % 2:
             return True
-    bare = re.sub(r'"""[\s\S]*?"""|\'\'\'[\s\S]*?\'\'\'|"(\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*', "", block)
+    bare = TEXT_OR_COMMENT.sub("", block)
     return bare.count("[") + bare.count("{") > bare.count("]") + bare.count("}")
 
 
@@ -218,25 +222,29 @@ def sources_of_uv(*texts: str) -> str:
     that has it (https://docs.astral.sh/uv/concepts/configuration-files/).
     """
     settings: dict[str, dict[str, str]] = {"": {}, "pip": {}}
-    indexes: dict[str, list[str]] = {"index": [], "pip.index": []}
+    indexes: dict[str, list[list[str]]] = {"index": [], "pip.index": []}  # each its statements, the header first
     for text in texts:
         table = ""
         for name, block in statements(text):
             if name.startswith("["):
                 table = name.strip("[]")
-                indexes.get(table, []).append(block)
+                indexes.get(table, []).append([block])
             elif name and table in indexes:
-                indexes[table][-1] += "\n" + block
+                indexes[table][-1].append(block)
             elif name and table in settings:
                 there, key = (table, name) if table or not name.startswith("pip.") else ("pip", name[4:])
                 if UV_SETTINGS.match(key.split(".")[0]):
                     block = re.sub(r"^(\s*)pip\s*\.\s*", r"\1", block) if there != table else block
                     before = settings[there].get(key)
                     settings[there][key] = block if before is None else _of_both(before, block)
-    lines = [*settings[""].values(), *_without_twins(indexes["index"])]
-    in_pip = [*settings["pip"].values()]
-    lines += ["[pip]", *in_pip] if in_pip else []
-    return "\n".join([*lines, *_without_twins(indexes["pip.index"])]) + "\n"
+    tables = {name: _without_twins(indexes[name]) for name in indexes}
+    for where, name in (("", "index"), ("pip", "pip.index")):
+        if "index" in settings[where] and tables[name]:  # one has a list, the other tables: TOML takes no mixture
+            inline = ", ".join("{" + ", ".join(map(_without_comments, table[1:])) + "}" for table in tables.pop(name))
+            settings[where]["index"] = _of_both(settings[where]["index"], f"index = [{inline}]")
+    written = {name: ["\n".join(table) for table in tables.get(name, [])] for name in indexes}
+    in_pip = ["[pip]", *settings["pip"].values()] if settings["pip"] else []
+    return "\n".join([*settings[""].values(), *written["index"], *in_pip, *written["pip.index"]]) + "\n"
 
 
 def _of_both(stronger: str, weaker: str) -> str:
@@ -251,15 +259,15 @@ def _of_both(stronger: str, weaker: str) -> str:
 
 
 def _without_comments(block: str) -> str:
-    return re.sub(r"(\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*')|#[^\n]*", lambda found: found.group(1) or "", block)
+    return TEXT_OR_COMMENT.sub(lambda found: found.group(1) or "", block).strip()
 
 
-def _without_twins(tables: Sequence[str]) -> list[str]:
+def _without_twins(tables: Sequence[list[str]]) -> list[list[str]]:
     """Return tables of indexes, but those that uv would not take beside a stronger one: same name, or default."""
-    kept: list[str] = []
-    seen: set[str] = set()
+    kept: list[list[str]] = []
+    seen: set[tuple[str, str]] = set()
     for table in tables:
-        marks = set(re.findall(r"(?m)^\s*(name\s*=\s*\S+|default\s*=\s*true)", table))
+        marks = set(re.findall(r"(?m)^\s*(?:name\s*=\s*[\"'](.+?)[\"']|(default)\s*=\s*true)", "\n".join(table)))
         if not marks & seen:
             kept.append(table)
             seen |= marks

@@ -384,6 +384,16 @@ def test_the_machines_settings_of_uv_count_below_the_users() -> None:
     }
 
 
+def test_a_list_of_indexes_and_tables_of_them_go_together() -> None:
+    user = 'index = [{name = "a", url = "https://a.example/"}]  # mine\n'
+    machine = (
+        '[[index]]\nname="b"  # theirs\nurl = "https://b.example/#x"\n[[index]]\nname = \'b\'\nurl = "https://c/"\n'
+    )
+    for texts in ((user, machine), (machine, user)):
+        found = tomllib.loads(sources.sources_of_uv(*texts))["index"]
+        assert {one["name"]: one["url"] for one in found} == {"a": "https://a.example/", "b": "https://b.example/#x"}
+
+
 @pytest.mark.parametrize("users", ["", "[pip]\nsystem = true\n", "http-timeout = 5\n", None])
 def test_no_index_of_the_machine_is_a_policy_of_uv(
     index: Index, home: Path, monkeypatch: pytest.MonkeyPatch, users: str | None
