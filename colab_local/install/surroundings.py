@@ -98,12 +98,16 @@ START_FILES = (
     ".bashrc",
     ".bash_profile",
     ".bash_login",
+    ".bash_aliases",
     ".profile",
     ".zshenv",
+    ".zprofile",
     ".zshrc",
+    ".zlogin",
     ".config/fish/config.fish",
     ".cshrc",
     ".tcshrc",
+    ".login",
     ".ssh/rc",
 )
 # Where variables are set for a log-in, a desktop or a user's services, besides the start-up files of shells.
@@ -114,6 +118,20 @@ VARIABLE_FILES = (
     ".xsessionrc",
     ".config/environment.d/*.conf",
     ".config/plasma-workspace/env/*.sh",
+    ".config/fish/conf.d/*.fish",
+)
+# The same for every user, below /etc.
+MACHINE_FILES = (
+    "environment",
+    "environment.d/*.conf",
+    "security/pam_env.conf",
+    "profile",
+    "profile.d/*.sh",
+    "bash.bashrc",
+    "bashrc",
+    "zsh/zshenv",
+    "zshenv",
+    "csh.cshrc",
 )
 
 
@@ -154,11 +172,14 @@ def _assigned(words: list[str]) -> list[tuple[str, str]]:
     return []
 
 
-def variables_in_files(home: Path) -> Iterator[Finding]:
-    """Yield the lines that set such a variable: what starts programs the next time is not this process."""
-    names = (*START_FILES, *VARIABLE_FILES)
+def variables_in_files(home: Path, machine: Path = Path("/etc")) -> Iterator[Finding]:
+    """Yield the lines that set such a variable: what starts programs the next time is not this process.
+
+    home: the user's; machine: the folder of what counts for every user.
+    """
     known = re.compile("|".join((*VARIABLES, *certificates.VARIABLES, "XLA_FLAGS")))
-    for path in [*(path for name in names for path in sorted(home.glob(name))), Path("/etc/environment")]:
+    places = [(home, name) for name in (*START_FILES, *VARIABLE_FILES)] + [(machine, name) for name in MACHINE_FILES]
+    for path in (path for folder, name in places for path in sorted(folder.glob(name))):
         for number, line in enumerate(read(path).splitlines(), 1):
             for name, value in assignments(line) if known.search(line) else []:
                 value = re.sub(r"^~|\$\{?HOME\b\}?|@\{HOME\}", str(home), value)

@@ -147,6 +147,17 @@ def test_ordinary_dot_files_are_not_complained_of(tmp_path: Path, name: str, tex
 
 
 @pytest.mark.parametrize(
+    "name", ["environment", "profile.d/cuda.sh", "environment.d/90.conf", "security/pam_env.conf"]
+)
+def test_what_is_set_for_every_user_is_named_too(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "etc" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("A=1\n" + ("XLA_FLAGS DEFAULT=fast\n" if "pam" in name else "XLA_FLAGS=fast\n"))
+    (found,) = surroundings.variables_in_files(tmp_path / "home", tmp_path / "etc")
+    assert (found.where, found.breaks) == (f"{file}:2", True)
+
+
+@pytest.mark.parametrize(
     ("own", "hint"), [("/dev/null", "/a/folder/of/yours"), ("/proc/1", "/a/folder/of/yours"), ("", "")]
 )
 def test_a_hint_names_a_folder_that_can_be_written(
