@@ -52,6 +52,11 @@ def cure(why: str) -> str:
     return next(hint for words, hint in CURES if re.search(words, why, re.IGNORECASE))
 
 
+def cure_of(problem: Exception, otherwise: str) -> str:
+    """Return what to type where a connection failed: cure()'s where a certificate was at fault, else `otherwise`."""
+    return cure(str(problem)) if "CERTIFICATE_VERIFY_FAILED" in str(problem) else otherwise
+
+
 def machine_settings() -> list[Path]:
     """Return the folders with settings for every user, the first counts most: XDG_CONFIG_DIRS."""
     return [Path(one) for one in (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":") if one]

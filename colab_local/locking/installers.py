@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from colab_local.base import certificates
 from colab_local.base.downloads import open_url
 from colab_local.base.errors import EXIT_NETWORK, Failure
 
 TIMEOUT_S = 60
+AGAIN_HERE = "python3 ci/installers.py"
 # What our platforms are called in the files' names.
 MINIFORGE = {"linux-64": "Linux-x86_64", "linux-aarch64": "Linux-aarch64", "osx-arm64": "MacOSX-arm64"}
 PIXI = {
@@ -31,9 +33,9 @@ SOURCES = {
 }
 
 
-def unreadable(text: str) -> Failure:
+def unreadable(text: str, hint: str = AGAIN_HERE) -> Failure:
     """Return the failure for a page that can't be read, or that doesn't say what it should."""
-    return Failure(text, "python3 ci/installers.py", EXIT_NETWORK)
+    return Failure(text, hint, EXIT_NETWORK)
 
 
 def read(url: str) -> str:
@@ -45,7 +47,7 @@ def read(url: str) -> str:
         with open_url(request, TIMEOUT_S) as answer:
             return str(answer.read().decode())
     except (OSError, ValueError) as problem:
-        raise unreadable(f"{url} can't be read ({problem})") from None
+        raise unreadable(f"{url} can't be read ({problem})", certificates.cure_of(problem, AGAIN_HERE)) from None
 
 
 def version_key(version: str) -> list[int]:

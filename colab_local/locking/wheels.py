@@ -262,7 +262,7 @@ def read_wheels(wheels: Iterable[Wheel]) -> dict[str, About]:
         except (requests.RequestException, zipfile.BadZipFile) as problem:
             raise Failure(
                 f"a wheel can't be read ({mask(str(problem))})",
-                f"{AGAIN}, once the package index answers",
+                certificates.cure_of(problem, f"{AGAIN}, once the package index answers"),
                 EXIT_NETWORK,
             ) from None
     return {wheel.sha256: about for wheel, about in zip(chosen, found, strict=True)}

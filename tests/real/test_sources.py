@@ -27,7 +27,7 @@ from colab_local.base.errors import EXIT_NETWORK, Failure
 from colab_local.base.programs import failure_of
 from colab_local.install import sources
 from colab_local.locking import installers
-from colab_local.locking.wheels import web
+from colab_local.locking.wheels import Wheel, read_wheels, web
 from tests.conftest import SCREEN
 from tests.support.jupyter_servers import pythons, uv
 from tests.support.web import WHEEL, make_wheel
@@ -219,7 +219,7 @@ LAST_WEEK, NEXT_WEEK = (datetime.now(UTC) + timedelta(days) for days in (-7, 7))
 def test_what_to_type_is_true_for_the_fault_of_the_certificate(
     index: Index, home: Path, name: str, begins: datetime | None, ends: datetime | None, hint: str
 ) -> None:
-    """Our own downloads, pip and uv, each in its own words: an authority helps against one fault alone."""
+    """Our downloads, lock.py, pip and uv, each in its own words: an authority helps against one fault alone."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(home / "known.pem"))
     with http.server.ThreadingHTTPServer(("localhost", 0), http.server.SimpleHTTPRequestHandler) as server:
@@ -234,10 +234,15 @@ def test_what_to_type_is_true_for_the_fault_of_the_certificate(
         with pytest.raises(Failure) as caught:
             download(Download(f"{other.url}tiny/{WHEEL}", home / "by-us", index.sha256), SCREEN)
         said = [caught.value]
+        wheel = Wheel(WHEEL, f"{other.url}tiny/{WHEEL}", index.sha256, 1000)
+        for look in (lambda: installers.read(other.url), lambda: read_wheels([wheel])):
+            with pytest.raises(Failure) as caught:
+                look()
+            said.append(caught.value)
         for program, done in (("pip", run_pip(home, other)), ("uv", run_uv(home, other))):
             said.append(failure_of(program, done.stdout, done.stderr, done.returncode, ".", False))
         server.shutdown()
-    assert [one.hint[: len(hint)] for one in said] == [hint] * 3, [one.what for one in said]
+    assert [one.hint[: len(hint)] for one in said] == [hint] * 5, [one.what for one in said]
     assert {one.code for one in said} == {EXIT_NETWORK}
 
 
